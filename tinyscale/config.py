@@ -1,0 +1,210 @@
+"""What one trial is: frozen, strict models, validated once and never changed afterwards.
+
+A field's name is the same in the sweep file, here, in the Parquet column and on an axis label.
+Numbers may be written as YAML knows them (20, 20.0, 2e1); counts also as 2M or 1.5B (powers of 1,000).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+# A layer that sets one member of a group drops the members that lower layers set: they say the same thing in other words.
+ALTERNATIVES = (
+    ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget"),
+    ("model.n_heads", "model.head_dim"),
+)
+
+_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", re.IGNORECASE)
+
+
+def quantity(value: Any) -> Any:
+    """Read `2M` as 2e6; leave anything else for the type's own check."""
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    return float(match[1]) * _SUFFIXES[match[2].upper()] if match else value
+
+
+def _whole(value: Any) -> Any:
+    """Turn 20.0 and 2e1 into 20; leave anything else for the type's own check."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[int, BeforeValidator(lambda value: _whole(quantity(value)))]
+Quantity = Annotated[float, BeforeValidator(quantity)]
+
+
+def _refuse(field: str, message: str) -> PydanticCustomError:
+    """An error of a rule between fields, blamed on the one to change."""
+    return PydanticCustomError("tinyscale", "{message}", {"field": field, "message": message})
+
+
+class TokenizerConfig(BaseModel):
+    """How text becomes tokens. Every kind is lossless: bytes stand in for what the vocabulary lacks."""
+
+    model_config = STRICT
+
+    kind: Literal["bpe", "char", "byte"] = Field(
+        description="bpe: byte-level merges; char: the training split's characters; byte: the 256 bytes"
+    )
+    vocab_size: Int | None = Field(
+        default=None, ge=258, le=1 << 20, description="tokens wanted of bpe, the end-of-text token included"
+    )
+
+    @model_validator(mode="after")
+    def _vocab_size_belongs_to_bpe(self) -> Self:
+        if self.kind == "bpe" and self.vocab_size is None:
+            raise _refuse("vocab_size", "bpe needs a vocab_size, for example 1024")
+        if self.kind != "bpe" and self.vocab_size is not None:
+            raise _refuse("vocab_size", f"only bpe takes a vocab_size; {self.kind} takes it from the text: remove it")
+        return self
+
+
+class DataConfig(BaseModel):
+    """Which text, in which tokens, and how much of it is held out."""
+
+    model_config = STRICT
+
+    corpus: str = Field(min_length=1, description="a named corpus, or a path to .txt, .jsonl, .parquet or a folder")
+    tokenizer: TokenizerConfig = Field(description="how the text becomes tokens")
+    val_bytes: Count = Field(
+        default=500_000, ge=1000, description="bytes of UTF-8 to hold out, in whole documents; at least 100,000 tokens"
+    )
+    unique_tokens: Count | None = Field(
+        default=None, ge=1000, description="train on the first so many tokens of the training split only; subsets nest"
+    )
+
+
+class ModelConfig(BaseModel):
+    """The GPT's shape. The vocabulary's size comes from the tokenizer."""
+
+    model_config = STRICT
+
+    d_model: Int = Field(ge=4, le=65536, description="width of the residual stream")
+    n_layers: Int = Field(ge=1, le=1024, description="number of blocks")
+    n_heads: Int = Field(ge=1, description="attention heads; or give head_dim and heads follow the width")
+    head_dim: Int = Field(ge=2, exclude=True, description="width of a head; n_heads = d_model / head_dim")
+    d_ff: Int = Field(ge=4, description="hidden width of the MLP; left out: 4 d_model (gelu), 8/3 d_model (swiglu)")
+    context_length: Int = Field(ge=2, le=1 << 20, description="tokens that the model sees at once")
+    positions: Literal["learned", "rotary"] = Field(default="learned", description="how order enters the model")
+    norm: Literal["layernorm", "rmsnorm"] = Field(default="layernorm", description="normalisation before each sublayer")
+    activation: Literal["gelu", "swiglu"] = Field(default="gelu", description="the MLP's non-linearity")
+    tie_embeddings: bool = Field(default=False, description="the head shares the token embedding's matrix")
+    bias: bool = Field(default=False, description="biases in linear layers and norms")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_what_follows_from_width(cls, data: Any) -> Any:
+        """Heads and the MLP follow d_model, so a width axis needs no second key."""
+        width = _whole(data.get("d_model")) if isinstance(data, dict) else None
+        if not isinstance(width, int) or isinstance(width, bool):
+            return data
+        filled = dict(data)
+        n_heads, head_dim = _whole(data.get("n_heads")), _whole(data.get("head_dim"))
+        if n_heads is None and isinstance(head_dim, int) and head_dim > 0:
+            if width % head_dim:
+                raise _refuse("head_dim", f"head_dim {head_dim} does not divide d_model {width}")
+            filled["n_heads"] = width // head_dim
+        elif head_dim is None and isinstance(n_heads, int) and n_heads > 0:
+            if width % n_heads:
+                raise _refuse("n_heads", f"{n_heads} heads do not divide d_model {width}")
+            filled["head_dim"] = width // n_heads
+        elif n_heads is None and head_dim is None:
+            raise _refuse("n_heads", "give n_heads or head_dim")
+        if filled.get("d_ff") is None:
+            swiglu = data.get("activation") == "swiglu"
+            filled["d_ff"] = -(-8 * width // 24) * 8 if swiglu else 4 * width  # 8/3 d_model, up to a multiple of 8
+        return filled
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.n_heads * self.head_dim != self.d_model:
+            raise _refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise _refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
+        return self
+
+
+class TrainConfig(BaseModel):
+    """How the model is trained: one budget, the batch, the optimizer and its schedule."""
+
+    model_config = STRICT
+
+    tokens_budget: Count | None = Field(default=None, ge=1, description="training tokens")
+    tokens_per_param: Quantity | None = Field(default=None, gt=0, description="training tokens per n_non_embedding")
+    flops_budget: Quantity | None = Field(default=None, gt=0, description="training FLOPs; the tokens follow")
+    batch_tokens: Count = Field(ge=2, description="tokens of one optimizer step, over all workers")
+    optimizer: Literal["adamw", "lion"] = Field(default="adamw", description="the update rule")
+    lr: Quantity = Field(gt=0, le=10, description="peak learning rate")
+    min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate over the peak")
+    warmup_fraction: Quantity = Field(default=0.05, ge=0, lt=1, description="share of steps that raise the rate to lr")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine", description="the rate after warm-up; wsd is flat, then falls linearly over decay_fraction"
+    )
+    decay_fraction: Quantity = Field(default=0.2, gt=0, le=1, description="share of steps in which wsd falls")
+    weight_decay: Quantity = Field(default=0.1, ge=0, description="decoupled decay of matrices (not of vectors)")
+    betas: tuple[Quantity, Quantity] = Field(
+        default=(0.9, 0.95), description="decay rates of the optimizer's averages", strict=False
+    )
+    grad_clip: Quantity = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of matrix products")
+    repeats: bool = Field(default=False, description="allow more than one epoch over the unique tokens")
+    eval_points: Int = Field(default=6, ge=1, le=1000, description="evaluations at log-spaced token counts, the end included")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        names = [path.split(".")[1] for path in ALTERNATIVES[0]]
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(names)}; found {found}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise _refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
+        return self
+
+
+class Resources(BaseModel):
+    """What one trial runs on. Recorded, never part of its identity."""
+
+    model_config = STRICT
+
+    cpu: Int = Field(default=1, ge=1, description="CPU cores, and so threads, of a worker")
+    gpu: Quantity = Field(default=0, ge=0, description="GPUs of a worker: 0, a share 1/k, or a whole number")
+    workers: Int = Field(default=1, ge=1, description="workers that share a trial by data parallelism")
+
+    @model_validator(mode="after")
+    def _shares_pack(self) -> Self:
+        if 0 < self.gpu < 1 and abs(1 / self.gpu - round(1 / self.gpu)) > 1e-6:
+            raise _refuse("gpu", f"a share of a GPU must be 1/k (0.5, 0.25, ...) so that shares pack, not {self.gpu}")
+        if self.gpu > 1:
+            raise _refuse("gpu", f"a worker drives at most one GPU; for {self.gpu} set workers: {int(self.gpu)}, gpu: 1")
+        if self.workers > 1 and 0 < self.gpu < 1:
+            raise _refuse("gpu", "several workers need a whole GPU each (gpu: 1) or none")
+        return self
+
+
+class TrialConfig(BaseModel):
+    """One training run, seed included."""
+
+    model_config = STRICT
+
+    data: DataConfig = Field(description="text and tokens")
+    model: ModelConfig = Field(description="shape of the GPT")
+    train: TrainConfig = Field(description="budget, batch, optimizer, schedule")
+    seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="seeds initialisation and batch order")
+    resources: Resources = Field(default_factory=Resources, description="what the trial runs on")
+
+    @model_validator(mode="after")
+    def _batch_holds_whole_contexts(self) -> Self:
+        batch, context, workers = self.train.batch_tokens, self.model.context_length, self.resources.workers
+        if batch % context:
+            raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
+        if (batch // context) % workers:
+            raise _refuse("resources.workers", f"{batch // context} sequences a step do not share out over {workers} workers")
+        return self

@@ -1,0 +1,38 @@
+"""What can go wrong by the user's hand or by the world's, drawn as a tree.
+
+    TinyscaleError
+    ├── ConfigError      a sweep file, an option or a field is not legal
+    ├── DataError        a corpus or a tokenizer cannot be used
+    ├── ResultsError     a results folder cannot be read or written
+    ├── FitError         the points do not support the law that was asked for
+    └── LaunchError      Ray cannot be reached or cannot place the trials
+
+Each message says what, where and how to mend it; the command line prints it without a traceback.
+A mistake of our own is an `assert`, never one of these.
+"""
+
+from __future__ import annotations
+
+
+class TinyscaleError(Exception):
+    """Root of every error that the user can cause and mend."""
+
+
+class ConfigError(TinyscaleError):
+    """A sweep file, an option or a field is not legal."""
+
+
+class DataError(TinyscaleError):
+    """A corpus or a tokenizer cannot be used."""
+
+
+class ResultsError(TinyscaleError):
+    """A results folder cannot be read or written."""
+
+
+class FitError(TinyscaleError):
+    """The points do not support the law that was asked for."""
+
+
+class LaunchError(TinyscaleError):
+    """Ray cannot be reached or cannot place the trials."""

@@ -1,0 +1,221 @@
+"""The results folder: one Parquet file a trial, one row a point, one schema that only grows.
+
+    trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config and provenance as JSON
+    sweeps/<name>.json         the resolved sweep: its trials, arms and axes
+    checkpoints/<trial>/       weights.pt when finished, resume.pt while running
+
+`pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
+read it at every moment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tinyscale.errors import ResultsError
+from tinyscale.storage import Folder
+
+SCHEMA_VERSION = 1
+
+STATES = ("running", "finished", "failed", "diverged")
+
+_STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+# (name, type, what it holds). Columns are only ever added at the end, all nullable.
+COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("trial", _STRING, "identity of the trial: hash of all that its numbers depend on"),
+    ("state", _STRING, "running, finished, failed or diverged"),
+    ("reason", _STRING, "why a trial failed or diverged; null otherwise"),
+    ("run", _STRING, "points that share a trunk share a run; uncertainty is clustered by it"),
+    # config
+    ("corpus", _STRING, "name or path of the text"),
+    ("tokenizer", _STRING, "bpe, char or byte"),
+    ("val_bytes_wanted", _INT, "bytes of text that were asked to be held out"),
+    ("unique_tokens", _INT, "training tokens that differ: size of the training split, or of the subset asked for"),
+    ("d_model", _INT, "width of the residual stream"),
+    ("n_layers", _INT, "number of blocks"),
+    ("n_heads", _INT, "attention heads"),
+    ("d_ff", _INT, "hidden width of the MLP"),
+    ("context_length", _INT, "tokens that the model sees at once"),
+    ("positions", _STRING, "learned or rotary"),
+    ("norm", _STRING, "layernorm or rmsnorm"),
+    ("activation", _STRING, "gelu or swiglu"),
+    ("tie_embeddings", _BOOL, "the head shares the token embedding's matrix"),
+    ("bias", _BOOL, "biases in linear layers and norms"),
+    ("tokens_budget", _INT, "training tokens of the whole trial"),
+    ("batch_tokens", _INT, "tokens of one optimizer step"),
+    ("optimizer", _STRING, "the update rule"),
+    ("lr", _FLOAT, "peak learning rate"),
+    ("min_lr_ratio", _FLOAT, "last learning rate over the peak"),
+    ("warmup_fraction", _FLOAT, "share of steps that raise the rate"),
+    ("schedule", _STRING, "the rate after warm-up"),
+    ("decay_fraction", _FLOAT, "share of steps in which wsd falls"),
+    ("weight_decay", _FLOAT, "decoupled decay of matrices"),
+    ("betas", _STRING, "the optimizer's averages, as a JSON list"),
+    ("grad_clip", _FLOAT, "largest gradient norm; 0: no clipping"),
+    ("precision", _STRING, "fp32 or bf16"),
+    ("repeats", _BOOL, "whether more than one epoch was allowed"),
+    ("eval_points", _INT, "evaluations asked for"),
+    ("seed", _INT, "seeds initialisation and batch order"),
+    # what the data made of it
+    ("corpus_hash", _STRING, "hash of the documents"),
+    ("tokenizer_hash", _STRING, "hash of the tokenizer"),
+    ("vocab_size", _INT, "size of the vocabulary, the end-of-text token included"),
+    # counts (fitting conventions: costs.py)
+    ("n_non_embedding", _INT, "parameters of the blocks and the final norm"),
+    ("n_embedding", _INT, "parameters of token and position embeddings"),
+    ("n_lm_head", _INT, "parameters of the head; 0 when tied"),
+    ("n_matmul", _INT, "parameters of matrices that multiply activations, the head included"),
+    ("n_total", _INT, "all parameters, a tied head once"),
+    # the point
+    ("step", _INT, "optimizer steps so far"),
+    ("tokens", _INT, "training tokens so far"),
+    ("epochs", _FLOAT, "tokens / unique_tokens"),
+    ("flops", _FLOAT, "training FLOPs so far: 6 n_matmul + 12 n_layers d_model context_length a token"),
+    ("flops_6n", _FLOAT, "training FLOPs so far, as 6 n_non_embedding a token (Kaplan et al. 2020)"),
+    ("flops_hoffmann", _FLOAT, "training FLOPs so far, by Hoffmann et al. 2022, appendix F"),
+    ("flops_palm", _FLOAT, "training FLOPs so far, by Chowdhery et al. 2022, appendix B"),
+    ("decayed", _BOOL, "the learning-rate schedule had ended here; fits use these points"),
+    ("lr_now", _FLOAT, "learning rate at this step"),
+    ("train_loss", _FLOAT, "mean training loss since the point before, nats per token"),
+    ("val_loss", _FLOAT, "loss on the validation set, nats per token; null for a failed or diverged trial's last row"),
+    ("val_loss_se", _FLOAT, "standard error of val_loss, clustered by document"),
+    ("perplexity", _FLOAT, "exp(val_loss)"),
+    ("bits_per_byte", _FLOAT, "val_loss in bits per byte of the validation text"),
+    ("val_tokens", _INT, "validation tokens scored, each once"),
+    ("val_bytes", _INT, "UTF-8 bytes of the validation text"),
+    ("wall_seconds", _FLOAT, "training seconds so far, evaluation included, over all attempts that led here"),
+    ("tokens_per_second", _FLOAT, "training tokens a second since the point before, evaluation excluded"),
+    ("peak_memory_bytes", _INT, "largest memory of the process (CPU) or device (GPU) so far"),
+    ("workers", _INT, "workers that shared the trial"),
+    ("cpu", _INT, "CPU cores of a worker"),
+    ("gpu", _FLOAT, "GPUs of a worker"),
+    ("schema_version", _INT, "version of this schema"),
+)
+
+SCHEMA = pa.schema([pa.field(name, kind, nullable=True, metadata={"doc": doc}) for name, kind, doc in COLUMNS])
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file.
+
+    groups: one entry a trial, with `trial` (identity), `arm`, `seed` and `axes` (field -> value).
+    """
+
+    name: str
+    title: str
+    source: str
+    axes: tuple[str, ...]
+    groups: tuple[Mapping[str, Any], ...]
+    provenance: Mapping[str, Any]
+
+    @property
+    def trials(self) -> list[str]:
+        """Identities of the sweep's trials, in its own order."""
+        return [str(group["trial"]) for group in self.groups]
+
+
+class Results:
+    """A results folder. Nothing is written until a method that says so is called."""
+
+    def __init__(self, location: str | Folder) -> None:
+        self.folder = location if isinstance(location, Folder) else Folder.at(location)
+        self.trials = self.folder / "trials"
+        self.sweeps = self.folder / "sweeps"
+
+    def checkpoints(self, trial: str) -> Folder:
+        """Where a trial keeps its weights."""
+        return self.folder / "checkpoints" / trial
+
+    def write_trial(self, trial: str, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> None:
+        """Put a trial's file in place: all of its rows so far, and what they came from."""
+        unknown = {key for row in rows for key in row} - set(SCHEMA.names)
+        assert not unknown, f"columns that are not in the schema: {sorted(unknown)}"
+        filled = [{"trial": trial, "schema_version": SCHEMA_VERSION, **row} for row in rows]
+        footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
+        table = pa.Table.from_pylist(filled, schema=SCHEMA.with_metadata(footer))
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        self.trials.write(f"{trial}.parquet", buffer.getvalue())
+
+    def read_trial(self, trial: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A trial's rows and metadata. FileNotFoundError when it has none yet."""
+        table = pq.read_table(io.BytesIO(self.trials.read(f"{trial}.parquet")))
+        footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+        found = {key.removeprefix("tinyscale."): json.loads(v) for key, v in footer.items() if key.startswith("tinyscale.")}
+        return table.to_pandas(), found
+
+    def states(self) -> dict[str, tuple[str, str | None]]:
+        """State and reason of every trial that has a file, by identity."""
+        frame, _ = self.read(columns=["trial", "state", "reason"])
+        last = frame.groupby("trial", sort=False).last() if len(frame) else frame.set_index("trial")
+        return {str(i): (str(row.state), row.reason if isinstance(row.reason, str) else None) for i, row in last.iterrows()}
+
+    def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+        """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
+        tables, set_aside = [], []
+        wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
+        for name in self.trials.names(".parquet"):
+            try:
+                file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
+                if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
+                    raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
+                tables.append(_unify(file.read(columns=columns), wanted))
+            except (pa.ArrowInvalid, OSError) as error:
+                set_aside.append(f"{self.trials}/{name}: set aside, {str(error).splitlines()[0]}")
+        table = pa.concat_tables(tables) if tables else wanted.empty_table()
+        return table.to_pandas(), set_aside
+
+    def write_sweep(self, record: SweepRecord) -> None:
+        """Record which trials a sweep consists of."""
+        self.sweeps.write(f"{record.name}.json", json.dumps(asdict(record), indent=1).encode())
+
+    def read_sweeps(self) -> list[SweepRecord]:
+        """The sweeps launched into this folder, by name."""
+        records = []
+        for name in self.sweeps.names(".json"):
+            try:
+                found = json.loads(self.sweeps.read(name))
+                records.append(SweepRecord(**{**found, "axes": tuple(found["axes"]), "groups": tuple(found["groups"])}))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ResultsError(f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again") from error
+        return records
+
+
+def _unify(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give a file of another schema version this version's columns; what it lacks is null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema.remove_metadata())
+
+
+def read_results(location: str) -> pd.DataFrame:
+    """Every point of every trial under a results folder, as one frame with the columns of `COLUMNS`."""
+    frame, _ = Results(location).read()
+    return frame
+
+
+def sweep_points(frame: pd.DataFrame, sweep: SweepRecord) -> pd.DataFrame:
+    """The rows of one sweep's trials, with the columns `sweep` and `arm` added (a trial may belong to several sweeps)."""
+    labels = pd.DataFrame([{"trial": group["trial"], "arm": group["arm"]} for group in sweep.groups])
+    if labels.empty:
+        return frame.iloc[:0].assign(sweep=sweep.name, arm="")
+    return labels.merge(frame, on="trial").assign(sweep=sweep.name)
+
+
+def over_seeds(points: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation (n - 1) and number of seeds of the final losses, for each combination of `by`."""
+    groups = points.groupby(list(by), dropna=False, sort=False)
+    columns = {f"{name}_{what}": (name, what) for name in ("val_loss", "bits_per_byte") for what in ("mean", "std")}
+    return groups.agg(seeds=("seed", "nunique"), **columns).reset_index()
