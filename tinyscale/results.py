@@ -151,14 +151,15 @@ class Results:
         """A trial's rows and metadata. FileNotFoundError when it has none yet."""
         table = pq.read_table(io.BytesIO(self.trials.read(f"{trial}.parquet")))
         footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
-        found = {key.removeprefix("tinyscale."): json.loads(v) for key, v in footer.items() if key.startswith("tinyscale.")}
-        return table.to_pandas(), found
+        ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
+        return table.to_pandas(), {name: json.loads(footer[key]) for name, key in ours.items()}
 
     def states(self) -> dict[str, tuple[str, str | None]]:
         """State and reason of every trial that has a file, by identity."""
         frame, _ = self.read(columns=["trial", "state", "reason"])
-        last = frame.groupby("trial", sort=False).last() if len(frame) else frame.set_index("trial")
-        return {str(i): (str(row.state), row.reason if isinstance(row.reason, str) else None) for i, row in last.iterrows()}
+        last = frame.drop_duplicates("trial", keep="last")
+        reasons = last["reason"].astype(object).where(last["reason"].notna(), None)
+        return {str(t): (str(s), r) for t, s, r in zip(last["trial"], last["state"], reasons, strict=True)}
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
@@ -187,7 +188,8 @@ class Results:
                 found = json.loads(self.sweeps.read(name))
                 records.append(SweepRecord(**{**found, "axes": tuple(found["axes"]), "groups": tuple(found["groups"])}))
             except (ValueError, TypeError, KeyError) as error:
-                raise ResultsError(f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again") from error
+                message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
+                raise ResultsError(message) from error
         return records
 
 
@@ -207,7 +209,7 @@ def read_results(location: str) -> pd.DataFrame:
 
 
 def sweep_points(frame: pd.DataFrame, sweep: SweepRecord) -> pd.DataFrame:
-    """The rows of one sweep's trials, with the columns `sweep` and `arm` added (a trial may belong to several sweeps)."""
+    """The rows of one sweep's trials, with columns `sweep` and `arm` added: a trial may belong to several sweeps."""
     labels = pd.DataFrame([{"trial": group["trial"], "arm": group["arm"]} for group in sweep.groups])
     if labels.empty:
         return frame.iloc[:0].assign(sweep=sweep.name, arm="")
