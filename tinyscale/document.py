@@ -64,7 +64,9 @@ def _parse(text: str, origin: str) -> Any:
         raise ConfigError(f"{where}: not YAML: {error.problem or error.context}") from error
     except (YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
         # ruamel lets Python's own errors out for malformed numbers, dates, tags and very deep nesting
-        raise ConfigError(f"{origin}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}") from error
+        raise ConfigError(
+            f"{origin}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}"
+        ) from error
 
 
 def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:

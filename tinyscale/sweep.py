@@ -7,12 +7,13 @@ however deep in validation, is reported where the user can mend it.
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -29,7 +30,9 @@ class SweepFile(BaseModel):
 
     model_config = STRICT
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=80, description="starts with a letter; names files")
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=80, description="starts with a letter; names files"
+    )
     title: str = Field(default="", description="the question the sweep answers")
     base: dict[str, Any] = Field(description="fields that all trials share: data, model, train, seed")
     axes: dict[str, list[Any]] = Field(default={}, description="field -> values; axes multiply")
@@ -53,7 +56,8 @@ FIELDS = tuple(_leaf_fields(TrialConfig))
 TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit the first one's settings
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True)
+class Setting:
     """A field's value and where it was written."""
 
     value: Any
@@ -79,7 +83,9 @@ def field_path(name: str, origin: str) -> str:
     raise ConfigError(f"{origin}: {name!r} names no field{nearest(name, FIELDS)}\n  legal: {legal}")
 
 
-def _flatten(name: str, value: Any, origin: str, document: Document | None, keys: Keys) -> Iterator[tuple[str, Setting]]:
+def _flatten(
+    name: str, value: Any, origin: str, document: Document | None, keys: Keys
+) -> Iterator[tuple[str, Setting]]:
     """A written value as settings of single fields: a mapping sets the fields below it."""
     groups = {known.rpartition(".")[0] for known in FIELDS} - {""}
     if isinstance(value, dict) and (name in groups or any(group.endswith(f".{name}") for group in groups)):
@@ -112,8 +118,9 @@ def _problem(error: ValidationError, settings: Layer, whole: str) -> ConfigError
     context = first.get("ctx", {})
     place = ".".join(str(part) for part in (*first["loc"], context.get("field", "")) if isinstance(part, str) and part)
     place = next((path for path in (place, place.rpartition(".")[0]) if path in settings), place)
-    value, origin = settings.get(place, Setting(None, whole))
-    given = f" = {value!r}" if place in settings else ""
+    setting = settings.get(place)
+    origin = setting.origin if setting else whole
+    given = f" = {setting.value!r}" if setting else ""
     if first["type"] == "missing":
         return ConfigError(f"{origin}: {place} is missing, and it has no default")
     if first["type"] == "literal_error":
@@ -147,7 +154,7 @@ def config_value(config: TrialConfig, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Variant:
-    """One cell of the grid with one seed, before the text is known; `axes` is field -> value of what the sweep varies."""
+    """One cell of the grid with one seed, before the text is known; `axes` is what the sweep varies: field -> value."""
 
     config: TrialConfig
     arm: str
@@ -187,9 +194,7 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     if file.zip:
         grid.append(_zipped([_axis(name, values, document, "zip") for name, values in file.zip.items()], document))
     variants = [
-        variant
-        for arm, settings in arms.items()
-        for variant in _expand(base, arm, settings, grid, file.seeds, document.origin())
+        variant for arm, settings in arms.items() for variant in _expand(base, arm, settings, [*grid], file.seeds)
     ]
     kept = _select(variants, select)
     axes = dict.fromkeys(name for variant in kept for name in variant.axes)
@@ -248,23 +253,18 @@ def _zipped(axes: list[Axis], document: Document) -> Axis:
     return [{path: setting for layer in row for path, setting in layer.items()} for row in zip(*axes, strict=True)]
 
 
-def _expand(
-    base: Layer, arm: str, settings: Layer, grid: list[Axis], seeds: list[int], whole: str
-) -> Iterator[Variant]:
+def _expand(base: Layer, arm: str, settings: Layer, axes: list[Axis], seeds: list[int]) -> Iterator[Variant]:
     """All variants of one arm: its lists are axes of its own."""
-    fixed = {path: s for path, s in settings.items() if not _is_axis(path, s.value)}
-    own = [[{path: Setting(v, s.origin)} for v in s.value] for path, s in settings.items() if path not in fixed]
-    axes = [*grid, *own]
+    own = {path: setting for path, setting in settings.items() if _is_axis(path, setting.value)}
+    axes += [[{path: Setting(value, setting.origin)} for value in setting.value] for path, setting in own.items()]
     if math.prod(map(len, axes)) * len(seeds) > MAX_TRIALS:
-        raise ConfigError(f"{whole}: more than {MAX_TRIALS:,} trials; split the sweep")
-    under = _over(base, fixed)
+        raise ConfigError(f"arm {arm}: more than {MAX_TRIALS:,} trials; split the sweep")
+    under = _over(base, {path: setting for path, setting in settings.items() if path not in own})
     for cell in itertools.product(*axes):
-        values = under
-        for layer in cell:
-            values = _over(values, layer)
+        values = functools.reduce(_over, cell, under)
         varied = dict.fromkeys(_shown(path) for layer in cell for path in layer)
         for seed in seeds:
-            config = _validate(values | {"seed": Setting(seed, whole)}, whole)
+            config = _validate(values | {"seed": Setting(seed, "seeds")}, "base")
             yield Variant(config, arm, {path.rpartition(".")[2]: config_value(config, path) for path in varied})
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from tinyscale.trial import Trial
 
 CHECKPOINT_SECONDS = 60.0  # most work that a killed process loses
 EVAL_TOKENS = 16384  # tokens of one forward pass in evaluation; the loss does not depend on it
+STRETCH_TOKENS = 2048  # of a validation text in one piece, taken as independent for the standard error
 RESUME, WEIGHTS = "resume.pt", "weights.pt"
 
 
@@ -53,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: state `finished`, `diverged` or `failed` with a reason, or `running` when it was asked to stop."""
+    """How training ended: `finished`; `diverged` with a reason; or still `running`, when it was asked to stop."""
 
     state: str
     reason: str | None
@@ -111,7 +113,11 @@ class Evaluation:
 
     def __init__(self, corpus: TokenizedCorpus, context_length: int, device: torch.device) -> None:
         stream, documents = corpus.val()
-        self.inputs, self.targets, self.documents = val_windows(stream, documents, context_length, corpus.eot)
+        self.inputs, self.targets, documents_of = val_windows(stream, documents, context_length, corpus.eot)
+        if corpus.val_documents == 1:  # one long text: stretches of it stand in for documents
+            stretch = torch.arange(len(self.inputs)) // max(1, STRETCH_TOKENS // context_length)
+            documents_of = stretch[:, None].expand_as(self.inputs)
+        self.documents = documents_of.clamp(min=0)  # what is after the end belongs to none, and is not scored
         self.rows = max(1, EVAL_TOKENS // context_length)
         self.device = device
 
@@ -135,7 +141,7 @@ class Evaluation:
         return clustered_mean(nats_by_document, tokens)
 
 
-def clustered_mean(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+def clustered_mean(totals: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Mean per count and its standard error, from totals and counts by cluster (ratio estimator; Cochran 1977, 6.4)."""
     mean = totals.sum() / counts.sum()
     clusters = int((counts > 0).sum())
@@ -199,6 +205,8 @@ class Run:
 
     def any_worker(self, flag: bool) -> bool:
         """Whether the flag is set on one of the workers: they must all turn the same way."""
+        if self.world == 1:
+            return flag
         return self._over_workers(torch.tensor(float(flag), dtype=torch.float64, device=self.device)) > 0
 
     def evaluate(self) -> Point:
@@ -292,7 +300,7 @@ def train(
             report(point)
         if step < trial.steps and run.any_worker(should_stop(step)):
             run.save()
-            return Outcome("running", "stopped on request; goes on at the next launch", run.progress.points, run.progress.seconds)
+            return Outcome("running", "stopped on request", run.progress.points, run.progress.seconds)
         if run.any_worker(time.monotonic() - run.saved > CHECKPOINT_SECONDS):
             run.save()
     run.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from tinyscale.config import TrialConfig
 from tinyscale.costs import Parameters, flops_per_token, parameters, training_steps
