@@ -35,6 +35,11 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def count(number: int, thing: str) -> str:
+    """1 trial, 2 trials."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def plan_table(plan: Plan) -> Table:
     """One row a cell of the grid, its seeds together."""
     table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", box=None, header_style="bold")
@@ -74,7 +79,7 @@ def plan_summary(plan: Plan) -> list[str]:
     """What will run, why, and how long it takes, in lines."""
     to_run = plan.to_run
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
-    lines = [f"{len(plan.trials)} trials: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
+    lines = [f"{count(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
     states = [planned.state for planned in to_run]
     lines += [
         f"  {states.count(state)}: {why}" for state, why in WHY.items() if 0 < states.count(state) < len(plan.trials)
@@ -114,11 +119,11 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
         return ["nothing to run: every trial was done before"]
     states = list(summary.states.values())
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
-    lines = [f"{launched} trials: {counted}"]
+    lines = [f"{count(launched, 'trial')}: {counted}"]
     if summary.timings:
         expected = f" (expected {duration(summary.expected_seconds)})" if summary.expected_seconds else ""
         lines.append(
-            f"{duration(summary.train_seconds)} of training on {summary.slots} slots in "
+            f"{duration(summary.train_seconds)} of training on {count(summary.slots, 'slot')} in "
             f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
             f"overhead {summary.overhead_per_trial:.2f} s a trial"
         )

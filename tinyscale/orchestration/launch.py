@@ -211,7 +211,11 @@ def launch(
         tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(to_run)),
             param_space={"trial": tune.grid_search(list(planned))},
-            tune_config=tune.TuneConfig(reuse_actors=alone, search_alg=_Grid(stop), trial_name_creator=_name(planned)),
+            tune_config=tune.TuneConfig(
+                reuse_actors=alone,
+                search_alg=_Grid(stop, max_concurrent=plan.at_once),
+                trial_name_creator=_name(planned),
+            ),
             run_config=tune.RunConfig(
                 name=plan.sweep.name,
                 storage_path=scratch,
