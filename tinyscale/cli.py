@@ -4,22 +4,186 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tinyscale.errors import FitError, TinyscaleError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tinyscale.fitting.fit import Fit
     from tinyscale.fitting.tables import Group
     from tinyscale.storage import Folder
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+ASK_ABOVE_SECONDS = 600  # a launch that takes longer asks first
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tinyscale")
 def cli() -> None:
-    """One YAML file in, a defensible scaling law out."""
+    """One YAML file in, a defensible scaling law out.
+
+    \b
+    tinyscale plan   SWEEP      what will run, what it costs, what is already done
+    tinyscale launch SWEEP      train what is missing; Parquet as it goes
+    tinyscale fit    results/   power laws with intervals, held-out error, plots
+    """
+
+
+results_option = click.option(
+    "--results", "results", default="results", show_default=True, help="Results folder: a path, s3:// or gs://."
+)
+
+
+def sweep_options(command: Command) -> Command:
+    """The options that say which trials: SWEEP, --set, --select, --results, --address."""
+    for decorate in (
+        click.option(
+            "--address",
+            envvar="RAY_ADDRESS",
+            help="A running Ray cluster (host:port or auto); default: $RAY_ADDRESS, else a Ray started here.",
+        ),
+        results_option,
+        click.option(
+            "--select",
+            multiple=True,
+            metavar="NAME=VALUE[,VALUE]",
+            help="Keep a part of the grid: a varied field, arm or seed. Repeatable.",
+        ),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="FIELD=VALUE",
+            help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
+        ),
+        click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+@cli.command()
+@sweep_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with a list `trials` and nothing else.")
+def plan(
+    sweep_path: Path,
+    overrides: tuple[str, ...],
+    select: tuple[str, ...],
+    results: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Show what launching SWEEP would run and cost, without running it."""
+    from tinyscale.display import plan_summary, plan_table
+
+    console = _console(quiet=as_json)
+    with ExitStack() as stack:
+        made, _, _ = _plan(stack, console, sweep_path, overrides, select, results, address)
+    if as_json:
+        click.echo(json.dumps(made.as_json(), indent=1))
+        return
+    console.print(plan_table(made))
+    for line in plan_summary(made):
+        console.print(line)
+
+
+@cli.command()
+@sweep_options
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before a launch that takes more than 10 minutes.")
+@click.option("--quiet", is_flag=True, help="No live view; failures and the summary only.")
+@click.option(
+    "--keep",
+    type=click.Choice(["weights", "none"]),
+    default="weights",
+    show_default=True,
+    help="What to keep of finished trials beside their rows.",
+)
+def launch(
+    sweep_path: Path,
+    overrides: tuple[str, ...],
+    select: tuple[str, ...],
+    results: str,
+    address: str | None,
+    yes: bool,
+    quiet: bool,
+    keep: str,
+) -> None:
+    """Train the trials of SWEEP that the results lack, as a Ray Tune grid.
+
+    Trials that finished are never trained again: launch the same file again to go on after an interruption, or with
+    more values to extend it. Ctrl-C lets running trials write a checkpoint; Ctrl-C again stops now.
+    Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
+    """
+    from tinyscale.display import launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.results import sweep_points
+
+    console = _console()
+    with ExitStack() as stack:
+        made, store, cluster = _plan(stack, console, sweep_path, overrides, select, results, address)
+        if not quiet:
+            console.print(plan_table(made))
+        for line in plan_summary(made):
+            console.print(line)
+        if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
+            click.confirm("Launch?", abort=True, default=True)
+        from tinyscale.orchestration.launch import launch as launch_plan
+        from tinyscale.orchestration.session import ray_session
+
+        if cluster is None and made.to_run:
+            console.print("starting Ray on this machine", style="dim")
+            cluster = stack.enter_context(ray_session(None))
+        if cluster is not None and cluster.dashboard_url:
+            console.print(f"dashboard: {cluster.dashboard_url}", style="dim")
+        summary = launch_plan(made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet)
+    record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
+    console.print(results_table(sweep_points(store.read()[0], record), made.sweep.axes))
+    for line in launch_summary(summary, len(made.to_run)):
+        console.print(line)
+    console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
+    if summary.stopped:
+        console.print("stopped; launch again to go on")
+    sys.exit(130 if summary.stopped else 2 if summary.failed else 0)
+
+
+def _plan(
+    stack: ExitStack,
+    console: Console,
+    sweep_path: Path,
+    overrides: tuple[str, ...],
+    select: tuple[str, ...],
+    location: str,
+    address: str | None,
+) -> tuple[Any, Any, Any]:
+    """The plan, the results it was made against, and the cluster when one runs at the address."""
+    from tinyscale.forecast import this_machine
+    from tinyscale.plan import make_plan
+    from tinyscale.results import Results
+    from tinyscale.sweep import load_sweep
+
+    sweep = load_sweep(sweep_path, overrides=overrides, select=select)
+    results, cluster = Results(location), None
+    cpus, gpus = map(float, this_machine())
+    if address:
+        from tinyscale.orchestration.session import ray_session
+
+        cluster = stack.enter_context(ray_session(address))
+        cpus, gpus = cluster.cpus, cluster.gpus
+    with console.status("planning") as status:
+        return make_plan(sweep, results, cpus=cpus, gpus=gpus, notify=status.update), results, cluster
+
+
+def _console(*, quiet: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(quiet=quiet, highlight=False, soft_wrap=True)
 
 
 def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, str]:

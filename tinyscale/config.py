@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-# A layer that sets one member of a group drops the members that lower layers set: they say the same thing in other words.
+# A layer that sets one member of a group drops the others of lower layers: they say one thing in other words.
 ALTERNATIVES = (
     ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget"),
     ("model.n_heads", "model.head_dim"),
@@ -155,7 +155,9 @@ class TrainConfig(BaseModel):
     grad_clip: Quantity = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of matrix products")
     repeats: bool = Field(default=False, description="allow more than one epoch over the unique tokens")
-    eval_points: Int = Field(default=6, ge=1, le=1000, description="evaluations at log-spaced token counts, the end included")
+    eval_points: Int = Field(
+        default=6, ge=1, le=1000, description="evaluations, log-spaced in tokens, the last at the end"
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -183,7 +185,9 @@ class Resources(BaseModel):
         if 0 < self.gpu < 1 and abs(1 / self.gpu - round(1 / self.gpu)) > 1e-6:
             raise _refuse("gpu", f"a share of a GPU must be 1/k (0.5, 0.25, ...) so that shares pack, not {self.gpu}")
         if self.gpu > 1:
-            raise _refuse("gpu", f"a worker drives at most one GPU; for {self.gpu} set workers: {int(self.gpu)}, gpu: 1")
+            raise _refuse(
+                "gpu", f"a worker drives one GPU at most; for {self.gpu} give workers: {int(self.gpu)}, gpu: 1"
+            )
         if self.workers > 1 and 0 < self.gpu < 1:
             raise _refuse("gpu", "several workers need a whole GPU each (gpu: 1) or none")
         return self
@@ -206,5 +210,7 @@ class TrialConfig(BaseModel):
         if batch % context:
             raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:
-            raise _refuse("resources.workers", f"{batch // context} sequences a step do not share out over {workers} workers")
+            raise _refuse(
+                "resources.workers", f"{batch // context} sequences a step do not divide among {workers} workers"
+            )
         return self

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 
 from tinyscale.errors import ResultsError
 from tinyscale.storage import Folder
+from tinyscale.trial import Trial
 
 SCHEMA_VERSION = 1
 
@@ -38,7 +41,6 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     # config
     ("corpus", _STRING, "name or path of the text"),
     ("tokenizer", _STRING, "bpe, char or byte"),
-    ("val_bytes_wanted", _INT, "bytes of text that were asked to be held out"),
     ("unique_tokens", _INT, "training tokens that differ: size of the training split, or of the subset asked for"),
     ("d_model", _INT, "width of the residual stream"),
     ("n_layers", _INT, "number of blocks"),
@@ -101,6 +103,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("schema_version", _INT, "version of this schema"),
 )
 
+PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
+
 SCHEMA = pa.schema([pa.field(name, kind, nullable=True, metadata={"doc": doc}) for name, kind, doc in COLUMNS])
 
 
@@ -124,11 +128,42 @@ class SweepRecord:
         return [str(group["trial"]) for group in self.groups]
 
 
+def trial_columns(trial: Trial) -> dict[str, Any]:
+    """The columns that are the same in all of a trial's rows: its configuration, and what the data made of it."""
+    config = trial.config
+    described = {**config.data.model_dump(), **config.model.model_dump(), **config.train.model_dump()}
+    described |= {
+        "run": trial.identity,
+        "tokenizer": config.data.tokenizer.kind,
+        "betas": json.dumps(config.train.betas),
+        "seed": config.seed,
+        **config.resources.model_dump(),
+    }
+    facts = {name: getattr(trial, name) for name in ("corpus_hash", "tokenizer_hash", "vocab_size", "unique_tokens")}
+    counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
+    return {name: value for name, value in (described | facts | counts).items() if name in SCHEMA.names}
+
+
+def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_bytes: int) -> dict[str, Any]:
+    """The columns of one evaluation: what was measured, and what follows from it."""
+    tokens, loss = point["tokens"], point["val_loss"]
+    return {
+        **point,
+        **{name: per_token * tokens for name, per_token in trial.flops_per_token.items()},
+        "epochs": tokens / trial.unique_tokens,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss * val_tokens / val_bytes / math.log(2),
+        "val_tokens": val_tokens,
+        "val_bytes": val_bytes,
+    }
+
+
 class Results:
     """A results folder. Nothing is written until a method that says so is called."""
 
-    def __init__(self, location: str | Folder) -> None:
-        self.folder = location if isinstance(location, Folder) else Folder.at(location)
+    def __init__(self, location: str) -> None:
+        self.location = location if "://" in location else str(Path(location).expanduser().absolute())
+        self.folder = Folder.at(location)
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
 
@@ -136,29 +171,49 @@ class Results:
         """Where a trial keeps its weights."""
         return self.folder / "checkpoints" / trial
 
-    def write_trial(self, trial: str, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> None:
-        """Put a trial's file in place: all of its rows so far, and what they came from."""
+    def write_trial(
+        self,
+        trial: Trial,
+        points: Sequence[Mapping[str, Any]],
+        state: str,
+        reason: str | None,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Put a trial's file in place: a row a point; for one that failed or diverged a last row that has no loss."""
+        assert state in STATES, state
+        ends_without_loss: list[Mapping[str, Any]] = [{}] if state in ("failed", "diverged") or not points else []
+        fixed = {**trial_columns(trial), "trial": trial.identity, "state": state, "reason": reason}
+        fixed["schema_version"] = SCHEMA_VERSION
+        rows = [{**point, **fixed} for point in (*points, *ends_without_loss)]
         unknown = {key for row in rows for key in row} - set(SCHEMA.names)
         assert not unknown, f"columns that are not in the schema: {sorted(unknown)}"
-        filled = [{"trial": trial, "schema_version": SCHEMA_VERSION, **row} for row in rows]
+        metadata = {"config": trial.config.model_dump(mode="json"), "provenance": dict(provenance)}
         footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
-        table = pa.Table.from_pylist(filled, schema=SCHEMA.with_metadata(footer))
         buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        self.trials.write(f"{trial}.parquet", buffer.getvalue())
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer)), buffer)
+        self.trials.write(f"{trial.identity}.parquet", buffer.getvalue())
 
-    def read_trial(self, trial: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """A trial's rows and metadata. FileNotFoundError when it has none yet."""
-        table = pq.read_table(io.BytesIO(self.trials.read(f"{trial}.parquet")))
+    def read_trial(self, identity: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """A trial's rows, and its metadata (`config`, `provenance`). FileNotFoundError when it has no file."""
+        table = pq.read_table(io.BytesIO(self.trials.read(f"{identity}.parquet")))
         footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
-        found = {key.removeprefix("tinyscale."): json.loads(v) for key, v in footer.items() if key.startswith("tinyscale.")}
-        return table.to_pandas(), found
+        ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
+        return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
+
+    def mark_failed(self, trial: Trial, reason: str, provenance: Mapping[str, Any]) -> None:
+        """Record that a trial failed without being able to say so itself; the points it wrote are kept."""
+        points = []
+        if self.trials.exists(f"{trial.identity}.parquet"):
+            rows, _ = self.read_trial(trial.identity)
+            points = [row for row in rows if row["val_loss"] is not None]
+        self.write_trial(trial, points, "failed", reason, provenance)
 
     def states(self) -> dict[str, tuple[str, str | None]]:
         """State and reason of every trial that has a file, by identity."""
         frame, _ = self.read(columns=["trial", "state", "reason"])
-        last = frame.groupby("trial", sort=False).last() if len(frame) else frame.set_index("trial")
-        return {str(i): (str(row.state), row.reason if isinstance(row.reason, str) else None) for i, row in last.iterrows()}
+        last = frame.drop_duplicates("trial", keep="last")
+        reasons = last["reason"].astype(object).where(last["reason"].notna(), None)
+        return {str(t): (str(s), r) for t, s, r in zip(last["trial"], last["state"], reasons, strict=True)}
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
@@ -187,7 +242,8 @@ class Results:
                 found = json.loads(self.sweeps.read(name))
                 records.append(SweepRecord(**{**found, "axes": tuple(found["axes"]), "groups": tuple(found["groups"])}))
             except (ValueError, TypeError, KeyError) as error:
-                raise ResultsError(f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again") from error
+                message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
+                raise ResultsError(message) from error
         return records
 
 
@@ -207,7 +263,7 @@ def read_results(location: str) -> pd.DataFrame:
 
 
 def sweep_points(frame: pd.DataFrame, sweep: SweepRecord) -> pd.DataFrame:
-    """The rows of one sweep's trials, with the columns `sweep` and `arm` added (a trial may belong to several sweeps)."""
+    """The rows of one sweep's trials, with columns `sweep` and `arm` added: a trial may belong to several sweeps."""
     labels = pd.DataFrame([{"trial": group["trial"], "arm": group["arm"]} for group in sweep.groups])
     if labels.empty:
         return frame.iloc[:0].assign(sweep=sweep.name, arm="")

@@ -36,7 +36,8 @@ class Folder:
             else:
                 fs, path = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
         except (ArrowInvalid, OSError, ValueError) as error:
-            raise ResultsError(f"{text}: not a folder that can be reached ({error}); give a path, s3:// or gs://") from error
+            message = f"{text}: not a folder that can be reached ({error}); give a path, s3:// or gs://"
+            raise ResultsError(message) from error
         return cls(fs, path, path)
 
     def __truediv__(self, name: str) -> Folder:

@@ -1,0 +1,17 @@
+"""Text in, tokens and batches out. Everything but `tinyscale.data.batches` works without torch."""
+
+from tinyscale.data.cache import MIN_VAL_TOKENS, TokenizedCorpus, prepare, require_enough_validation
+from tinyscale.data.corpora import content_hash, documents
+from tinyscale.data.split import SPLIT_RULE
+from tinyscale.data.tokenizers import Tokenizer
+
+__all__ = [
+    "MIN_VAL_TOKENS",
+    "SPLIT_RULE",
+    "TokenizedCorpus",
+    "Tokenizer",
+    "content_hash",
+    "documents",
+    "prepare",
+    "require_enough_validation",
+]

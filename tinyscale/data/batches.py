@@ -1,0 +1,86 @@
+"""Training batches and validation windows: the only part of the data that knows torch.
+
+Labels are shifted here, once: a target is the token after its input. The model and the loop shift nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tinyscale.errors import DataError
+
+NOT_SCORED = -100  # torch's own mark for a target that the loss leaves out
+
+Tokens = npt.NDArray[np.integer[Any]]
+
+
+class TrainBatches:
+    """The stream in blocks of context_length, in an order that is new for each epoch and seed.
+
+    A batch depends on nothing but the arguments here and its step, so a resumed trial needs no state of its data.
+    """
+
+    def __init__(
+        self, stream: Tokens, context_length: int, batch_size: int, seed: int, unique_tokens: int | None = None
+    ) -> None:
+        """Take batch_size rows a step from the stream, or from its first unique_tokens tokens."""
+        self.stream = stream if unique_tokens is None else stream[:unique_tokens]
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.n_blocks = (len(self.stream) - 1) // context_length  # the last target needs one token more
+        if not self.n_blocks:
+            raise DataError(
+                f"{len(self.stream):,} training tokens do not fill one context_length of {context_length:,}; "
+                f"shorten it or use more text"
+            )
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Targets seen in one pass over the blocks."""
+        return self.n_blocks * self.context_length
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of a step, int64 [batch_size / world, context_length]; a rank has every world-th row."""
+        places = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world)
+        epochs, within = np.divmod(places, self.n_blocks)
+        blocks = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            blocks[here] = _order(self.seed, int(epoch), self.n_blocks)[within[here]]
+        columns = np.arange(self.context_length + 1)
+        rows = self.stream[blocks[:, None] * self.context_length + columns].astype(np.int64)
+        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
+
+
+@lru_cache(maxsize=2)  # a batch spans at most two epochs, small corpora apart
+def _order(seed: int, epoch: int, n_blocks: int) -> npt.NDArray[np.int64]:
+    order = np.random.default_rng([seed, epoch]).permutation(n_blocks)
+    order.flags.writeable = False  # shared by every caller
+    return order
+
+
+def val_windows(
+    stream: Tokens, document_ids: Tokens, context_length: int, eot: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs, targets and the targets' documents, int64 [W, context_length], of a validation stream.
+
+    Every token of a document is a target once, whatever the context length. Where the target would be end-of-text, or
+    after the stream's end, it is NOT_SCORED; there the document is -1 after the end.
+    """
+    targets = np.asarray(stream[1:], dtype=np.int64)
+    return (
+        _rows(np.asarray(stream[:-1], dtype=np.int64), context_length, eot),
+        _rows(np.where(targets == eot, NOT_SCORED, targets), context_length, NOT_SCORED),
+        _rows(np.asarray(document_ids[1:], dtype=np.int64), context_length, -1),
+    )
+
+
+def _rows(values: npt.NDArray[np.int64], width: int, padding: int) -> torch.Tensor:
+    padded = np.pad(values, (0, -len(values) % width), constant_values=padding)
+    return torch.from_numpy(padded.reshape(-1, width))

@@ -1,0 +1,174 @@
+"""Tokens on disk: made once on a machine, under a key of everything that decides them, then mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from tinyscale.config import DataConfig
+from tinyscale.data.corpora import content_hash, documents
+from tinyscale.data.split import SPLIT_RULE, split
+from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
+from tinyscale.errors import DataError
+
+MIN_VAL_TOKENS = 100_000  # fewer, and the noise of evaluation hides the differences that a law is fitted to
+_LAYOUT = 1  # of the files in a cached folder
+
+Stream = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """A corpus, split and tokenized. Its numbers are in meta.json of its folder, its tokens beside it."""
+
+    corpus_hash: str
+    tokenizer_hash: str
+    tokenizer_kind: str
+    vocab_size: int  # end-of-text included
+    eot: int  # id of the end-of-text token
+    train_documents: int
+    train_bytes: int  # UTF-8
+    train_tokens: int  # of the stream, so with the end-of-text tokens
+    val_documents: int
+    val_bytes: int  # UTF-8
+    val_tokens: int  # the targets that are scored: the documents' own tokens
+    longest_document: int  # tokens
+    folder: str
+
+    def train(self) -> Stream:
+        """The training stream, [train_tokens]: end-of-text, then each document followed by end-of-text."""
+        return self._stream("train")
+
+    def val(self) -> tuple[Stream, npt.NDArray[np.int64]]:
+        """The validation stream, laid out as the training stream, and the document's number at each position.
+
+        Both are [val_tokens + val_documents + 1]; the first end-of-text has number -1, the others their document's.
+        """
+        stream = self._stream("val")
+        ends = stream == self.eot
+        return stream, np.cumsum(ends) - ends - 1
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the streams."""
+        serialised = (Path(self.folder) / "tokenizer.json").read_text("utf-8")
+        return load_tokenizer(self.tokenizer_kind, serialised)
+
+    def _stream(self, name: str) -> Stream:
+        return np.memmap(Path(self.folder) / f"{name}.bin", dtype=token_dtype(self.vocab_size), mode="r")
+
+
+def cache_folder() -> Path:
+    """$TINYSCALE_CACHE, else tinyscale in $XDG_CACHE_HOME, else ~/.cache/tinyscale."""
+    if chosen := os.environ.get("TINYSCALE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyscale"
+
+
+def prepare(config: DataConfig) -> TokenizedCorpus:
+    """The tokenized corpus: from the cache, or made now by the first process that asks while the others wait.
+
+    Raises DataError when the text cannot be used, or holds fewer tokens than unique_tokens.
+    """
+    texts = documents(config.corpus)
+    corpus_hash = content_hash(texts)
+    folder = cache_folder() / "tokens" / _key(config, corpus_hash)
+    if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    _build(config, texts, corpus_hash, folder)
+        except OSError as error:
+            raise DataError(
+                f"cannot keep tokens in {folder.parent} ({error}); set TINYSCALE_CACHE to another folder"
+            ) from error
+    corpus = TokenizedCorpus(**json.loads((folder / "meta.json").read_text("utf-8")), folder=str(folder))
+    if config.unique_tokens is not None and config.unique_tokens > corpus.train_tokens:
+        raise DataError(
+            f"data.unique_tokens {config.unique_tokens:,} is more than the {corpus.train_tokens:,} training tokens of "
+            f"{config.corpus}; set at most that, or leave it out to use them all"
+        )
+    return corpus
+
+
+def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> None:
+    """Raise DataError when validation has fewer than MIN_VAL_TOKENS tokens, saying which val_bytes would do."""
+    if corpus.val_tokens >= MIN_VAL_TOKENS:
+        return
+    # The held-out documents' bytes per token may differ a little from the rest's: leave 5 % of room.
+    wanted = -(-int(1.05 * MIN_VAL_TOKENS * corpus.val_bytes / corpus.val_tokens) // 10_000) * 10_000
+    total = corpus.train_bytes + corpus.val_bytes
+    remedy = (
+        f"set data.val_bytes to {wanted}"
+        if 2 * wanted <= total
+        else f"that takes about {wanted:,} bytes, more than half of the corpus's {total:,}: use a longer corpus"
+    )
+    raise DataError(
+        f"data.val_bytes {config.val_bytes} holds out {corpus.val_tokens:,} tokens of {config.corpus}; "
+        f"a loss needs at least {MIN_VAL_TOKENS:,} to be told from noise; {remedy}"
+    )
+
+
+def _key(config: DataConfig, corpus_hash: str) -> str:
+    """Name of the cached folder: a hash over everything that decides what is in it."""
+    decides = {
+        "layout": _LAYOUT,
+        "corpus": corpus_hash,
+        "split": SPLIT_RULE,
+        "val_bytes": config.val_bytes,
+        "tokenizer": config.tokenizer.model_dump(),
+        "library": importlib.metadata.version("tokenizers"),  # another release may merge otherwise
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _build(config: DataConfig, texts: list[str], corpus_hash: str, folder: Path) -> None:
+    """Write the folder elsewhere and rename it, so that it is never seen half-made."""
+    train, val = split(texts, config.val_bytes)
+    tokenizer = train_tokenizer(config.tokenizer, train)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        train_tokens, train_longest = _write(made / "train.bin", tokenizer, train)
+        val_tokens, val_longest = _write(made / "val.bin", tokenizer, val)
+        meta = {
+            "corpus_hash": corpus_hash,
+            "tokenizer_hash": tokenizer.hash(),
+            "tokenizer_kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "eot": tokenizer.eot,
+            "train_documents": len(train),
+            "train_bytes": _bytes(train),
+            "train_tokens": train_tokens,
+            "val_documents": len(val),
+            "val_bytes": _bytes(val),
+            "val_tokens": val_tokens - len(val) - 1,
+            "longest_document": max(train_longest, val_longest),
+        }
+        (made / "tokenizer.json").write_text(tokenizer.hf.to_str(), "utf-8")
+        (made / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
+        made.rename(folder)
+
+
+def _write(path: Path, tokenizer: Tokenizer, texts: list[str]) -> tuple[int, int]:
+    """Write the documents' stream; return its tokens and the longest document's."""
+    with path.open("wb") as file:
+        for ids in tokenizer.stream(texts):
+            file.write(ids.tobytes())
+    stream = np.memmap(path, dtype=token_dtype(tokenizer.vocab_size), mode="r")
+    return len(stream), int(np.diff(np.flatnonzero(stream == tokenizer.eot)).max()) - 1
+
+
+def _bytes(texts: Iterable[str]) -> int:
+    return sum(len(text.encode()) for text in texts)

@@ -1,0 +1,127 @@
+"""Text to tokens and back, without loss on any Unicode text, by Hugging Face `tokenizers`.
+
+The end-of-text token is ours: its id is the last one and lies outside the library's tokenizer, so no text produces it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from tinyscale.config import TokenizerConfig
+
+# The library holds some 80 bytes a token while it encodes, so long documents go through it in pieces.
+_PIECE_CHARACTERS = 1 << 15
+_BATCH_PIECES = 128
+_CUT = re.compile(r"(?<=\S)(?=[ \r\n])")  # every kind has a token boundary here
+_UTF8_BYTES = [*range(0xC0), *range(0xC2, 0xF5)]  # the other values never occur in UTF-8
+
+
+def token_dtype(vocab_size: int) -> npt.DTypeLike:
+    """The smallest type that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A trained tokenizer. `hf` lacks the end-of-text token, whose id is `eot`."""
+
+    kind: str
+    hf: HFTokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the end-of-text token included."""
+        return self.hf.get_vocab_size() + 1
+
+    @property
+    def eot(self) -> int:
+        """Id of the end-of-text token."""
+        return self.vocab_size - 1
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text."""
+        return list(self.hf.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids. End-of-text tokens have none; bytes that are no UTF-8 become U+FFFD."""
+        return self.hf.decode([token for token in ids if token != self.eot])
+
+    def stream(self, texts: Iterable[str]) -> Iterator[npt.NDArray[np.generic]]:
+        """The documents' ids, piece after piece: end-of-text, then each document followed by end-of-text."""
+        dtype = token_dtype(self.vocab_size)
+        eot = np.array([self.eot], dtype=dtype)
+        yield eot
+        pieces = ((piece, last) for text in texts for piece, last in _pieces(text))
+        while batch := list(islice(pieces, _BATCH_PIECES)):
+            encoded = self.hf.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+            for encoding, (_, last) in zip(encoded, batch, strict=True):
+                yield np.array(encoding.ids, dtype=dtype)
+                if last:
+                    yield eot
+
+    def hash(self) -> str:
+        """SHA-256, in hex, over kind, vocabulary and merges; not over the library's own file format."""
+        vocab = self.hf.get_vocab()
+        merges = json.loads(self.hf.to_str())["model"]["merges"]
+        content = [self.kind, sorted(vocab, key=vocab.__getitem__), merges]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Make the tokenizer from training documents: the same one for the same documents, in any order."""
+    if config.kind == "bpe":
+        assert config.vocab_size is not None
+        return Tokenizer("bpe", _bpe(config.vocab_size - 1, texts))
+    if config.kind == "char":
+        alphabet = sorted(set().union(*texts))
+        known = {ord(character) for character in alphabet}
+        # An ASCII character is its own only byte, so it needs no stand-in once it has a token.
+        return Tokenizer(
+            "char", _characters(alphabet, [byte for byte in _UTF8_BYTES if byte not in known or byte > 0x7F])
+        )
+    return Tokenizer("byte", _characters([], list(range(256))))
+
+
+def load_tokenizer(kind: str, serialised: str) -> Tokenizer:
+    """The tokenizer that `hf.to_str()` gave."""
+    return Tokenizer(kind, HFTokenizer.from_str(serialised))
+
+
+def _bpe(size: int, texts: Iterable[str]) -> HFTokenizer:
+    """Byte-level merges; fewer than asked for when the text has no more pairs to merge."""
+    tokenizer = HFTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator((piece for text in texts for piece, _ in _pieces(text)), trainer)
+    return tokenizer
+
+
+def _characters(alphabet: list[str], stand_ins: list[int]) -> HFTokenizer:
+    """One token a character; a character outside the alphabet becomes its UTF-8 bytes."""
+    vocabulary = [*(f"<0x{byte:02X}>" for byte in stand_ins), *alphabet]
+    indexed = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = HFTokenizer(models.BPE(vocab=indexed, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in pieces that tokenize as the whole would, each with whether it is the last."""
+    start = 0
+    while len(text) - start > _PIECE_CHARACTERS and (cut := _CUT.search(text, start + _PIECE_CHARACTERS)):
+        yield text[start : cut.start()], False
+        start = cut.start()
+    yield text[start:], True

@@ -1,0 +1,125 @@
+"""Numbers and tables as people read them, for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.table import Table
+
+from tinyscale.plan import WHY, Plan, PlannedTrial
+from tinyscale.results import over_seeds
+
+if TYPE_CHECKING:
+    from tinyscale.orchestration.launch import Summary
+
+MAX_ROWS = 60
+
+
+def si(value: float) -> str:
+    """Three significant digits with K, M, B, T; beyond, powers of ten: 1234567 -> 1.23M."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if scale <= abs(value) < 1e15:
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.2e}"
+
+
+def duration(seconds: float) -> str:
+    """12s, 3m05s, 2h10m, 3d04h."""
+    whole = max(0, math.ceil(seconds))
+    for size, letter, small, small_letter in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{letter}{whole % size // small:02d}{small_letter}"
+    return f"{whole}s"
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row a cell of the grid, its seeds together."""
+    table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", box=None, header_style="bold")
+    for name in ("arm", *plan.sweep.axes):
+        table.add_column(name)
+    for name in ("seeds", "N", "tokens", "steps", "FLOPs", "time each", "state"):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
+    for planned in plan.trials:
+        cells.setdefault((planned.arm, *map(str, planned.axes.values())), []).append(planned)
+    for cell in list(cells.values())[:MAX_ROWS]:
+        table.add_row(*_plan_row(plan, cell))
+    if len(cells) > MAX_ROWS:
+        table.add_row(f"... and {len(cells) - MAX_ROWS} more")
+    return table
+
+
+def _plan_row(plan: Plan, cell: list[PlannedTrial]) -> list[str]:
+    first = cell[0]
+    trial = first.trial
+    states = [planned.state for planned in cell]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return [
+        first.arm,
+        *(str(first.axes.get(name, "")) for name in plan.sweep.axes),
+        str(len(cell)),
+        si(trial.parameters.n_non_embedding),
+        si(trial.tokens),
+        f"{trial.steps:,}",
+        si(trial.flops),
+        duration(first.seconds) if first.seconds is not None else "",
+        counted,
+    ]
+
+
+def plan_summary(plan: Plan) -> list[str]:
+    """What will run, why, and how long it takes, in lines."""
+    to_run = plan.to_run
+    done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
+    lines = [f"{len(plan.trials)} trials: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
+    states = [planned.state for planned in to_run]
+    lines += [
+        f"  {states.count(state)}: {why}" for state, why in WHY.items() if 0 < states.count(state) < len(plan.trials)
+    ]
+    if to_run:
+        tokens, flops = sum(p.trial.tokens for p in to_run), sum(p.trial.flops for p in to_run)
+        time = "unknown (not measured here)" if plan.seconds is None else f"about {duration(plan.seconds)}"
+        lines.append(f"{si(tokens)} tokens, {si(flops)} FLOPs; expected time {time}")
+    return lines + [f"warning: {warning}" for warning in plan.warnings]
+
+
+def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
+    """Mean and standard deviation over seeds of the final losses, a row a cell."""
+    final = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]
+    by = ["arm", *(name for name in axes if name in final.columns), "n_non_embedding", "tokens"]
+    rows = over_seeds(final, list(dict.fromkeys(by)))
+    table = Table(box=None, header_style="bold")
+    shown = [name for name in by if name != "arm" or rows["arm"].nunique() > 1]
+    for name in [*dict.fromkeys(shown), "seeds", "val_loss", "bits_per_byte"]:
+        table.add_column(name, justify="right")
+    for row in rows.head(MAX_ROWS).to_dict("records"):
+        cells = [
+            si(row[name]) if name in ("n_non_embedding", "tokens") else str(row[name]) for name in dict.fromkeys(shown)
+        ]
+        table.add_row(*cells, str(row["seeds"]), _spread(row, "val_loss"), _spread(row, "bits_per_byte"))
+    return table
+
+
+def _spread(row: dict[Any, Any], name: str) -> str:
+    deviation = row[f"{name}_std"]
+    return f"{row[f'{name}_mean']:.4f}" + (f" ± {deviation:.4f}" if math.isfinite(deviation) else "")
+
+
+def launch_summary(summary: Summary, launched: int) -> list[str]:
+    """How a launch went: states, and where the seconds of its slots went."""
+    if not launched:
+        return ["nothing to run: every trial was done before"]
+    states = list(summary.states.values())
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
+    lines = [f"{launched} trials: {counted}"]
+    if summary.timings:
+        expected = f" (expected {duration(summary.expected_seconds)})" if summary.expected_seconds else ""
+        lines.append(
+            f"{duration(summary.train_seconds)} of training on {summary.slots} slots in "
+            f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
+            f"overhead {summary.overhead_per_trial:.2f} s a trial"
+        )
+    return lines

@@ -1,0 +1,94 @@
+"""A YAML file as plain Python values that remember their lines."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from tinyscale.errors import ConfigError
+
+MAX_DEPTH = 20
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a file says (`content`), as it was written (`source`), and the 1-based line of each key and item."""
+
+    path: str
+    source: str
+    content: Mapping[str, Any]
+    lines: Mapping[Keys, int]
+
+    def origin(self, keys: Keys = ()) -> str:
+        """`file, line n` of the value at these keys, or of the nearest one above it."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return f"{self.path}, line {self.lines[keys]}" if keys else self.path
+
+
+def load_document(path: str | Path) -> Document:
+    """Read a YAML 1.2 file whose top is a mapping; ConfigError names the line of what is not YAML."""
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    lines: dict[Keys, int] = {}
+    content = _plain(_parse(source, str(path)), (), lines, str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a sweep file is a mapping of keys such as name, base, axes")
+    return Document(str(path), source, content, lines)
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """A value written on the command line, read as YAML reads it in a file."""
+    return _plain(_parse(text, origin), (), {}, origin)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return YAML(typ="rt").load(io.StringIO(text))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{origin}, line {mark.line + 1}" if mark else origin
+        raise ConfigError(f"{where}: not YAML: {error.problem or error.context}") from error
+    except (YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
+        # ruamel lets Python's own errors out for malformed numbers, dates, tags and very deep nesting
+        raise ConfigError(
+            f"{origin}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}"
+        ) from error
+
+
+def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
+    """ruamel's nodes as dict, list, str, int, float, bool and None; notes each line on the way."""
+    where = f"{path}, line {lines[keys]}" if keys in lines else path
+    if len(keys) > MAX_DEPTH:
+        raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    if isinstance(node, CommentedMap):
+        found = {}
+        for key, value in node.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: keys are text; {key!r} is not")
+            lines[(*keys, str(key))] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else lines.get(keys, 1)
+            found[str(key)] = _plain(value, (*keys, str(key)), lines, path)
+        return found
+    if isinstance(node, CommentedSeq):
+        for index in range(len(node)):
+            lines[(*keys, index)] = node.lc.item(index)[0] + 1
+        return [_plain(value, (*keys, index), lines, path) for index, value in enumerate(node)]
+    for kind in (bool, int, float, str):  # ruamel's scalars are subclasses that carry their formatting
+        if isinstance(node, kind):
+            return kind(node)
+    if node is None:
+        return None
+    raise ConfigError(f"{where}: {type(node).__name__} is not a value this file can hold; write text or a number")

@@ -1,0 +1,121 @@
+"""How long a launch will take, from a short measurement of each shape on this machine, kept for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from filelock import FileLock
+
+from tinyscale.config import TrialConfig
+from tinyscale.data.cache import cache_folder
+from tinyscale.trial import Trial
+
+LAUNCH_SECONDS = 8.0  # Ray's start and stop, and a process's first import of torch
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def this_machine() -> tuple[int, int]:
+    """CPU cores and GPUs of this machine, without starting Ray or importing torch."""
+    if shutil.which("nvidia-smi") is None:
+        return usable_cores(), 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return usable_cores(), len(visible.split(",")) if visible else listed.count("GPU ")
+
+
+def slots(config: TrialConfig, cpus: float, gpus: float) -> int:
+    """How many such trials run at once on that many cores and GPUs; 0 when not even one fits."""
+    resources = config.resources
+    fit = [cpus // (resources.cpu * resources.workers)]
+    if resources.gpu:
+        fit.append(gpus / (resources.gpu * resources.workers) + 1e-9)
+    return int(min(fit))
+
+
+def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
+    """Expected seconds of each trial when `at_once` run side by side; None when they cannot be measured here."""
+    if any(trial.config.resources.gpu for trial in trials) and not this_machine()[1]:
+        return None
+    keys = {shape_key(trial, at_once): trial for trial in trials}
+    path = cache_folder() / "calibration.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+        unknown = [key for key in keys if key not in known]
+        measured = _measure([keys[key] for key in unknown], at_once)
+        if measured is None:
+            return None
+        known |= dict(zip(unknown, measured, strict=True))
+        if unknown:
+            path.write_text(json.dumps(known, indent=1))
+    return [_seconds(trial, known[shape_key(trial, at_once)]) for trial in trials]
+
+
+def shape_key(trial: Trial, at_once: int) -> str:
+    """Name of a shape class: trials of one class take equally long a step on one machine."""
+    train = trial.config.train
+    shape = {
+        "model": trial.config.model.model_dump(),
+        "vocab_size": trial.vocab_size,
+        "validation": [trial.corpus_hash, trial.config.data.val_bytes, trial.tokenizer_hash],
+        "train": [train.batch_tokens, train.optimizer, train.precision],
+        "resources": trial.config.resources.model_dump(),
+        "at_once": at_once,
+        "machine": [platform.node(), platform.machine(), usable_cores(), importlib.metadata.version("torch")],
+    }
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def makespan(seconds: Sequence[float], at_once: int) -> float:
+    """Seconds until the last trial ends, when they start in this order as slots come free."""
+    busy = [0.0] * max(1, at_once)
+    for each in seconds:
+        heapq.heapreplace(busy, busy[0] + each)
+    return max(busy)
+
+
+def _seconds(trial: Trial, measured: dict[str, float]) -> float:
+    return trial.steps * measured["step"] + trial.config.train.eval_points * measured["evaluation"]
+
+
+def _measure(trials: list[Trial], at_once: int) -> list[dict[str, float]] | None:
+    """Measure in processes of their own, as many side by side as trials will be; the mean over them."""
+    if not trials:
+        return []
+    program = [sys.executable, "-m", "tinyscale.calibrate"]
+    threads = str(trials[0].config.resources.cpu)
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        for _ in range(max(1, min(at_once, usable_cores(), 4)))
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(trials))
+        process.stdin.close()
+    outputs = []
+    for process in processes:
+        assert process.stdout is not None
+        outputs.append([json.loads(line) for line in process.stdout])
+        process.stdout.close()
+        process.wait()
+    complete = [output for output in outputs if len(output) == len(trials)]
+    if not complete:
+        return None
+    return [{key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} for rows in zip(*complete, strict=True)]

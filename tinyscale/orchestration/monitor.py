@@ -1,0 +1,112 @@
+"""What a launch shows while it runs: totals, running trials, failures as they come; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tinyscale.display import duration, si
+from tinyscale.plan import PlannedTrial
+
+
+@dataclass
+class Running:
+    """A trial under way, as its last reports tell."""
+
+    planned: PlannedTrial
+    tokens: int = 0
+    val_loss: float | None = None
+    tokens_per_second: float = 0.0
+    told: float = field(default_factory=time.monotonic)
+    resumed_at: int | None = None
+
+    def hear(self, metrics: dict[str, Any]) -> None:
+        """Take in a report; speed is that between reports, smoothed."""
+        now, tokens = time.monotonic(), int(metrics.get("tokens", 0))
+        if self.resumed_at is None:
+            self.resumed_at = tokens
+        elif now > self.told and tokens > self.tokens:
+            speed = (tokens - self.tokens) / (now - self.told)
+            self.tokens_per_second = speed if not self.tokens_per_second else 0.7 * self.tokens_per_second + 0.3 * speed
+        self.tokens, self.told = tokens, now
+        self.val_loss = metrics.get("val_loss", self.val_loss)
+
+    @property
+    def share(self) -> float:
+        """Part of the trial that is done."""
+        return min(1.0, self.tokens / self.planned.trial.tokens)
+
+
+class Monitor:
+    """Counts trials and estimates the time left from the work done so far, in units of the forecast."""
+
+    def __init__(self, to_run: list[PlannedTrial], console: Console, *, quiet: bool) -> None:
+        self.work = {planned.trial.identity: planned.seconds or planned.trial.flops for planned in to_run}
+        self.total, self.console, self.quiet = len(to_run), console, quiet
+        self.running: dict[str, Running] = {}
+        self.ended: dict[str, str] = {}  # identity -> state
+        self.failures: list[tuple[str, str]] = []  # label, reason
+        self.began = self.first_report = time.monotonic()
+        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Monitor:
+        if self.console.is_terminal and not self.quiet:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def started(self, planned: PlannedTrial) -> None:
+        """A trial was placed."""
+        if not self.running and not self.ended:
+            self.first_report = time.monotonic()
+        self.running[planned.trial.identity] = Running(planned)
+
+    def heard(self, identity: str, metrics: dict[str, Any]) -> None:
+        """A trial reported."""
+        if identity in self.running:
+            self.running[identity].hear(metrics)
+
+    def end(self, planned: PlannedTrial, state: str, reason: str | None) -> None:
+        """A trial ended; failures are shown at once, above the live part."""
+        self.running.pop(planned.trial.identity, None)
+        self.ended[planned.trial.identity] = state
+        if state in ("failed", "diverged"):
+            self.failures.append((planned.label, reason or "no reason given"))
+            self.console.print(Text(f"{state}: {planned.label}: {reason}", style="red"))
+        elif not self.live.is_started and not self.quiet:
+            self.console.print(f"{len(self.ended)}/{self.total} {state}: {planned.label}, {self.time_left()} left")
+
+    def time_left(self) -> str:
+        """Words for the time that the rest takes at the rate of the work so far."""
+        done = sum(self.work[identity] for identity in self.ended)
+        done += sum(self.work[identity] * running.share for identity, running in self.running.items())
+        elapsed = time.monotonic() - self.first_report
+        if done <= 0 or elapsed < 1:
+            return "unknown time"
+        return duration(elapsed * (sum(self.work.values()) - done) / done)
+
+    def render(self) -> RenderableType:
+        """The live part: a line of totals, a line a running trial."""
+        failed = sum(state in ("failed", "diverged") for state in self.ended.values())
+        speed = sum(running.tokens_per_second for running in self.running.values())
+        totals = Text(
+            f"{len(self.ended) - failed} done, {len(self.running)} running, {failed} failed of {self.total}   "
+            f"{si(speed)} tokens/s   {duration(time.monotonic() - self.began)} elapsed, {self.time_left()} left"
+        )
+        table = Table.grid(padding=(0, 2))
+        for running in self.running.values():
+            loss = f"loss {running.val_loss:.3f}" if running.val_loss is not None else ""
+            bar = ProgressBar(total=1.0, completed=running.share, width=20)
+            table.add_row(
+                running.planned.label, bar, f"{running.share:4.0%}", f"{si(running.tokens_per_second)} tok/s", loss
+            )
+        return Group(totals, table)

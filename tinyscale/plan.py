@@ -1,0 +1,199 @@
+"""What a launch would do and cost: each trial resolved against its text, what is done, what will run and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tinyscale import forecast
+from tinyscale.config import DataConfig
+from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation
+from tinyscale.errors import ConfigError, TinyscaleError
+from tinyscale.results import PARAMETER_COLUMNS, Results
+from tinyscale.sweep import Sweep, Variant
+from tinyscale.trial import Trial, resolve
+
+FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
+KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
+
+WHY = {
+    "new": "not trained yet",
+    "failed": "failed before",
+    "running": "was interrupted; goes on from its last checkpoint",
+}
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial with its place in the sweep, the state it is in before the launch, and its forecast."""
+
+    trial: Trial
+    arm: str
+    axes: Mapping[str, Any]
+    state: str  # new, running, failed, finished or diverged
+    reason: str | None
+    seconds: float | None = None  # expected, of training; None: not forecast
+
+    @property
+    def will_run(self) -> bool:
+        """Whether a launch trains it."""
+        return self.state not in KEPT_STATES
+
+    @property
+    def label(self) -> str:
+        """Its place in the sweep in words, such as `d_model=64 seed=1`."""
+        values = [f"{name}={value}" for name, value in self.axes.items()]
+        return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` lists."""
+        trial = self.trial
+        counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
+        place = {"trial": trial.identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
+        costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
+        return {**place, **costs, "state": self.state, "reason": self.reason, "seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep resolved: its trials in the sweep's order, and what a launch on so many slots would take."""
+
+    sweep: Sweep
+    trials: tuple[PlannedTrial, ...]
+    at_once: int
+    warnings: tuple[str, ...]
+
+    @property
+    def to_run(self) -> list[PlannedTrial]:
+        """What a launch trains, the longest first so that no slot is left with a long one at the end; each once."""
+        missing = {planned.trial.identity: planned for planned in self.trials if planned.will_run}
+        return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected seconds of the launch, Ray's start included; None where a trial has no forecast."""
+        each = [planned.seconds for planned in self.to_run]
+        known = [seconds for seconds in each if seconds is not None]
+        if len(known) < len(each):
+            return None
+        return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` prints."""
+        return {
+            "sweep": self.sweep.name,
+            "seconds": self.seconds,
+            "at_once": self.at_once,
+            "warnings": list(self.warnings),
+            "trials": [planned.as_json() for planned in self.trials],
+        }
+
+
+def make_plan(
+    sweep: Sweep,
+    results: Results,
+    *,
+    cpus: float,
+    gpus: float,
+    with_forecast: bool = True,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Resolve a sweep against its text and the results so far.
+
+    cpus, gpus: what the trials may use. notify is told of work that takes seconds. TinyscaleError on text that cannot
+    be used, trials that ask for more than the text holds, and axes that move nothing.
+    """
+    notify("reading and tokenizing the text")
+    corpora = _prepare_all(sweep)
+    states = results.states()
+    trials = []
+    for variant in sweep.variants:
+        corpus = corpora[_text_of(variant)]
+        trial = _resolve(sweep, variant, corpus)
+        state, reason = states.get(trial.identity, ("new", None))
+        trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason))
+    _refuse_idle_axes(sweep, trials)
+    at_once = min(forecast.slots(v.config, cpus, gpus) for v in sweep.variants)
+    if with_forecast and at_once and any(planned.will_run for planned in trials):
+        notify("measuring this machine's speed")
+        seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
+        if seconds is not None:
+            trials = [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
+    return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)))
+
+
+def _text_of(variant: Variant) -> DataConfig:
+    return variant.config.data.model_copy(update={"unique_tokens": None})
+
+
+def _prepare_all(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
+    """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
+    corpora = {}
+    for data in dict.fromkeys(_text_of(variant) for variant in sweep.variants):
+        try:
+            corpora[data] = prepare(data)
+            require_enough_validation(corpora[data], data)
+        except TinyscaleError as error:
+            raise type(error)(f"{sweep.path}: {error}") from error
+    return corpora
+
+
+def _resolve(sweep: Sweep, variant: Variant, corpus: TokenizedCorpus) -> Trial:
+    """The variant as a trial; ConfigError when the text cannot give what it asks for."""
+    config = variant.config
+    where = f"{sweep.path}: {' '.join(f'{name}={value}' for name, value in variant.axes.items()) or 'base'}"
+    try:
+        trial = resolve(
+            config,
+            corpus_hash=corpus.corpus_hash,
+            split_rule=SPLIT_RULE,
+            tokenizer_hash=corpus.tokenizer_hash,
+            vocab_size=corpus.vocab_size,
+            train_tokens=corpus.train_tokens,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if (config.data.unique_tokens or 0) > corpus.train_tokens:
+        raise ConfigError(
+            f"{where}: data.unique_tokens = {config.data.unique_tokens:,} is more than the {corpus.train_tokens:,} "
+            f"training tokens of {config.data.corpus}; give at most that"
+        )
+    if trial.epochs > 1 and not config.train.repeats:
+        raise ConfigError(
+            f"{where}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
+            f"{trial.epochs:.2f} times; lower the budget, use a longer corpus, or set train.repeats: true"
+        )
+    if config.model.context_length > corpus.longest_document:
+        raise ConfigError(
+            f"{where}: model.context_length = {config.model.context_length:,} is longer than any document of "
+            f"{config.data.corpus} (at most {corpus.longest_document:,} tokens)"
+        )
+    return trial
+
+
+def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
+    """ConfigError when two cells of an arm are one trial: an axis that changes nothing is a mistake in the file."""
+    seen: dict[tuple[str, str], PlannedTrial] = {}
+    for planned in trials:
+        twin = seen.setdefault((planned.arm, planned.trial.identity), planned)
+        if twin is not planned:
+            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)] or ["seed"]
+            raise ConfigError(
+                f"{sweep.path}: {' and '.join(moved)} moves nothing: ({twin.label}) and ({planned.label}) are the same "
+                "trial; remove the repeated value, or the axis"
+            )
+
+
+def _warnings(trials: Sequence[PlannedTrial]) -> list[str]:
+    fewest = min(trials, key=lambda planned: planned.trial.steps)
+    found = []
+    if fewest.trial.steps < FEW_STEPS:
+        found.append(
+            f"{fewest.label} takes only {fewest.trial.steps} optimizer steps; under {FEW_STEPS} the schedule shapes "
+            "the loss: lower train.batch_tokens or raise the budget"
+        )
+    diverged = sum(planned.state == "diverged" for planned in trials)
+    if diverged:
+        found.append(f"{diverged} trials diverged before and would again; they are left as they are")
+    return found

@@ -1,0 +1,77 @@
+"""A trial: one training run with all that its numbers depend on, and the identity that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from tinyscale.config import TrialConfig
+from tinyscale.costs import Parameters, flops_per_token, parameters, training_steps
+
+SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training run with every budget and size resolved, and its identity.
+
+    config: the budget is tokens_budget = steps * batch_tokens, whatever form the sweep gave.
+    """
+
+    identity: str
+    config: TrialConfig
+    corpus_hash: str
+    tokenizer_hash: str
+    vocab_size: int
+    unique_tokens: int  # training tokens that differ
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens."""
+        assert self.config.train.tokens_budget is not None, "a trial's budget is resolved to tokens"
+        return self.config.train.tokens_budget
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.tokens // self.config.train.batch_tokens
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the unique tokens."""
+        return self.tokens / self.unique_tokens
+
+    @property
+    def parameters(self) -> Parameters:
+        """Parameter counts of the model."""
+        return parameters(self.config.model, self.vocab_size)
+
+    @property
+    def flops_per_token(self) -> dict[str, float]:
+        """Training FLOPs per token, by convention."""
+        return flops_per_token(self.config.model, self.vocab_size)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the whole trial."""
+        return self.flops_per_token["flops"] * self.tokens
+
+
+def resolve(
+    config: TrialConfig, *, corpus_hash: str, split_rule: str, tokenizer_hash: str, vocab_size: int, train_tokens: int
+) -> Trial:
+    """Fix what depends on the text, and name the trial by everything that its numbers depend on.
+
+    The identity leaves out resources, paths and fields at their default: it moves with none of them.
+    """
+    steps = training_steps(config.model, config.train, vocab_size)
+    budget = {"tokens_budget": steps * config.train.batch_tokens, "tokens_per_param": None, "flops_budget": None}
+    resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
+    described = resolved.model_dump(mode="json", exclude_defaults=True, exclude={"resources": True, "data": {"corpus"}})
+    described["data"]["tokenizer"] = tokenizer_hash
+    described |= {"corpus": corpus_hash, "split": split_rule, "science_version": SCIENCE_VERSION}
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
+    return Trial(identity, resolved, corpus_hash, tokenizer_hash, vocab_size, unique_tokens)
