@@ -1,20 +1,31 @@
 """From results and files to groups, and the `fit` command on both."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from tinyscale.cli import cli
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.tables import choose_law, read_groups, refuse_mixed
-from tinyscale.results import Results, SweepRecord
+from tinyscale.results import SCHEMA, Results, SweepRecord
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
+
+
+def write_rows(results: Results, trial: str, rows: list[dict[str, Any]]) -> None:
+    """A trial's file, from its rows."""
+    buffer = io.BytesIO()
+    rows = [{**row, "trial": trial, "schema_version": 1} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    results.trials.write(f"{trial}.parquet", buffer.getvalue())
 
 
 def write_results(folder: Path, *, sweep: bool = True, arms: tuple[str, ...] = ("base",), **config: Any) -> Results:
@@ -31,10 +42,10 @@ def write_results(folder: Path, *, sweep: bool = True, arms: tuple[str, ...] = (
                     {**common, "state": "finished", "tokens": 10 * n, "val_loss": 1.1 * loss, "decayed": False},
                     {**common, "state": "finished", "tokens": 20 * n, "val_loss": loss, "decayed": True},
                 ]
-                results.write_trial(trial, rows, {})
+                write_rows(results, trial, rows)
                 entries.append({"trial": trial, "arm": arm, "seed": seed, "axes": {"d_model": width}})
     lost = {"state": "diverged", "reason": "loss is nan", "seed": 2, "n_non_embedding": 48 * 64**2, "tokens": 5}
-    results.write_trial("lost", [lost], {})
+    write_rows(results, "lost", [lost])
     entries.append({"trial": "lost", "arm": arms[0], "seed": 2, "axes": {"d_model": 64}})
     if sweep:
         results.write_sweep(SweepRecord("width", "", "", ("d_model",), tuple(entries), {}))
@@ -63,9 +74,7 @@ def test_a_size_run_at_two_learning_rates_is_two_fits(tmp_path: Path) -> None:
     results = write_results(tmp_path, sweep=False)
     frame, _ = results.read()
     for trial, rows in frame[frame["state"] == "finished"].groupby("trial"):
-        results.write_trial(
-            f"{trial}hot", rows.assign(trial=f"{trial}hot", lr=3e-3).dropna(axis=1).to_dict("records"), {}
-        )
+        write_rows(results, f"{trial}hot", rows.assign(lr=3e-3).dropna(axis=1).to_dict("records"))
     assert [group.title for group in read_groups(str(tmp_path))] == ["all-lr=0.001", "all-lr=0.003"]
 
 
