@@ -1,0 +1,113 @@
+"""`fit` on data whose law is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tinyscale.errors import FitError
+from tinyscale.fitting.fit import fit
+
+TRUE = {"E": 1.4, "A": 60.0, "alpha": 0.29}
+
+
+def runs_of_sizes(sizes: int = 6, seeds: int = 3, sd: float = 0.005, seed: int = 0) -> pd.DataFrame:
+    """Final points at 20 tokens a parameter, log-normal noise of `sd` in every run."""
+    n = np.repeat(np.geomspace(5e4, 3e6, sizes), seeds)
+    noise = sd * np.random.default_rng(seed).standard_normal(n.size)
+    loss = (TRUE["E"] + TRUE["A"] * n ** -TRUE["alpha"]) * np.exp(noise)
+    return pd.DataFrame(
+        {"n_non_embedding": n, "tokens": 20 * n, "val_loss": loss, "seed": np.tile(range(seeds), sizes)}
+    )
+
+
+def test_without_noise_the_parameters_come_back_exactly() -> None:
+    found = fit(runs_of_sizes(sd=0.0), "power-n")
+    for name, value in TRUE.items():
+        assert found.params[name] == pytest.approx(value, rel=1e-7)
+        low, high = found.interval(name)
+        assert low <= value * (1 + 1e-6)
+        assert high >= value * (1 - 1e-6)
+
+
+def test_with_noise_the_intervals_hold_the_truth_and_are_not_empty() -> None:
+    found = fit(runs_of_sizes(), "power-n")
+    for name, value in TRUE.items():
+        low, high = found.interval(name)
+        assert low < found.params[name] < high
+        assert low < value < high
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_five_in_a_hundred_intervals_miss_with_six_sizes(seeds: int) -> None:
+    hits = 0
+    for seed in range(60):
+        low, high = fit(runs_of_sizes(seeds=seeds, seed=seed), "power-n", draws=100, holdout=0).interval("alpha")
+        hits += low <= TRUE["alpha"] <= high
+    assert hits >= 52  # of 60 at 95 %: fewer has a chance below 1 %
+
+
+def test_the_largest_size_is_predicted_better_than_by_carrying_the_last_loss_forward() -> None:
+    held = fit(runs_of_sizes(), "power-n").held_out
+    assert held is not None
+    assert held.fitted_sizes == 5
+    assert held.size["n"] == pytest.approx(3e6)
+    assert abs(held.error_percent) < 1.5 < held.carry_forward_percent
+
+
+def test_sizes_that_scatter_more_than_their_seeds_are_called_a_lack_of_fit_and_widen_the_interval() -> None:
+    frame = runs_of_sizes(sd=0.001)
+    bent = frame.assign(val_loss=frame["val_loss"] * np.repeat([1, 1.02, 0.98, 1.02, 0.98, 1], 3))
+    straight, crooked = fit(frame, "power-n"), fit(bent, "power-n")
+    assert any("lack of fit" in note for note in crooked.warnings)
+    assert crooked.noise.dof == 3
+    assert np.subtract(*crooked.interval("alpha")) < 3 * np.subtract(*straight.interval("alpha"))
+
+
+def test_a_floor_that_the_data_do_not_show_is_called_unidentified() -> None:
+    found = fit(runs_of_sizes(sd=0.03), "power-n")
+    assert found.interval("E")[0] == 0
+    assert any("floor E is not identified" in note for note in found.warnings)
+
+
+def test_the_slice_says_what_was_held_fixed() -> None:
+    frame = runs_of_sizes()
+    assert fit(frame, "power-n").slice == "at a fixed ratio D/N = 20"
+    assert fit(frame.assign(tokens=2e6), "power-n").slice == "at fixed tokens D = 2M"
+    assert "neither" in fit(frame.assign(tokens=frame["n_non_embedding"] ** 0.5), "power-n").slice
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    first, again = fit(runs_of_sizes(), "power-n", seed=7), fit(runs_of_sizes(), "power-n", seed=7)
+    assert first.as_json() == again.as_json()
+    pd.testing.assert_frame_equal(first.predict(n=1e8), again.predict(n=1e8))
+
+
+def test_a_prediction_interval_is_wider_than_the_curves_and_grows_with_distance() -> None:
+    found = fit(runs_of_sizes(), "power-n")
+    curve, run = found.predict(n=[1e6, 1e9], noise=False), found.predict(n=[1e6, 1e9])
+    width = [frame["high"] - frame["low"] for frame in (curve, run)]
+    assert (width[1] > width[0]).all()
+    assert width[1][1] > width[1][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"n_non_embedding": 1e6}, "needs n to vary"),
+        ({"val_loss": np.linspace(2, 3, 18)}, "needs a loss that falls"),
+        ({"val_loss": np.full(18, np.nan)}, "18 of 18 values are not positive"),
+    ],
+)
+def test_data_that_cannot_support_the_law_are_refused_with_the_reason(change: dict, reason: str) -> None:
+    with pytest.raises(FitError, match=reason):
+        fit(runs_of_sizes().assign(**change), "power-n")
+
+
+def test_three_sizes_are_too_few() -> None:
+    with pytest.raises(FitError, match="at least 4 different sizes and there are 3"):
+        fit(runs_of_sizes(sizes=3), "power-n")
+
+
+def test_a_missing_column_is_answered_with_the_columns_there_are() -> None:
+    with pytest.raises(FitError, match=r"n_non_embedding.*params.*--columns"):
+        fit(runs_of_sizes().rename(columns={"n_non_embedding": "params"}), "power-n")

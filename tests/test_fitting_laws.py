@@ -1,0 +1,50 @@
+"""Every law, by what must hold for all of them."""
+
+import numpy as np
+import pytest
+
+from tinyscale.errors import FitError
+from tinyscale.fitting.laws import LAWS, Law, find_law
+
+
+def some_points(law: Law) -> np.ndarray:
+    """Logarithms (k, 12) of the law's variables, spread over two decades around a million."""
+    rng = np.random.default_rng(0)
+    return np.log(1e6) + rng.uniform(-2, 2, size=(len(law.variables), 12))
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_the_jacobian_is_the_derivative_of_the_log_loss(law: Law) -> None:
+    x = some_points(law)
+    theta = np.clip(law.guess(x, np.linspace(4, 3, 12))[:3], *law.limits)
+    _, jacobian = law.log_loss(theta, x)
+    for p in range(len(law.params)):
+        step = np.zeros(len(law.params))
+        step[p] = 1e-5 * max(1.0, abs(theta[0, p]))
+        above, below = law.log_loss(theta + step, x)[0], law.log_loss(theta - step, x)[0]
+        np.testing.assert_allclose(jacobian[:, p], (above - below) / (2 * step[p]), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_the_guess_is_finite_and_its_coordinates_go_there_and_back(law: Law) -> None:
+    theta = law.guess(some_points(law), np.linspace(4, 3, 12))
+    assert theta.ndim == 2
+    assert np.isfinite(theta).all()
+    np.testing.assert_allclose(law.to_solver(law.to_params(theta)), theta, rtol=1e-12, atol=1e-12)
+
+
+def test_the_law_of_parameters_is_its_formula() -> None:
+    law = find_law("power-n")
+    assert law.loss({"E": 2.0, "A": 50.0, "alpha": 0.3}, n=1e6) == pytest.approx(2.0 + 50.0 * 1e6**-0.3, rel=1e-14)
+
+
+def test_the_joint_law_is_its_formula() -> None:
+    law = find_law("chinchilla")
+    params = {"E": 1.8, "A": 482.0, "B": 2085.4, "alpha": 0.3478, "beta": 0.3658}  # 2404.10102, table 1
+    expected = 1.8 + 482.0 * 1e8**-0.3478 + 2085.4 * 2e9**-0.3658
+    assert law.loss(params, n=1e8, d=2e9) == pytest.approx(expected, rel=1e-14)
+
+
+def test_an_unknown_law_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(FitError, match=r"power-m.*power-n"):
+        find_law("power-m")

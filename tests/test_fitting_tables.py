@@ -1,0 +1,157 @@
+"""From results and files to groups, and the `fit` command on both."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from tinyscale.cli import cli
+from tinyscale.errors import FitError, ResultsError
+from tinyscale.fitting.tables import choose_law, read_groups, refuse_mixed
+from tinyscale.results import SCHEMA, Results, SweepRecord
+
+WIDTHS = (64, 96, 128, 192, 256, 384)
+
+
+def write_rows(results: Results, trial: str, rows: list[dict[str, Any]]) -> None:
+    """A trial's file, from its rows."""
+    buffer = io.BytesIO()
+    rows = [{**row, "trial": trial, "schema_version": 1} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    results.trials.write(f"{trial}.parquet", buffer.getvalue())
+
+
+def write_results(folder: Path, *, sweep: bool = True, arms: tuple[str, ...] = ("base",), **config: Any) -> Results:
+    """Finished trials of six widths, two seeds and two points each, and one diverged trial."""
+    results, rng, entries = Results(str(folder)), np.random.default_rng(0), []
+    for arm in arms:
+        for width in WIDTHS:
+            n = 48 * width**2
+            for seed in (0, 1):
+                trial = f"{arm}{width}s{seed}"
+                loss = (1.4 + 60 * n**-0.29) * np.exp(0.004 * rng.standard_normal())
+                common = {"run": trial, "seed": seed, "n_non_embedding": n, "lr": 1e-3, "corpus_hash": "a", **config}
+                rows = [
+                    {**common, "state": "finished", "tokens": 10 * n, "val_loss": 1.1 * loss, "decayed": False},
+                    {**common, "state": "finished", "tokens": 20 * n, "val_loss": loss, "decayed": True},
+                ]
+                write_rows(results, trial, rows)
+                entries.append({"trial": trial, "arm": arm, "seed": seed, "axes": {"d_model": width}})
+    lost = {"state": "diverged", "reason": "loss is nan", "seed": 2, "n_non_embedding": 48 * 64**2, "tokens": 5}
+    write_rows(results, "lost", [lost])
+    entries.append({"trial": "lost", "arm": arms[0], "seed": 2, "axes": {"d_model": 64}})
+    if sweep:
+        results.write_sweep(SweepRecord("width", "", "", ("d_model",), tuple(entries), {}))
+    return results
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["fit", *arguments], catch_exceptions=False)
+
+
+def test_only_the_last_points_of_finished_trials_are_kept_and_the_rest_is_counted(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    (group,) = read_groups(str(tmp_path))
+    assert len(group.frame) == 12
+    assert group.dropped == {"trial diverged": 1, "before the end of its schedule": 12}
+
+
+def test_each_arm_is_a_group_and_pooling_makes_them_one(tmp_path: Path) -> None:
+    write_results(tmp_path, arms=("base", "lion"))
+    assert [group.title for group in read_groups(str(tmp_path))] == ["width-base", "width-lion"]
+    (pooled,) = read_groups(str(tmp_path), pool=True)
+    assert len(pooled.frame) == 24
+
+
+def test_a_size_run_at_two_learning_rates_is_two_fits(tmp_path: Path) -> None:
+    results = write_results(tmp_path, sweep=False)
+    frame, _ = results.read()
+    for trial, rows in frame[frame["state"] == "finished"].groupby("trial"):
+        write_rows(results, f"{trial}hot", rows.assign(lr=3e-3).dropna(axis=1).to_dict("records"))
+    assert [group.title for group in read_groups(str(tmp_path))] == ["all-lr=0.001", "all-lr=0.003"]
+
+
+def test_runs_on_different_corpora_are_refused() -> None:
+    group = read_groups_of(pd.DataFrame({"corpus_hash": ["a", "b"], "val_loss": [3.0, 2.0]}))
+    with pytest.raises(FitError, match="corpus_hash, so their losses do not compare"):
+        refuse_mixed(group)
+
+
+def read_groups_of(frame: pd.DataFrame) -> Any:
+    from tinyscale.fitting.tables import Group
+
+    return Group("s", "", "s", frame, {})
+
+
+def test_an_empty_folder_is_a_plain_error(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="no trials to fit"):
+        read_groups(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "law"),
+    [
+        (np.geomspace(1e5, 1e7, 6), np.full(6, 1e7), "power-n"),
+        (np.geomspace(1e5, 1e7, 6), 20 * np.geomspace(1e5, 1e7, 6), "power-n"),
+        (np.full(6, 1e6), np.geomspace(1e6, 1e8, 6), "power-d"),
+        (np.repeat([1e5, 1e6, 1e7], 3), np.tile([1e6, 1e7, 1e8], 3), "chinchilla"),
+    ],
+)
+def test_the_law_follows_what_varies(n: np.ndarray, d: np.ndarray, law: str) -> None:
+    assert choose_law(pd.DataFrame({"n": n, "d": d, "loss": 1.0})) == law
+
+
+def test_the_command_writes_fits_tables_and_plots_and_names_each(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    result = invoke(str(tmp_path), "--bootstrap", "100")
+    assert result.exit_code == 0, result.output
+    assert "at a fixed ratio D/N = 20" in result.output
+    for name in (
+        "fits/fits.json",
+        "tables/fits.csv",
+        "tables/width-power-n.csv",
+        "plots/width-power-n.png",
+        "plots/width-power-n.svg",
+    ):
+        assert (tmp_path / name).stat().st_size > 0
+        assert name in result.output
+    (record,) = json.loads((tmp_path / "fits/fits.json").read_text())
+    assert {"sweep", "arm", "law", "params", "objective", "certificate", "held_out", "slice", "warnings"} <= set(record)
+    assert record["params"]["alpha"]["low"] < 0.29 < record["params"]["alpha"]["high"]
+
+
+def test_json_prints_json_only_and_the_same_as_the_file(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    result = invoke("--results", str(tmp_path), "--json", "--bootstrap", "100")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "fits/fits.json").read_text())
+
+
+def test_fitting_leaves_the_trials_readable_as_they_were(tmp_path: Path) -> None:
+    results = write_results(tmp_path)
+    before, _ = results.read()
+    invoke(str(tmp_path), "--bootstrap", "100")
+    pd.testing.assert_frame_equal(before, results.read()[0])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_a_table_of_ones_own_is_fitted_with_named_columns(tmp_path: Path, kind: str) -> None:
+    n = np.geomspace(1e5, 1e8, 8)
+    frame = pd.DataFrame({"params": n, "final": 1.7 + 40 * n**-0.25, "note": "x"})
+    path = tmp_path / f"runs.{kind}"
+    writers = {
+        "csv": frame.to_csv,
+        "parquet": frame.to_parquet,
+        "jsonl": lambda p: frame.to_json(p, orient="records", lines=True),
+    }
+    writers[kind](path)
+    result = invoke(str(path), "--columns", "n=params,loss=final", "--results", str(tmp_path / "out"), "--json")
+    (record,) = json.loads(result.stdout)
+    assert record["params"]["alpha"]["value"] == pytest.approx(0.25, rel=1e-5)
+    assert record["columns"] == {"n": "params", "loss": "final"}

@@ -1,0 +1,147 @@
+"""From a frame of runs to the points of a fit: which column is what, which rows count, what belongs together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from tinyscale.errors import FitError
+from tinyscale.fitting.laws import Array, Index, Law, Mask
+from tinyscale.fitting.solve import Problem
+
+# What a law calls it -> the results' column. A frame with a column of the law's own name may use that instead.
+COLUMNS = {"n": "n_non_embedding", "d": "tokens", "c": "flops", "loss": "val_loss"}
+
+SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size
+CONSTANT = 0.05  # a quantity that spreads by less, as a share, counts as held fixed
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points of a fit, one row each, in the order of `frame`.
+
+    x (k, n) and y (n,): logarithms of the variables and the loss; size (n,): index of the size, small to large, seeds
+    share one; cluster (n,): points of one run, or that differ only in their seed, share a cluster; counts: the columns
+    that were read.
+    """
+
+    frame: pd.DataFrame
+    x: Array
+    y: Array
+    size: Index
+    cluster: Index
+    counts: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def sizes(self) -> int:
+        """How many different sizes there are."""
+        return int(self.size.max()) + 1
+
+    def take(self, keep: Mask) -> Points:
+        """The points where `keep` (n,) is true."""
+        size, cluster = (np.unique(a[keep], return_inverse=True)[1] for a in (self.size, self.cluster))
+        return Points(
+            self.frame[keep].reset_index(drop=True), self.x[:, keep], self.y[keep], size, cluster, self.counts
+        )
+
+    def problem(self, law: Law, delta: float) -> Problem:
+        """For the solver, all points alike."""
+        return Problem(law, self.x, self.y, np.ones(len(self)), delta)
+
+
+def column_of(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None = None) -> str:
+    """The frame's column that holds a law's variable. FitError says what was looked for and what there is."""
+    wanted = [columns[variable]] if columns and variable in columns else [COLUMNS.get(variable, variable), variable]
+    for name in wanted:
+        if name in frame.columns:
+            return name
+    raise FitError(
+        f"no column {' or '.join(wanted)} for {variable!r}; the columns are {', '.join(map(str, frame.columns))}: "
+        f"name it with --columns {variable}=COLUMN (columns={{'{variable}': ...}} in Python)"
+    )
+
+
+def read_points(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = None) -> Points:
+    """The points of `frame` that `law` is fitted to. FitError on a missing column or a value that has no logarithm."""
+    counts = {name: column_of(frame, name, columns) for name in (*law.variables, "loss")}
+    kept = pd.DataFrame({name: pd.to_numeric(frame[column], errors="coerce") for name, column in counts.items()})
+    for name, column in counts.items():
+        bad = frame[~(np.isfinite(kept[name].to_numpy(float)) & (kept[name] > 0).to_numpy())]
+        if len(bad):
+            raise FitError(
+                f"column {column}: {len(bad)} of {len(frame)} values are not positive numbers, the first is "
+                f"{bad[column].iloc[0]!r} in row {bad.index[0]}; remove those rows"
+            )
+    for name in ("run", "seed", "trial"):
+        if name in frame.columns:
+            kept[name] = frame[name]
+    kept = kept.reset_index(drop=True)
+    x = np.log(kept[list(law.variables)].to_numpy(float).T)
+    y = np.log(kept["loss"].to_numpy(float))
+    size = group_sizes(x.sum(axis=0)) if len(law.variables) <= 2 else group_sizes(x[0])
+    return Points(kept, x, y, size, _clusters(x, kept.get("run")), counts)
+
+
+def group_sizes(logarithm: Array) -> Index:
+    """Index (n,) of each value's size, small to large; values within 1 % of their neighbour are one size."""
+    order = np.argsort(logarithm, kind="stable")
+    step = np.diff(logarithm[order], prepend=logarithm[order[:1]]) > SAME_SIZE
+    index = np.empty(len(logarithm), np.intp)
+    index[order] = np.cumsum(step)
+    return index
+
+
+def _clusters(x: Array, run: pd.Series[Any] | None) -> Index:
+    """Index (n,) of each point's cluster: connected through a shared run or through the same variables."""
+    _, config = np.unique(np.round(x.T / SAME_SIZE), axis=0, return_inverse=True)
+    config = config.ravel()
+    if run is None or run.isna().any():
+        return config
+    codes = pd.factorize(run)[0]
+    offset = config.max() + 1
+    edges = coo_array((np.ones(len(codes)), (config, offset + codes)), shape=(offset + codes.max() + 1,) * 2)
+    return np.unique(connected_components(edges, directed=False)[1][config], return_inverse=True)[1]
+
+
+def describe_slice(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = None) -> str:
+    """What was held fixed while the law's one variable moved; empty for a joint law, which is no slice."""
+    if len(law.variables) > 1:
+        return ""
+    try:
+        n, d = (frame[column_of(frame, name, columns)].to_numpy(float) for name in ("n", "d"))
+    except FitError:
+        return "the other sizes are not known: the floor and the exponent belong to whatever was held fixed"
+    if law.variables != ("d",) and _constant(d):
+        return f"at fixed tokens D = {count(np.median(d))}"
+    if law.variables != ("n",) and _constant(n):
+        return f"at fixed parameters N = {count(np.median(n))}"
+    if _constant(d / n):
+        return f"at a fixed ratio D/N = {np.median(d / n):.3g}"
+    other, values = ("N", n) if law.variables == ("d",) else ("D", d)
+    return f"neither {other} nor D/N is held fixed ({other} = {count(values.min())} to {count(values.max())})"
+
+
+def _constant(values: Array) -> bool:
+    return bool(values.max() <= values.min() * (1 + CONSTANT))
+
+
+def count(value: float, digits: int = 3) -> str:
+    """1234567 -> 1.23M. Beyond a thousand T, powers of ten."""
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if scale * 0.9995 <= abs(value) < scale * 1e3 * 0.9995:
+            return f"{value / scale:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
+
+
+def varying(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Those of the columns that are there and hold more than one value."""
+    return [name for name in names if name in frame.columns and frame[name].nunique(dropna=False) > 1]

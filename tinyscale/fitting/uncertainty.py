@@ -1,0 +1,121 @@
+"""Intervals: profiles with t cut-offs for few sizes, a bootstrap clustered by run for many.
+
+With few sizes the noise is estimated from few numbers, so cut-offs come from t. When the scatter of the sizes about the
+law exceeds what their seeds explain, the sizes themselves are the noise: fewer degrees of freedom, wider intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from tinyscale.fitting.laws import Array, Index
+from tinyscale.fitting.points import Points
+from tinyscale.fitting.solve import Problem, minimise
+
+LEVEL = 0.95
+OPEN = 3.0  # a bound this large or larger in solver coordinates says nothing: the interval has no end there
+LACK_OF_FIT_LEVEL = 0.25  # to pool or not, Bancroft 1964: at 5 % a missed lack of fit makes intervals too short
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Scatter of log loss about the law.
+
+    sd: standard deviation of one run; dof: degrees of freedom it was estimated with; pure_error: standard deviation of
+    the seeds alone (None without repeats); lack_of_fit: p-value that sizes scatter no more than seeds (None likewise).
+    """
+
+    sd: float
+    dof: int
+    pure_error: float | None
+    lack_of_fit: float | None
+
+
+def estimate_noise(points: Points, residual: Array, params: int) -> Noise:
+    """Split the residual sum of squares (n,) into seeds within a configuration and configurations about the law."""
+    _, config = np.unique(np.round(points.x.T, 6), axis=0, return_inverse=True)
+    config, n = config.ravel(), len(residual)
+    groups = int(config.max()) + 1
+    means = np.bincount(config, residual) / np.bincount(config)
+    within, total = float(((residual - means[config]) ** 2).sum()), float((residual**2).sum())
+    if n == groups:
+        return Noise(float(np.sqrt(total / max(n - params, 1))), max(n - params, 1), None, None)
+    pure = within / (n - groups)
+    if groups <= params:
+        return Noise(float(np.sqrt(pure)), n - groups, float(np.sqrt(pure)), None)
+    between = (total - within) / (groups - params)
+    p = float(stats.f.sf(between / max(pure, 1e-300), groups - params, n - groups))
+    if p < LACK_OF_FIT_LEVEL:
+        return Noise(float(np.sqrt(between)), groups - params, float(np.sqrt(pure)), p)
+    return Noise(float(np.sqrt(total / (n - params))), n - params, float(np.sqrt(pure)), p)
+
+
+def covariance(problem: Problem, theta: Array, sd: float) -> Array:
+    """Linearised covariance (P, P) of theta (P,), for the scale of a search only: these laws are far from linear."""
+    jacobian = problem.law.log_loss(theta[None], problem.x)[1][0]
+    return np.asarray(np.linalg.pinv(jacobian @ jacobian.T, rcond=1e-14) * sd**2)
+
+
+def profile(problem: Problem, theta: Array, noise: Noise) -> tuple[Array, Array]:
+    """95 % profile interval (P,), (P,) of each parameter in solver coordinates; infinite where the data set no end.
+
+    Least squares only: the interval holds the values at which the best fit of all other parameters is not worse than
+    the optimum by t^2 noise variances. Bates and Watts 1988, section 6.1.2.
+    """
+    assert np.isinf(problem.delta), "Huber's objective is no likelihood: it has no profile"
+    sd = max(noise.sd, 1e-12)
+    cut = stats.t.ppf((1 + LEVEL) / 2, noise.dof) * sd
+    spread = covariance(problem, theta, sd)
+    return _ends(problem, theta, spread, -1, cut), _ends(problem, theta, spread, 1, cut)
+
+
+def _ends(problem: Problem, theta: Array, spread: Array, side: int, cut: float) -> Array:
+    """One end (P,) of every parameter's profile: bracket on a widening grid, then close in twice."""
+    bound = np.where(side < 0, *problem.law.limits)
+    unit = np.maximum(np.sqrt(np.diag(spread)), 1e-9 * (1 + np.abs(theta)))
+    room, rows = np.abs(bound - theta), np.arange(len(theta))
+    distance = np.minimum(unit[:, None] * np.concatenate([[0.0], np.geomspace(0.3, 1e3, 24), [np.inf]]), room[:, None])
+    for _ in range(3):
+        crossed = profile_root(problem, theta, spread, side * distance) >= cut
+        at = np.maximum(crossed.argmax(axis=1), 1)
+        inner, outer = distance[rows, at - 1], distance[rows, at]
+        found = crossed.any(axis=1)
+        span = np.where(found, outer - inner, 0)[:, None] * np.linspace(0, 1, 9)
+        distance = np.where(found, inner, room)[:, None] + span
+    open_end = np.where(np.abs(bound) < OPEN, bound, side * np.inf)
+    return np.where(found, theta + side * (inner + outer) / 2, open_end)
+
+
+def profile_root(problem: Problem, theta: Array, spread: Array, offset: Array) -> Array:
+    """Root of the rise in the residual sum of squares (P, G) when parameter p is held at theta_p + offset (P, G)."""
+    params, grid = offset.shape
+    held, rows = np.repeat(np.arange(params), grid), np.arange(params * grid)
+    follow = (spread / np.diag(spread)[:, None])[held]  # where the other parameters go, to first order
+    low, high = (np.tile(limit, (len(held), 1)) for limit in problem.law.limits)
+    low[rows, held] = high[rows, held] = theta[held] + offset.ravel()
+    found = minimise(problem, theta + np.nan_to_num(offset.ravel()[:, None] * follow), low, high)
+    best = minimise(problem, theta[None]).objective[0]
+    rise: Array = np.maximum(2 * (found.objective - best), 0)
+    return np.sqrt(rise).reshape(params, grid)
+
+
+def parametric_draws(problem: Problem, theta: Array, noise: Noise, draws: int, *, seed: int) -> Array:
+    """Refits (K, P) to new Gaussian noise about the law, whose size varies as chi-square so that spreads follow t."""
+    rng = np.random.default_rng(seed)
+    fitted = problem.law.log_loss(theta[None], problem.x)[0]
+    sd = noise.sd * np.sqrt(noise.dof / rng.chisquare(noise.dof, size=(draws, 1)))
+    new = replace(problem, y=fitted + sd * rng.standard_normal((draws, problem.x.shape[1])))
+    found = minimise(new, np.repeat(theta[None], draws, axis=0))
+    return found.theta[found.converged]
+
+
+def cluster_draws(problem: Problem, cluster: Index, theta: Array, draws: int, *, seed: int) -> Array:
+    """Refits (K, P) to clusters (n,) drawn with replacement: a bootstrap whose unit is the run, seeds inside."""
+    clusters = int(cluster.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+    new = replace(problem, weight=problem.weight * drawn[:, cluster])
+    found = minimise(new, np.repeat(theta[None], draws, axis=0))
+    return found.theta[found.converged]
