@@ -125,4 +125,4 @@ def test_padding_and_end_of_text_are_not_scored() -> None:
     inputs, targets, documents = val_windows(*val_stream([2]), 4, EOT)
     assert inputs.tolist() == [[EOT, 0, 1, EOT]]
     assert targets.tolist() == [[0, 1, NOT_SCORED, NOT_SCORED]]
-    assert documents.tolist() == [[0, 0, 0, -1]]
+    assert documents.tolist() == [[0, 0, 0, 0]]

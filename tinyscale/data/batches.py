@@ -71,13 +71,13 @@ def val_windows(
     """Inputs, targets and the targets' documents, int64 [W, context_length], of a validation stream.
 
     Every token of a document is a target once, whatever the context length. Where the target would be end-of-text, or
-    after the stream's end, it is NOT_SCORED; there the document is -1 after the end.
+    after the stream's end, it is NOT_SCORED. Every entry of documents is a valid index, the padding's included.
     """
     targets = np.asarray(stream[1:], dtype=np.int64)
     return (
         _rows(np.asarray(stream[:-1], dtype=np.int64), context_length, eot),
         _rows(np.where(targets == eot, NOT_SCORED, targets), context_length, NOT_SCORED),
-        _rows(np.asarray(document_ids[1:], dtype=np.int64), context_length, -1),
+        _rows(np.asarray(document_ids[1:], dtype=np.int64), context_length, int(document_ids[-1])),
     )
 
 
