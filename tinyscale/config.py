@@ -76,6 +76,9 @@ class DataConfig(BaseModel):
     val_bytes: Count = Field(
         default=500_000, ge=1000, description="bytes of UTF-8 to hold out, in whole documents; at least 100,000 tokens"
     )
+    max_bytes: Count | None = Field(
+        default=None, ge=1000, description="read only the first so many bytes of a corpus of the hub"
+    )
     unique_tokens: Count | None = Field(
         default=None, ge=1000, description="train on the first so many tokens of the training split only; subsets nest"
     )

@@ -1,8 +1,8 @@
 """Text in, tokens and batches out. Everything but `tinyscale.data.batches` works without torch."""
 
 from tinyscale.data.cache import MIN_VAL_TOKENS, TokenizedCorpus, prepare, require_enough_validation
-from tinyscale.data.corpora import content_hash, documents
-from tinyscale.data.split import SPLIT_RULE
+from tinyscale.data.corpora import documents
+from tinyscale.data.split import SPLIT_RULE, content_hash
 from tinyscale.data.tokenizers import Tokenizer
 
 __all__ = [

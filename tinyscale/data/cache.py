@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from tinyscale.config import DataConfig
-from tinyscale.data.corpora import content_hash, documents
-from tinyscale.data.split import SPLIT_RULE, split
+from tinyscale.data.corpora import documents
+from tinyscale.data.hub import HUB, hub_hash
+from tinyscale.data.paths import cache_folder
+from tinyscale.data.split import SPLIT_RULE, content_hash, split
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 
@@ -68,38 +69,24 @@ class TokenizedCorpus:
         return np.memmap(Path(self.folder) / f"{name}.bin", dtype=token_dtype(self.vocab_size), mode="r")
 
 
-def cache_folder() -> Path:
-    """$TINYSCALE_CACHE, else tinyscale in $XDG_CACHE_HOME, else ~/.cache/tinyscale."""
-    if chosen := os.environ.get("TINYSCALE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyscale"
-
-
 def prepare(config: DataConfig) -> TokenizedCorpus:
     """The tokenized corpus: from the cache, or made now by the first process that asks while the others wait.
 
-    Raises DataError when the text cannot be used, or holds fewer tokens than unique_tokens.
+    Raises DataError when the text cannot be had or used.
     """
-    texts = documents(config.corpus)
-    corpus_hash = content_hash(texts)
+    corpus_hash, read = _open(config)
     folder = cache_folder() / "tokens" / _key(config, corpus_hash)
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not folder.exists():
-                    _build(config, texts, corpus_hash, folder)
+                    _build(config, read(), corpus_hash, folder)
         except OSError as error:
             raise DataError(
                 f"cannot keep tokens in {folder.parent} ({error}); set TINYSCALE_CACHE to another folder"
             ) from error
-    corpus = TokenizedCorpus(**json.loads((folder / "meta.json").read_text("utf-8")), folder=str(folder))
-    if config.unique_tokens is not None and config.unique_tokens > corpus.train_tokens:
-        raise DataError(
-            f"data.unique_tokens {config.unique_tokens:,} is more than the {corpus.train_tokens:,} training tokens of "
-            f"{config.corpus}; set at most that, or leave it out to use them all"
-        )
-    return corpus
+    return TokenizedCorpus(**json.loads((folder / "meta.json").read_text("utf-8")), folder=str(folder))
 
 
 def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> None:
@@ -118,6 +105,14 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
         f"data.val_bytes {config.val_bytes} holds out {corpus.val_tokens:,} tokens of {config.corpus}; "
         f"a loss needs at least {MIN_VAL_TOKENS:,} to be told from noise; {remedy}"
     )
+
+
+def _open(config: DataConfig) -> tuple[str, Callable[[], list[str]]]:
+    """The text's content hash, and how to read it: what is pinned is known before it is read."""
+    if config.corpus in HUB:
+        return hub_hash(config.corpus, config.max_bytes), lambda: documents(config.corpus, config.max_bytes)
+    texts = documents(config.corpus, config.max_bytes)
+    return content_hash(texts), lambda: texts
 
 
 def _key(config: DataConfig, corpus_hash: str) -> str:
