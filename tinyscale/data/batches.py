@@ -81,6 +81,11 @@ def val_windows(
     )
 
 
-def _rows(values: npt.NDArray[np.int64], width: int, padding: int) -> torch.Tensor:
+def oracle_windows(oracle: npt.NDArray[np.float64], context_length: int) -> torch.Tensor:
+    """The source's own loss of each target of `val_windows`, nats, float64 [W, context_length]; 0 where not scored."""
+    return _rows(np.asarray(oracle[1:]), context_length, 0)
+
+
+def _rows(values: npt.NDArray[Any], width: int, padding: int) -> torch.Tensor:
     padded = np.pad(values, (0, -len(values) % width), constant_values=padding)
     return torch.from_numpy(padded.reshape(-1, width))

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tinyscale.data.corpora import documents
 from tinyscale.data.hub import HUB, hub_hash
 from tinyscale.data.paths import cache_folder
 from tinyscale.data.split import SPLIT_RULE, content_hash, split
+from tinyscale.data.synthetic import RECORD, ZIPF_RECORDS, ZipfRecords
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 
@@ -46,6 +47,8 @@ class TokenizedCorpus:
     val_tokens: int  # the targets that are scored: the documents' own tokens
     longest_document: int  # tokens
     folder: str
+    entropy_rate: float | None = None  # nats per token that no model can get below, of a source where that is known
+    record_length: int | None = None  # tokens; a context must be a multiple, so that no window cuts a record
 
     def train(self) -> Stream:
         """The training stream, [train_tokens]: end-of-text, then each document followed by end-of-text."""
@@ -55,10 +58,24 @@ class TokenizedCorpus:
         """The validation stream, laid out as the training stream, and the document's number at each position.
 
         Both are [val_tokens + val_documents + 1]; the first end-of-text has number -1, the others their document's.
+        Where the text is records, their numbers stand for the document's: they are what is independent.
         """
         stream = self._stream("val")
+        if self.record_length:
+            numbers = (np.arange(len(stream)) - 1) // self.record_length
+            return stream, np.minimum(numbers, numbers[-2])
         ends = stream == self.eot
         return stream, np.cumsum(ends) - ends - 1
+
+    def oracle(self) -> npt.NDArray[np.float64] | None:
+        """The source's own loss at each position of the validation stream, nats; None where no source is known.
+
+        A model's loss minus this, over the same targets, is its excess over the entropy, with far less noise than
+        the loss minus entropy_rate. End-of-text, which is not scored, has 0.
+        """
+        if self.entropy_rate is None:
+            return None
+        return np.memmap(Path(self.folder) / "oracle.bin", dtype=np.float64, mode="r")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the streams."""
@@ -107,12 +124,42 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
     )
 
 
-def _open(config: DataConfig) -> tuple[str, Callable[[], list[str]]]:
-    """The text's content hash, and how to read it: what is pinned is known before it is read."""
+@dataclass(frozen=True)
+class _Text:
+    """A corpus in two parts; of a source of known entropy also what TokenizedCorpus says of it."""
+
+    train: list[str]
+    val: list[str]
+    known: dict[str, Any] = field(default_factory=dict)
+    oracle: npt.NDArray[np.float64] | None = None  # nats of each character of val
+
+
+def _open(config: DataConfig) -> tuple[str, Callable[[], _Text]]:
+    """The text's content hash, and how to read it: what is pinned or drawn from a seed is known before it is read."""
+    if config.corpus == ZIPF_RECORDS:
+        source = ZipfRecords(config.zipf)
+        return source.hash(), lambda: _drawn(source, config.val_bytes)
     if config.corpus in HUB:
-        return hub_hash(config.corpus, config.max_bytes), lambda: documents(config.corpus, config.max_bytes)
+        found = hub_hash(config.corpus, config.max_bytes)
+        return found, lambda: _Text(*split(documents(config.corpus, config.max_bytes), config.val_bytes))
     texts = documents(config.corpus, config.max_bytes)
-    return content_hash(texts), lambda: texts
+    return content_hash(texts), lambda: _Text(*split(texts, config.val_bytes))
+
+
+def _drawn(source: ZipfRecords, val_bytes: int) -> _Text:
+    """Training and validation text of one source, drawn independently; each is one document."""
+    train, val = source.text(source.config.train_bytes, part=0), source.text(val_bytes, part=1)
+    known = {"entropy_rate": source.entropy_rate, "record_length": RECORD}
+    return _Text([train], [val], known, source.nats(val_bytes, part=1))
+
+
+def require_whole_records(corpus: TokenizedCorpus, context_length: int) -> None:
+    """Raise DataError when windows of this context would cut the records of a source of known entropy."""
+    if corpus.record_length and context_length % corpus.record_length:
+        raise DataError(
+            f"model.context_length {context_length} cuts the corpus's records, and its known entropy holds for whole "
+            f"ones; set a multiple of {corpus.record_length}"
+        )
 
 
 def _key(config: DataConfig, corpus_hash: str) -> str:
@@ -128,9 +175,9 @@ def _key(config: DataConfig, corpus_hash: str) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(config: DataConfig, texts: list[str], corpus_hash: str, folder: Path) -> None:
+def _build(config: DataConfig, text: _Text, corpus_hash: str, folder: Path) -> None:
     """Write the folder elsewhere and rename it, so that it is never seen half-made."""
-    train, val = split(texts, config.val_bytes)
+    train, val = text.train, text.val
     tokenizer = train_tokenizer(config.tokenizer, train)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
@@ -150,7 +197,10 @@ def _build(config: DataConfig, texts: list[str], corpus_hash: str, folder: Path)
             "val_bytes": _bytes(val),
             "val_tokens": val_tokens - len(val) - 1,
             "longest_document": max(train_longest, val_longest),
+            **text.known,
         }
+        if text.oracle is not None:
+            np.pad(text.oracle, 1).tofile(made / "oracle.bin")  # beside the end-of-text tokens around the only document
         (made / "tokenizer.json").write_text(tokenizer.hf.to_str(), "utf-8")
         (made / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
         made.rename(folder)

