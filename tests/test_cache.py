@@ -156,12 +156,13 @@ def test_the_cache_is_where_the_environment_says(
     assert cache_folder() == Path(folder)
 
 
-def test_too_little_validation_says_which_val_bytes_would_do(corpus: Path) -> None:
+def test_too_little_validation_says_which_val_bytes_would_do(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = prepare(config(corpus, "byte"))
-    with pytest.raises(DataError, match=r"more than half of the corpus.*longer corpus"):
+    with pytest.raises(DataError, match=r"at least 100,000 .*more than half of the corpus.*longer corpus"):
         require_enough_validation(few, config(corpus, "byte"))
 
-    corpus.write_text("<|endoftext|>".join(f"{text} {number}" for number in range(250) for text in TEXTS))
+    monkeypatch.setattr(cache, "MIN_VAL_TOKENS", 5000)
+    corpus.write_text("<|endoftext|>".join(f"{text} {number}" for number in range(20) for text in TEXTS))
     few = prepare(config(corpus, val_bytes=5000))
     with pytest.raises(DataError, match=r"set data\.val_bytes to \d+") as caught:
         require_enough_validation(few, config(corpus, val_bytes=5000))

