@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.table import Table
 
+from tinyscale.data.corpora import NamedCorpus
 from tinyscale.plan import WHY, Plan, PlannedTrial
 from tinyscale.results import over_seeds
 
@@ -38,6 +39,17 @@ def duration(seconds: float) -> str:
 def count(number: int, thing: str) -> str:
     """1 trial, 2 trials."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
+    """One row a named corpus."""
+    table = Table(box=None, header_style="bold")
+    for name in ("corpus", "bytes", "licence", "from", "here"):
+        table.add_column(name, justify="right" if name == "bytes" else "left", no_wrap=True)
+    for corpus in corpora:
+        size = si(corpus.size) if corpus.size else ""
+        table.add_row(corpus.name, size, corpus.licence, corpus.source, corpus.here)
+    return table
 
 
 def plan_table(plan: Plan) -> Table:

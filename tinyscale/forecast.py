@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from filelock import FileLock
 
 from tinyscale.config import TrialConfig
-from tinyscale.data.cache import cache_folder
+from tinyscale.data.paths import cache_folder
 from tinyscale.trial import Trial
 
 LAUNCH_SECONDS = 8.0  # Ray's start and stop, and a process's first import of torch

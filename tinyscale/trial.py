@@ -68,9 +68,14 @@ def resolve(
     steps = training_steps(config.model, config.train, vocab_size)
     budget = {"tokens_budget": steps * config.train.batch_tokens, "tokens_per_param": None, "flops_budget": None}
     resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
-    described = resolved.model_dump(mode="json", exclude_defaults=True, exclude={"resources": True, "data": {"corpus"}})
-    described["data"]["tokenizer"] = tokenizer_hash
-    described |= {"corpus": corpus_hash, "split": split_rule, "science_version": SCIENCE_VERSION}
+    by_hash = {"resources": True, "data": {"corpus", "max_bytes", "zipf", "tokenizer"}}  # hashes say what these hold
+    described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=by_hash)
+    described |= {
+        "corpus": corpus_hash,
+        "tokenizer": tokenizer_hash,
+        "split": split_rule,
+        "science_version": SCIENCE_VERSION,
+    }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
     unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
