@@ -134,9 +134,8 @@ def _beginning(path: Path, limit: int, size: int) -> list[str]:
     """The documents in the file's first bytes; of a part of the file, without the last one, which is cut short."""
     with path.open("rb") as file:
         raw = file.read(limit)
-    if len(raw) < size:
-        raw = raw[: max(raw.rfind(SEPARATOR.encode()), 0)]
-    return between_separators(raw.decode())
+    end = len(raw) if len(raw) == size else max(raw.rfind(SEPARATOR.encode()), 0)
+    return between_separators(str(memoryview(raw)[:end], "utf-8"))
 
 
 def _articles(rows: list[str]) -> list[str]:
