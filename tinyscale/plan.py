@@ -10,12 +10,11 @@ from tinyscale import forecast
 from tinyscale.config import DataConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
-from tinyscale.results import PARAMETER_COLUMNS, Results
+from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
 from tinyscale.sweep import Sweep, Variant
 from tinyscale.trial import Trial, resolve
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
-KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
 
 WHY = {
     "new": "not trained yet",
