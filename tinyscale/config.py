@@ -16,7 +16,7 @@ STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=Fals
 
 # A layer that sets one member of a group drops the others of lower layers: they say one thing in other words.
 ALTERNATIVES = (
-    ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget"),
+    ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget", "train.epochs_budget"),
     ("model.n_heads", "model.head_dim"),
 )
 
@@ -167,6 +167,9 @@ class TrainConfig(BaseModel):
     tokens_budget: Count | None = Field(default=None, ge=1, description="training tokens")
     tokens_per_param: Quantity | None = Field(default=None, gt=0, description="training tokens per n_non_embedding")
     flops_budget: Quantity | None = Field(default=None, gt=0, description="training FLOPs; the tokens follow")
+    epochs_budget: Quantity | None = Field(
+        default=None, gt=0, le=1e4, description="passes over the unique tokens, in whole steps"
+    )
     batch_tokens: Count = Field(ge=2, description="tokens of one optimizer step, over all workers")
     optimizer: Literal["adamw", "lion"] = Field(default="adamw", description="the update rule")
     lr: Quantity = Field(gt=0, le=10, description="peak learning rate")

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tinyscale.config import TrialConfig
+from tinyscale.config import ALTERNATIVES, TrialConfig
 from tinyscale.costs import Parameters, flops_per_token, parameters, training_steps
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
@@ -66,8 +66,10 @@ def resolve(
 
     The identity leaves out resources, paths and fields at their default: it moves with none of them.
     """
-    steps = training_steps(config.model, config.train, vocab_size)
-    budget = {"tokens_budget": steps * config.train.batch_tokens, "tokens_per_param": None, "flops_budget": None}
+    unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
+    steps = training_steps(config.model, config.train, vocab_size, unique_tokens)
+    budget: dict[str, Any] = {name.removeprefix("train."): None for name in ALTERNATIVES[0]}
+    budget["tokens_budget"] = steps * config.train.batch_tokens
     resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
     by_hash: Any = {
         "resources": True,
@@ -82,5 +84,4 @@ def resolve(
     }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
     return Trial(identity, resolved, corpus_hash, tokenizer_hash, vocab_size, unique_tokens)
