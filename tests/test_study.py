@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,17 @@ def test_the_contexts_of_ablation_tokenizer_hold_about_as_many_bytes() -> None:
     for trials in by(cells("ablation_tokenizer"), "d_model"):
         assert len({trial.vocab_size for trial in trials}) == 5
         assert same([t.config.model.context_length * bytes_per_token[t.vocab_size] for t in trials], within=0.15)
+
+
+def test_each_optimizer_has_as_many_tries_and_differs_in_nothing_else() -> None:
+    for trials in by(cells("ablation_optimizer"), "d_model"):
+        rates: dict[str, list[float]] = {}
+        for trial in trials:
+            rates.setdefault(trial.config.train.optimizer, []).append(trial.config.train.lr)
+        assert list(rates) == ["adamw", "lion", "muon"]
+        assert {len(set(tried)) for tried in rates.values()} == {4}
+        assert all(b == pytest.approx(2 * a) for tried in rates.values() for a, b in pairwise(tried))
+        assert len({trial.tokens for trial in trials}) == 1
 
 
 @pytest.mark.slow

@@ -171,7 +171,9 @@ class TrainConfig(BaseModel):
         default=None, gt=0, le=1e4, description="passes over the unique tokens, in whole steps"
     )
     batch_tokens: Count = Field(ge=2, description="tokens of one optimizer step, over all workers")
-    optimizer: Literal["adamw", "lion"] = Field(default="adamw", description="the update rule")
+    optimizer: Literal["adamw", "lion", "muon"] = Field(
+        default="adamw", description="the update rule; muon: for the blocks' matrices, with adamw for all else"
+    )
     lr: Quantity = Field(gt=0, le=10, description="peak learning rate")
     min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate over the peak")
     warmup_fraction: Quantity = Field(default=0.05, ge=0, lt=1, description="share of steps that raise the rate to lr")
@@ -181,7 +183,9 @@ class TrainConfig(BaseModel):
     decay_fraction: Quantity = Field(default=0.2, gt=0, le=1, description="share of steps in which wsd falls")
     weight_decay: Quantity = Field(default=0.1, ge=0, description="decoupled decay of matrices (not of vectors)")
     betas: tuple[Quantity, Quantity] = Field(
-        default=(0.9, 0.95), description="decay rates of the optimizer's averages", strict=False
+        default=(0.9, 0.95),
+        description="decay rates of the optimizer's averages (muon's own momentum is 0.95)",
+        strict=False,
     )
     grad_clip: Quantity = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of matrix products")
