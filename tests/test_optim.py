@@ -103,7 +103,7 @@ def test_adamw_of_one_number_by_hand() -> None:
         m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
         expected *= 1 - 0.1 * 0.5
         expected -= 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.99**step)) ** 0.5 + 1e-8)
-        assert float(weight) == pytest.approx(expected, rel=1e-5)
+        assert weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion"])
@@ -140,4 +140,4 @@ def test_lion_is_the_published_one() -> None:
         update = 0.9 * m + 0.1 * gradient
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * ((update > 0) - (update < 0))
         m = 0.99 * m + 0.01 * gradient
-        assert float(weight) == pytest.approx(expected, rel=1e-5)
+        assert weight.item() == pytest.approx(expected, rel=1e-5)
