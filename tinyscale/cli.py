@@ -266,7 +266,7 @@ def fit(
 
 def _fit_group(group: Group, law: str | None, *, columns: dict[str, str], holdout: int, draws: int, seed: int) -> Fit:
     from tinyscale.fitting import tables
-    from tinyscale.fitting.fit import fit as fit_law
+    from tinyscale.fitting.fit import fit_law
 
     tables.refuse_mixed(group)
     name = law or tables.choose_law(group.frame, columns)

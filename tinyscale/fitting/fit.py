@@ -1,4 +1,4 @@
-"""`fit`: a frame of runs and a law in, a frozen `Fit` out, or a refusal in words."""
+"""`fit_law`: a frame of runs and a law in, a frozen `Fit` out, or a refusal in words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.forms import Array
 from tinyscale.fitting.holdout import HeldOut, hold_out
-from tinyscale.fitting.laws import Array, Law, find_law
+from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, count, describe_slice, read_points
 from tinyscale.fitting.solve import Certificate, solve
 from tinyscale.fitting.uncertainty import Noise, cluster_draws, estimate_noise, parametric_draws, profile
@@ -95,7 +96,7 @@ class Fit:
         }
 
 
-def fit(
+def fit_law(
     frame: pd.DataFrame,
     law: str | Law,
     *,

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.laws import Array, Law
+from tinyscale.fitting.forms import Array
+from tinyscale.fitting.laws import Law
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import solve
+
+MOST_WINDOWS = 6  # each is a whole fit
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut |
     predicted, actual, carried = _window(law, points, delta, points.sizes - held, largest)
     at = points.size == largest
     windows = []
-    for fitted in range(least, points.sizes):
+    for fitted in np.unique(np.linspace(least, points.sizes - 1, MOST_WINDOWS).round().astype(int)).tolist():
         a, b, c = _window(law, points, delta, fitted, fitted)
         windows.append(
             {"fitted_sizes": fitted, "error_percent": 100 * (a / b - 1), "carry_forward_percent": 100 * (c / b - 1)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from tinyscale.fitting.laws import Array, Index
+from tinyscale.fitting.forms import Array, Index
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import Problem, minimise
 
