@@ -153,6 +153,18 @@ def launch(
     sys.exit(130 if summary.stopped else 2 if summary.failed else 0)
 
 
+@cli.command()
+def corpora() -> None:
+    """List the named corpora: size, licence, where they come from, whether they are on this machine.
+
+    A sweep's data.corpus is one of these names, or a path to .txt, .jsonl, .parquet or a folder of those.
+    """
+    from tinyscale.data.corpora import named_corpora
+    from tinyscale.display import corpora_table
+
+    _console().print(corpora_table(named_corpora()))
+
+
 def _plan(
     stack: ExitStack,
     console: Console,

@@ -66,6 +66,21 @@ class TokenizerConfig(BaseModel):
         return self
 
 
+class ZipfConfig(BaseModel):
+    """The source `zipf_records`: records of 16 characters, whose entropy is known exactly."""
+
+    model_config = STRICT
+
+    topics: Int = Field(default=32768, ge=2, le=32768, description="topics, each with transitions of its own")
+    topic_exponent: Quantity = Field(default=0.5, gt=0, le=4, description="a: topic k has probability ~ k^-(1+a)")
+    letters: Int = Field(default=16, ge=2, le=26, description="letters of a record's body")
+    letter_exponent: Quantity = Field(
+        default=2.0, ge=0, le=8, description="s: the letter of rank r follows with ~ r^-s"
+    )
+    seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="seeds the transitions and the text")
+    train_bytes: Count = Field(default=10_000_000, ge=1000, description="characters of training text")
+
+
 class DataConfig(BaseModel):
     """Which text, in which tokens, and how much of it is held out."""
 
@@ -76,9 +91,22 @@ class DataConfig(BaseModel):
     val_bytes: Count = Field(
         default=500_000, ge=1000, description="bytes of UTF-8 to hold out, in whole documents; at least 100,000 tokens"
     )
+    max_bytes: Count | None = Field(
+        default=None, ge=1000, description="read only the first so many bytes of a corpus of the hub"
+    )
     unique_tokens: Count | None = Field(
         default=None, ge=1000, description="train on the first so many tokens of the training split only; subsets nest"
     )
+    zipf: ZipfConfig = Field(default=ZipfConfig(), description="the source of the corpus zipf_records")
+
+    @model_validator(mode="after")
+    def _the_source_belongs_to_its_corpus(self) -> Self:
+        if self.corpus != "zipf_records":
+            if self.zipf != ZipfConfig():
+                raise _refuse("zipf", f"zipf describes the corpus zipf_records, not {self.corpus}: remove it")
+        elif self.tokenizer.kind == "bpe":
+            raise _refuse("tokenizer.kind", "zipf_records has a known entropy per character: use char or byte")
+        return self
 
 
 class ModelConfig(BaseModel):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.table import Table
 
+from tinyscale.data.corpora import NamedCorpus
 from tinyscale.plan import WHY, Plan, PlannedTrial
 from tinyscale.results import over_seeds
 
@@ -33,6 +34,22 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{letter}{whole % size // small:02d}{small_letter}"
     return f"{whole}s"
+
+
+def count(number: int, thing: str) -> str:
+    """1 trial, 2 trials."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
+    """One row a named corpus."""
+    table = Table(box=None, header_style="bold")
+    for name in ("corpus", "bytes", "licence", "from", "here"):
+        table.add_column(name, justify="right" if name == "bytes" else "left", no_wrap=True)
+    for corpus in corpora:
+        size = si(corpus.size) if corpus.size else ""
+        table.add_row(corpus.name, size, corpus.licence, corpus.source, corpus.here)
+    return table
 
 
 def plan_table(plan: Plan) -> Table:
@@ -74,7 +91,7 @@ def plan_summary(plan: Plan) -> list[str]:
     """What will run, why, and how long it takes, in lines."""
     to_run = plan.to_run
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
-    lines = [f"{len(plan.trials)} trials: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
+    lines = [f"{count(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
     states = [planned.state for planned in to_run]
     lines += [
         f"  {states.count(state)}: {why}" for state, why in WHY.items() if 0 < states.count(state) < len(plan.trials)
@@ -114,11 +131,11 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
         return ["nothing to run: every trial was done before"]
     states = list(summary.states.values())
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
-    lines = [f"{launched} trials: {counted}"]
+    lines = [f"{count(launched, 'trial')}: {counted}"]
     if summary.timings:
         expected = f" (expected {duration(summary.expected_seconds)})" if summary.expected_seconds else ""
         lines.append(
-            f"{duration(summary.train_seconds)} of training on {summary.slots} slots in "
+            f"{duration(summary.train_seconds)} of training on {count(summary.slots, 'slot')} in "
             f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
             f"overhead {summary.overhead_per_trial:.2f} s a trial"
         )

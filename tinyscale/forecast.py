@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from filelock import FileLock
 
 from tinyscale.config import TrialConfig
-from tinyscale.data.cache import cache_folder
+from tinyscale.data.paths import cache_folder
 from tinyscale.trial import Trial
 
 LAUNCH_SECONDS = 8.0  # Ray's start and stop, and a process's first import of torch
+WORKER_GROUP_SECONDS = 14.0  # Ray Train's start of a trial that several workers share
 
 
 def usable_cores() -> int:
@@ -89,7 +90,9 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
 
 
 def _seconds(trial: Trial, measured: dict[str, float]) -> float:
-    return trial.steps * measured["step"] + trial.config.train.eval_points * measured["evaluation"]
+    workers = trial.config.resources.workers
+    training = trial.steps * measured["step"] + trial.config.train.eval_points * measured["evaluation"]
+    return training if workers == 1 else training / workers + WORKER_GROUP_SECONDS
 
 
 def _measure(trials: list[Trial], at_once: int) -> list[dict[str, float]] | None:

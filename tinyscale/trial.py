@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from tinyscale.config import TrialConfig
 from tinyscale.costs import Parameters, flops_per_token, parameters, training_steps
@@ -68,9 +69,17 @@ def resolve(
     steps = training_steps(config.model, config.train, vocab_size)
     budget = {"tokens_budget": steps * config.train.batch_tokens, "tokens_per_param": None, "flops_budget": None}
     resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
-    described = resolved.model_dump(mode="json", exclude_defaults=True, exclude={"resources": True, "data": {"corpus"}})
-    described["data"]["tokenizer"] = tokenizer_hash
-    described |= {"corpus": corpus_hash, "split": split_rule, "science_version": SCIENCE_VERSION}
+    by_hash: Any = {
+        "resources": True,
+        "data": {"corpus", "max_bytes", "zipf", "tokenizer"},
+    }  # hashes say what these hold
+    described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=by_hash)
+    described |= {
+        "corpus": corpus_hash,
+        "tokenizer": tokenizer_hash,
+        "split": split_rule,
+        "science_version": SCIENCE_VERSION,
+    }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
     unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)

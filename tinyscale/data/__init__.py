@@ -1,8 +1,14 @@
 """Text in, tokens and batches out. Everything but `tinyscale.data.batches` works without torch."""
 
-from tinyscale.data.cache import MIN_VAL_TOKENS, TokenizedCorpus, prepare, require_enough_validation
-from tinyscale.data.corpora import content_hash, documents
-from tinyscale.data.split import SPLIT_RULE
+from tinyscale.data.cache import (
+    MIN_VAL_TOKENS,
+    TokenizedCorpus,
+    prepare,
+    require_enough_validation,
+    require_whole_records,
+)
+from tinyscale.data.corpora import documents
+from tinyscale.data.split import SPLIT_RULE, content_hash
 from tinyscale.data.tokenizers import Tokenizer
 
 __all__ = [
@@ -14,4 +20,5 @@ __all__ = [
     "documents",
     "prepare",
     "require_enough_validation",
+    "require_whole_records",
 ]

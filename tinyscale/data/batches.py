@@ -71,16 +71,21 @@ def val_windows(
     """Inputs, targets and the targets' documents, int64 [W, context_length], of a validation stream.
 
     Every token of a document is a target once, whatever the context length. Where the target would be end-of-text, or
-    after the stream's end, it is NOT_SCORED; there the document is -1 after the end.
+    after the stream's end, it is NOT_SCORED. Every entry of documents is a valid index, the padding's included.
     """
     targets = np.asarray(stream[1:], dtype=np.int64)
     return (
         _rows(np.asarray(stream[:-1], dtype=np.int64), context_length, eot),
         _rows(np.where(targets == eot, NOT_SCORED, targets), context_length, NOT_SCORED),
-        _rows(np.asarray(document_ids[1:], dtype=np.int64), context_length, -1),
+        _rows(np.asarray(document_ids[1:], dtype=np.int64), context_length, int(document_ids[-1])),
     )
 
 
-def _rows(values: npt.NDArray[np.int64], width: int, padding: int) -> torch.Tensor:
+def oracle_windows(oracle: npt.NDArray[np.float64], context_length: int) -> torch.Tensor:
+    """The source's own loss of each target of `val_windows`, nats, float64 [W, context_length]; 0 where not scored."""
+    return _rows(np.asarray(oracle[1:]), context_length, 0)
+
+
+def _rows(values: npt.NDArray[Any], width: int, padding: int) -> torch.Tensor:
     padded = np.pad(values, (0, -len(values) % width), constant_values=padding)
     return torch.from_numpy(padded.reshape(-1, width))

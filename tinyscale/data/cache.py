@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,11 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from tinyscale.config import DataConfig
-from tinyscale.data.corpora import content_hash, documents
-from tinyscale.data.split import SPLIT_RULE, split
+from tinyscale.data.corpora import documents
+from tinyscale.data.hub import HUB, hub_hash
+from tinyscale.data.paths import cache_folder
+from tinyscale.data.split import SPLIT_RULE, content_hash, split
+from tinyscale.data.synthetic import RECORD, ZIPF_RECORDS, ZipfRecords
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 
@@ -45,6 +47,8 @@ class TokenizedCorpus:
     val_tokens: int  # the targets that are scored: the documents' own tokens
     longest_document: int  # tokens
     folder: str
+    entropy_rate: float | None = None  # nats per token that no model can get below, of a source where that is known
+    record_length: int | None = None  # tokens; a context must be a multiple, so that no window cuts a record
 
     def train(self) -> Stream:
         """The training stream, [train_tokens]: end-of-text, then each document followed by end-of-text."""
@@ -54,10 +58,24 @@ class TokenizedCorpus:
         """The validation stream, laid out as the training stream, and the document's number at each position.
 
         Both are [val_tokens + val_documents + 1]; the first end-of-text has number -1, the others their document's.
+        Where the text is records, their numbers stand for the document's: they are what is independent.
         """
         stream = self._stream("val")
+        if self.record_length:
+            numbers = (np.arange(len(stream)) - 1) // self.record_length
+            return stream, np.minimum(numbers, numbers[-2])
         ends = stream == self.eot
         return stream, np.cumsum(ends) - ends - 1
+
+    def oracle(self) -> npt.NDArray[np.float64] | None:
+        """The source's own loss at each position of the validation stream, nats; None where no source is known.
+
+        A model's loss minus this, over the same targets, is its excess over the entropy, with far less noise than
+        the loss minus entropy_rate. End-of-text, which is not scored, has 0.
+        """
+        if self.entropy_rate is None:
+            return None
+        return np.memmap(Path(self.folder) / "oracle.bin", dtype=np.float64, mode="r")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the streams."""
@@ -68,38 +86,24 @@ class TokenizedCorpus:
         return np.memmap(Path(self.folder) / f"{name}.bin", dtype=token_dtype(self.vocab_size), mode="r")
 
 
-def cache_folder() -> Path:
-    """$TINYSCALE_CACHE, else tinyscale in $XDG_CACHE_HOME, else ~/.cache/tinyscale."""
-    if chosen := os.environ.get("TINYSCALE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyscale"
-
-
 def prepare(config: DataConfig) -> TokenizedCorpus:
     """The tokenized corpus: from the cache, or made now by the first process that asks while the others wait.
 
-    Raises DataError when the text cannot be used, or holds fewer tokens than unique_tokens.
+    Raises DataError when the text cannot be had or used.
     """
-    texts = documents(config.corpus)
-    corpus_hash = content_hash(texts)
+    corpus_hash, read = _open(config)
     folder = cache_folder() / "tokens" / _key(config, corpus_hash)
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not folder.exists():
-                    _build(config, texts, corpus_hash, folder)
+                    _build(config, read(), corpus_hash, folder)
         except OSError as error:
             raise DataError(
                 f"cannot keep tokens in {folder.parent} ({error}); set TINYSCALE_CACHE to another folder"
             ) from error
-    corpus = TokenizedCorpus(**json.loads((folder / "meta.json").read_text("utf-8")), folder=str(folder))
-    if config.unique_tokens is not None and config.unique_tokens > corpus.train_tokens:
-        raise DataError(
-            f"data.unique_tokens {config.unique_tokens:,} is more than the {corpus.train_tokens:,} training tokens of "
-            f"{config.corpus}; set at most that, or leave it out to use them all"
-        )
-    return corpus
+    return TokenizedCorpus(**json.loads((folder / "meta.json").read_text("utf-8")), folder=str(folder))
 
 
 def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> None:
@@ -120,6 +124,44 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
     )
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A corpus in two parts; of a source of known entropy also what TokenizedCorpus says of it."""
+
+    train: list[str]
+    val: list[str]
+    known: dict[str, Any] = field(default_factory=dict)
+    oracle: npt.NDArray[np.float64] | None = None  # nats of each character of val
+
+
+def _open(config: DataConfig) -> tuple[str, Callable[[], _Text]]:
+    """The text's content hash, and how to read it: what is pinned or drawn from a seed is known before it is read."""
+    if config.corpus == ZIPF_RECORDS:
+        source = ZipfRecords(config.zipf)
+        return source.hash(), lambda: _drawn(source, config.val_bytes)
+    if config.corpus in HUB:
+        found = hub_hash(config.corpus, config.max_bytes)
+        return found, lambda: _Text(*split(documents(config.corpus, config.max_bytes), config.val_bytes))
+    texts = documents(config.corpus, config.max_bytes)
+    return content_hash(texts), lambda: _Text(*split(texts, config.val_bytes))
+
+
+def _drawn(source: ZipfRecords, val_bytes: int) -> _Text:
+    """Training and validation text of one source, drawn independently; each is one document."""
+    train, val = source.text(source.config.train_bytes, part=0), source.text(val_bytes, part=1)
+    known = {"entropy_rate": source.entropy_rate, "record_length": RECORD}
+    return _Text([train], [val], known, source.nats(val_bytes, part=1))
+
+
+def require_whole_records(corpus: TokenizedCorpus, context_length: int) -> None:
+    """Raise DataError when windows of this context would cut the records of a source of known entropy."""
+    if corpus.record_length and context_length % corpus.record_length:
+        raise DataError(
+            f"model.context_length {context_length} cuts the corpus's records, and its known entropy holds for whole "
+            f"ones; set a multiple of {corpus.record_length}"
+        )
+
+
 def _key(config: DataConfig, corpus_hash: str) -> str:
     """Name of the cached folder: a hash over everything that decides what is in it."""
     decides = {
@@ -133,9 +175,9 @@ def _key(config: DataConfig, corpus_hash: str) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(config: DataConfig, texts: list[str], corpus_hash: str, folder: Path) -> None:
+def _build(config: DataConfig, text: _Text, corpus_hash: str, folder: Path) -> None:
     """Write the folder elsewhere and rename it, so that it is never seen half-made."""
-    train, val = split(texts, config.val_bytes)
+    train, val = text.train, text.val
     tokenizer = train_tokenizer(config.tokenizer, train)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
@@ -155,7 +197,10 @@ def _build(config: DataConfig, texts: list[str], corpus_hash: str, folder: Path)
             "val_bytes": _bytes(val),
             "val_tokens": val_tokens - len(val) - 1,
             "longest_document": max(train_longest, val_longest),
+            **text.known,
         }
+        if text.oracle is not None:
+            np.pad(text.oracle, 1).tofile(made / "oracle.bin")  # beside the end-of-text tokens around the only document
         (made / "tokenizer.json").write_text(tokenizer.hf.to_str(), "utf-8")
         (made / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
         made.rename(folder)

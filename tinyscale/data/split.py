@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from tinyscale.data.corpora import digest
+import hashlib
+from collections.abc import Iterable, Iterator
+
 from tinyscale.errors import DataError
 
 SPLIT_RULE = "sha256-1"  # raise the number when the same text would be split differently
+
+
+def content_hash(texts: Iterable[str]) -> str:
+    """SHA-256, in hex, over the multiset of documents: whatever their order and the files they came in."""
+    return hashlib.sha256(b"".join(sorted(map(_digest, texts)))).hexdigest()
 
 
 def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
@@ -17,26 +24,26 @@ def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
     """
     if len(texts) == 1:
         return _tail(texts[0], val_bytes)
-    ordered = sorted(texts, key=digest)
-    ends = _boundaries(ordered)
-    cut = next((index for index, size in ends if size >= val_bytes), len(ordered))
-    train, val = ordered[cut:], ordered[:cut]
-    total = ends[-1][1]
-    held_out = dict(ends)[cut]
-    if held_out > total - held_out:
-        legal = max((size for _, size in ends if 2 * size <= total), default=0)
+    ordered = sorted(texts, key=_digest)
+    total = sum(len(text.encode()) for text in ordered)
+    cut, held_out = next(((cut, size) for cut, size in _cuts(ordered) if size >= val_bytes), (len(ordered), total))
+    if 2 * held_out > total:
+        legal = max((size for _, size in _cuts(ordered) if 2 * size <= total), default=0)
         raise DataError(_too_much(held_out, total, legal))
-    return train, val
+    return ordered[cut:], ordered[:cut]
 
 
-def _boundaries(ordered: list[str]) -> list[tuple[int, int]]:
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _cuts(ordered: list[str]) -> Iterator[tuple[int, int]]:
     """Where validation may end: (documents, bytes) up to there. Never between identical documents."""
-    ends, size = [], 0
+    size = 0
     for index, text in enumerate(ordered, 1):
         size += len(text.encode())
         if index == len(ordered) or ordered[index] != text:
-            ends.append((index, size))
-    return ends
+            yield index, size
 
 
 def _tail(text: str, val_bytes: int) -> tuple[list[str], list[str]]:

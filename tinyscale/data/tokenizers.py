@@ -23,6 +23,7 @@ from tinyscale.config import TokenizerConfig
 _PIECE_CHARACTERS = 1 << 15
 _BATCH_PIECES = 128
 _CUT = re.compile(r"(?<=\S)(?=[ \r\n])")  # every kind has a token boundary here
+_ALPHABET = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 _UTF8_BYTES = [*range(0xC0), *range(0xC2, 0xF5)]  # the other values never occur in UTF-8
 
 
@@ -89,7 +90,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         return Tokenizer(
             "char", _characters(alphabet, [byte for byte in _UTF8_BYTES if byte not in known or byte > 0x7F])
         )
-    return Tokenizer("byte", _characters([], list(range(256))))
+    return Tokenizer("byte", _byte_level(models.BPE(vocab=_ALPHABET, merges=[]), use_regex=False))
 
 
 def load_tokenizer(kind: str, serialised: str) -> Tokenizer:
@@ -99,13 +100,17 @@ def load_tokenizer(kind: str, serialised: str) -> Tokenizer:
 
 def _bpe(size: int, texts: Iterable[str]) -> HFTokenizer:
     """Byte-level merges; fewer than asked for when the text has no more pairs to merge."""
-    tokenizer = HFTokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    tokenizer = _byte_level(models.BPE(), use_regex=True)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(_ALPHABET), show_progress=False)
     tokenizer.train_from_iterator((piece for text in texts for piece, _ in _pieces(text)), trainer)
+    return tokenizer
+
+
+def _byte_level(model: models.BPE, *, use_regex: bool) -> HFTokenizer:
+    """A tokenizer over bytes, each written as a visible character; the regex keeps merges within words."""
+    tokenizer = HFTokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 

@@ -88,6 +88,10 @@ class _Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         self.planned, self.monitor, self.summary, self.results = planned, monitor, summary, results
         self.provenance = launch_provenance()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune saves its callbacks to restore them, and ours lives as long as the launch does."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.monitor.started(self._planned(trial))
 
@@ -129,29 +133,36 @@ def _reason(trial: Any) -> str:
     return lines[-1] if lines else "Ray gave no reason"
 
 
+@dataclass
+class Stop:
+    """Whether the user asked to stop. (Tune saves what its search holds, and cannot save a threading.Event.)"""
+
+    requested: bool = False
+
+
 class _Grid(BasicVariantGenerator):  # type: ignore[misc,unused-ignore]
     """Tune's grid, which ends early once the user asked to stop."""
 
-    def __init__(self, stop: threading.Event, **settings: Any) -> None:
+    def __init__(self, stop: Stop, **settings: Any) -> None:
         super().__init__(**settings)
         self.stop = stop
 
     def next_trial(self) -> Any:
-        return None if self.stop.is_set() else super().next_trial()
+        return None if self.stop.requested else super().next_trial()
 
     def is_finished(self) -> bool:
-        return self.stop.is_set() or bool(super().is_finished())
+        return self.stop.requested or bool(super().is_finished())
 
 
 @contextmanager
-def _interruptible(name: str, console: Console) -> Iterator[threading.Event]:
+def _interruptible(name: str, console: Console) -> Iterator[Stop]:
     """First Ctrl-C: running trials write a checkpoint and stop. Second: stop now. Ray is shut down either way."""
-    stop = threading.Event()
+    stop = Stop()
 
     def on_interrupt(*_: object) -> None:
-        if stop.is_set():
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.set()
+        stop.requested = True
         _internal_kv_put(STOP_KEY, name.encode(), namespace=NAMESPACE)
         console.print("stopping: running trials write a checkpoint first (Ctrl-C again: stop now)")
 
@@ -200,7 +211,11 @@ def launch(
         tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(to_run)),
             param_space={"trial": tune.grid_search(list(planned))},
-            tune_config=tune.TuneConfig(reuse_actors=alone, search_alg=_Grid(stop), trial_name_creator=_name(planned)),
+            tune_config=tune.TuneConfig(
+                reuse_actors=alone,
+                search_alg=_Grid(stop, max_concurrent=plan.at_once),
+                trial_name_creator=_name(planned),
+            ),
             run_config=tune.RunConfig(
                 name=plan.sweep.name,
                 storage_path=scratch,
@@ -209,7 +224,7 @@ def launch(
             ),
         )
         tuner.fit()
-        summary.stopped = stop.is_set()
+        summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
     return summary
 

@@ -41,8 +41,8 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     os.environ |= {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # failures are shown by the launch, with their reasons
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     cpus, gpus = this_machine()
     try:
         if address:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch._dynamo  # here, not by the first optimizer in the middle of a process's first trial
 from ray import train as ray_train
 from ray import tune
 from ray.experimental.internal_kv import _internal_kv_get

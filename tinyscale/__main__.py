@@ -1,0 +1,5 @@
+"""`python -m tinyscale`."""
+
+from tinyscale.cli import main
+
+main()

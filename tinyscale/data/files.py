@@ -1,0 +1,98 @@
+"""Documents in files of the user's own: .txt, .jsonl, .parquet, or a folder of those."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tinyscale.errors import DataError
+
+SEPARATOR = "<|endoftext|>"  # what plain-text corpora write between documents
+
+
+def read_files(path: Path) -> list[str]:
+    """The documents of a file, or of every file of a known kind in a folder and below it.
+
+    Raises DataError, with the file and the line, when something cannot be read as text.
+    """
+    if not path.is_dir():
+        return _file(path)
+    paths = sorted(found for found in path.rglob("*") if found.suffix in _READERS and found.is_file())
+    if not paths:
+        raise DataError(f"{path}: no {', '.join(_READERS)} file in this folder or below it")
+    return [text for found in paths for text in _file(found)]
+
+
+def between_separators(text: str) -> list[str]:
+    """The documents of plain text, without the white space around them."""
+    return [document for part in text.split(SEPARATOR) if (document := part.strip())]
+
+
+def _file(path: Path) -> list[str]:
+    if path.suffix not in _READERS:
+        raise DataError(f"{path}: cannot tell what is in a {path.suffix or 'nameless'} file; use {', '.join(_READERS)}")
+    # A document without text has no tokens and no bytes: it is no document.
+    texts = [text for text in _READERS[path.suffix](path) if text]
+    if not texts:
+        raise DataError(f"{path}: there is no text in this file; fill it or take it away")
+    return texts
+
+
+def _decoded(path: Path) -> str:
+    """The file's content; newlines stay as they are."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert it, "
+            f"for example with iconv -f latin1 -t utf-8"
+        ) from error
+
+
+def _txt(path: Path) -> list[str]:
+    """Documents between separators, without the white space around them; or the file as it is."""
+    text = _decoded(path)
+    return between_separators(text) if SEPARATOR in text else [text]
+
+
+def _jsonl(path: Path) -> list[str]:
+    lines = _decoded(path).split("\n")  # not splitlines: JSON may hold other line separators
+    return [_json_text(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _json_text(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f'{where}: not JSON ({error.msg}); each line must look like {{"text": "..."}}') from error
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise DataError(f'{where}: no string under the key "text"; each line must look like {{"text": "..."}}')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f'{where}: "text" holds half of a surrogate pair, which is no Unicode text; remove it'
+        ) from error
+    return text
+
+
+def _parquet(path: Path) -> list[str]:
+    try:
+        schema = pq.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a Parquet file ({error})") from error
+    if "text" not in schema.names or schema.field("text").type not in (pa.string(), pa.large_string()):
+        raise DataError(f"{path}: needs a column text of strings; its columns are {', '.join(schema.names)}")
+    column = pq.read_table(path, columns=["text"]).column("text")
+    if column.null_count:
+        raise DataError(f"{path}, row {column.is_null().index(True).as_py() + 1}: text is null; remove such rows")
+    return list(column.to_pylist())
+
+
+_READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
