@@ -113,6 +113,6 @@ def test_published_constants_come_back_from_noisy_runs_inside_their_intervals() 
         assert found.delta == 1e-3
         for name, value in HOFFMANN.items():
             hits[name] += found.interval(name)[0] < value < found.interval(name)[1]
-        for name, tolerance in (("E", 0.06), ("alpha", 0.03), ("beta", 0.03)):
+        for name, tolerance in (("E", 0.1), ("alpha", 0.05), ("beta", 0.05)):
             assert found.params[name] == pytest.approx(HOFFMANN[name], abs=tolerance)
     assert min(hits.values()) >= 16  # of 20 at 95 %: fewer has a chance below 1 %

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from tinyscale.cli import cli
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.tables import choose_law, read_groups, refuse_mixed
+from tinyscale.fitting.choose import laws_for
+from tinyscale.fitting.groups import Group, read_groups, refuse_mixed
 from tinyscale.results import SCHEMA, Results, SweepRecord
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
@@ -85,8 +86,6 @@ def test_runs_on_different_corpora_are_refused() -> None:
 
 
 def read_groups_of(frame: pd.DataFrame) -> Any:
-    from tinyscale.fitting.tables import Group
-
     return Group("s", "", "s", frame, {})
 
 
@@ -105,7 +104,7 @@ def test_an_empty_folder_is_a_plain_error(tmp_path: Path) -> None:
     ],
 )
 def test_the_law_follows_what_varies(n: np.ndarray, d: np.ndarray, law: str) -> None:
-    assert choose_law(pd.DataFrame({"n": n, "d": d, "loss": 1.0})) == law
+    assert laws_for(pd.DataFrame({"n": n, "d": d, "loss": 1.0})) == (law,)
 
 
 def test_the_command_writes_fits_tables_and_plots_and_names_each(tmp_path: Path) -> None:

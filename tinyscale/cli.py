@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tinyscale.errors import FitError, TinyscaleError
+from tinyscale.errors import TinyscaleError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from tinyscale.fitting.fit import Fit
-    from tinyscale.fitting.tables import Group
-    from tinyscale.storage import Folder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -235,80 +231,30 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     help="Refits behind bands and predictions.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the refits.")
+@click.option(
+    "--convention",
+    type=click.Choice(["tinyscale", "kaplan", "hoffmann", "palm", "matmul", "all"]),
+    help="How N and FLOPs are counted; all: also print the parameters under each.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-def fit(
-    *,
-    path: str | None,
-    results: str | None,
-    law: str | None,
-    columns: dict[str, str],
-    pool: bool,
-    holdout: int,
-    draws: int,
-    seed: int,
-    as_json: bool,
-) -> None:
+def fit(path: str | None, results: str | None, as_json: bool, **options: Any) -> None:
     """Fit a scaling law to a results folder, or to any .csv, .parquet or .jsonl of runs at PATH.
 
     One fit a sweep and arm: 95 % intervals, the error on the largest size held out, a plot.
     Writes fits/fits.json, tables/ and plots/ under the results folder.
     """
-    from tinyscale.fitting import tables, text
-    from tinyscale.storage import Folder
+    from tinyscale.analysis import analyse
+    from tinyscale.fitting.tables import record
+    from tinyscale.fitting.text import describe
 
-    groups = tables.read_groups(path or results or "results", columns=columns, pool=pool)
-    fits, refused = [], []
-    for group in groups:
-        try:
-            fits.append(_fit_group(group, law, columns=columns, holdout=holdout, draws=draws, seed=seed))
-        except FitError as error:
-            refused.append(f"{group.title}: not fitted: {error}")
-    if not fits:
-        raise FitError("\n".join(refused))
-    is_file = path is not None and path.endswith(tuple(tables.READERS))
-    folder = Folder.at(results or "results" if is_file else path or results or "results")
-    written = tables.write_tables(folder, fits) + _write_plots(folder, fits)
+    done = analyse(path or results or "results", results or "results", **options)
+    records = [record(found) for found in done.fits]
     if as_json:
-        click.echo(json.dumps([found.as_json() for found in fits], indent=1))
+        click.echo(json.dumps(records, indent=1))
     else:
-        click.echo("\n\n".join([*map(text.describe, fits), "\n".join(f"wrote {name}" for name in written)]))
-    for line in refused:
+        click.echo("\n\n".join([*map(describe, records), "\n".join(f"wrote {name}" for name in done.written)]))
+    for line in done.refused:
         click.echo(line, err=True)
-
-
-def _fit_group(group: Group, law: str | None, *, columns: dict[str, str], holdout: int, draws: int, seed: int) -> Fit:
-    from tinyscale.fitting import tables
-    from tinyscale.fitting.fit import fit_law
-
-    tables.refuse_mixed(group)
-    name = law or tables.choose_law(group.frame, columns)
-    found = fit_law(group.frame, name, columns=columns, holdout=holdout, draws=draws, seed=seed)
-    return tables.label(found, group)
-
-
-def _write_plots(folder: Folder, fits: list[Fit]) -> list[str]:
-    """Draw each fit as PNG and SVG; the paths written."""
-    import io
-
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    from tinyscale.fitting.tables import slug
-    from tinyscale.plot import plot_fit
-
-    written = []
-    for found in fits:
-        figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-        plot_fit(found, ax=ax)
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200)
-            (folder / "plots").write(f"{slug(found)}.{kind}", buffer.getvalue())
-            written.append(f"{folder / 'plots'}/{slug(found)}.{kind}")
-        plt.close(figure)
-    return written
 
 
 def main() -> None:

@@ -21,6 +21,11 @@ TWO_TERMS: tuple[Term, ...] = ((1, (3, 0)), (2, (4, 1)))
 TIED_TERMS: tuple[Term, ...] = ((1, (3, 0)), (2, (3, 1)))
 
 
+def _exp(x: Array) -> Array:
+    """A step too far overflows nothing: its loss is merely enormous, and the step is taken back."""
+    return np.asarray(np.exp(np.minimum(x, 300.0)))
+
+
 def power_sum(theta: Array, x: Array, *, terms: tuple[Term, ...], floor: int | None = 0) -> Pair:
     """log(E + sum_t A_t x_t^-a_t), with E, log A_t and a_t at the given positions of theta."""
     jacobian = np.zeros((*theta.shape, x.shape[1]))
@@ -69,7 +74,7 @@ def gamma(theta: Array, x: Array) -> Pair:
     E, a, b, alpha, beta, power_ = theta.T[:, :, None]
     inner = np.logaddexp(a - alpha * x[0], b - beta * x[1])
     share = np.exp(a - alpha * x[0] - inner)
-    term = np.exp(power_ * inner)
+    term = _exp(power_ * inner)
     total = E + term
     pull = power_ * term
     size, data = pull * share, pull * (1 - share)
@@ -93,7 +98,7 @@ def broken(theta: Array, x: Array) -> Pair:
     past = (x[0] - d) / f
     soft = np.logaddexp(0, past)
     gate = np.exp(past - soft)
-    term = np.exp(a - c0 * x[0] - c1 * f * soft)
+    term = _exp(a - c0 * x[0] - c1 * f * soft)
     total = E + term
     parts = [
         np.ones_like(term),
@@ -122,7 +127,7 @@ def data_constrained(theta: Array, x: Array) -> Pair:
     base = np.where(excess, optimal, n)
     n_eff, n_by_base, n_by_r = _worth(n, base, r_n)
     d_eff, _, d_by_r = _worth(d, unique + 0 * E, r_d)
-    size, data = np.exp(a - alpha * n_eff), np.exp(b - beta * d_eff)
+    size, data = _exp(a - alpha * n_eff), _exp(b - beta * d_eff)
     total = E + size + data
     # How log N_opt moves with the coefficients and exponents; nowhere but where the model is larger than that.
     reach = np.where(excess, -alpha * size * n_by_base, 0.0)

@@ -11,27 +11,26 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.curve import ENDS, Curve
 from tinyscale.fitting.forms import Array
 
 JOINT = ("chinchilla", "tied")
-ENDS = (2.5, 97.5)
 
 
-def frontier(fit: Fit, flops: ArrayLike) -> pd.DataFrame:
+def frontier(curve: Curve, flops: ArrayLike) -> pd.DataFrame:
     """Compute-optimal n, d and loss at each budget, one row each, with 95 % ends `<name>_low`, `<name>_high`."""
     c = np.atleast_1d(np.asarray(flops, float))
     rows = {"c": c}
-    best, drawn = (_optimum(parameters, c) for parameters in _parameters(fit))
+    best, drawn = (_optimum(parameters, c) for parameters in _parameters(curve))
     for name, value, draws in zip(("n", "d", "loss"), best, drawn, strict=True):
         low, high = np.percentile(draws, ENDS, axis=0)
         rows |= {name: value[0], f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(rows)
 
 
-def exponents(fit: Fit) -> dict[str, tuple[float, float, float]]:
+def exponents(curve: Curve) -> dict[str, tuple[float, float, float]]:
     """a and b of N* ~ C^a, D* ~ C^b: value, and 95 % ends."""
-    best, drawn = _parameters(fit)
+    best, drawn = _parameters(curve)
     found = {}
     for name, of, other in (("a", 4, 3), ("b", 3, 4)):
         low, high = np.percentile(drawn[:, of] / (drawn[:, of] + drawn[:, other]), ENDS)
@@ -39,29 +38,30 @@ def exponents(fit: Fit) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def compute_for(fit: Fit, loss: float) -> tuple[float, float, float]:
+def compute_for(curve: Curve, loss: float) -> tuple[float, float, float]:
     """FLOPs at which the frontier reaches a loss: value, and 95 % ends (infinite: some refits never reach it).
 
     C = 6 ((L - E) / K)^(-(alpha+beta)/(alpha beta)) with K = A G^-alpha + B G^beta. FitError below the floor.
     """
-    floor = fit.params.get("E", 0.0)
+    floor = curve.params.get("E", 0.0)
     if loss <= floor:
         raise FitError(
             f"no budget reaches a loss of {loss:.4g}: the fitted floor is {floor:.4g}; ask for a higher loss"
         )
-    best, drawn = (_inverse(parameters, loss) for parameters in _parameters(fit))
+    best, drawn = (_inverse(parameters, loss) for parameters in _parameters(curve))
     low, high = np.percentile(drawn, ENDS, method="nearest")
     return float(best[0]), float(low), float(high)
 
 
-def _parameters(fit: Fit) -> tuple[Array, Array]:
+def _parameters(curve: Curve) -> tuple[Array, Array]:
     """E, A, B, alpha, beta of the fit (1, 5) and of its refits (K, 5)."""
-    if fit.law.name not in JOINT:
-        raise FitError(f"{fit.law.formula} has no compute-optimal frontier; fit one of {', '.join(JOINT)}")
+    if curve.law.name not in JOINT:
+        raise FitError(f"{curve.law.formula} has no compute-optimal frontier; fit one of {', '.join(JOINT)}")
     columns = [
-        fit.law.params.index(name if name in fit.law.params else "alpha") for name in ("E", "A", "B", "alpha", "beta")
+        curve.law.params.index(name if name in curve.law.params else "alpha")
+        for name in ("E", "A", "B", "alpha", "beta")
     ]
-    return np.array([list(fit.params.values())])[:, columns], fit.draws[:, columns]
+    return np.array([list(curve.params.values())])[:, columns], curve.draws[:, columns]
 
 
 def _scale(parameters: Array) -> Array:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.points import Points
-from tinyscale.fitting.solve import solve
+from tinyscale.fitting.solve import minimise
 
-MOST_WINDOWS = 6  # each is a whole fit
+MOST_WINDOWS, MOST_STARTS = 6, 12  # each window is a whole fit
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,23 @@ class HeldOut:
 
 
 def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut | None:
-    """Fit on all but the `held` largest sizes and predict the largest; None when too few would be left to fit."""
-    least = len(law.params)
+    """Fit on all but the `held` largest sizes and predict the largest; None when too few would be left."""
+    least, largest = len(law.params), points.sizes - 1
     if held < 1 or points.sizes - held < least:
         return None
-    largest = points.sizes - 1
-    predicted, actual, carried = _window(law, points, delta, points.sizes - held, largest)
-    at = points.size == largest
+    fitted = [int(k) for k in np.unique(np.linspace(least, largest, MOST_WINDOWS).round())]
+    main, *found = _fit_smallest(law, points, delta, [points.sizes - held, *fitted])
+    if main is None:
+        return None
+    actual, predicted, carried = _errors(law, points, main, points.sizes - held, largest)
     windows = []
-    for fitted in np.unique(np.linspace(least, points.sizes - 1, MOST_WINDOWS).round().astype(int)).tolist():
-        a, b, c = _window(law, points, delta, fitted, fitted)
-        windows.append(
-            {"fitted_sizes": fitted, "error_percent": 100 * (a / b - 1), "carry_forward_percent": 100 * (c / b - 1)}
-        )
+    for count, theta in zip(fitted, found, strict=True):
+        if theta is None:
+            continue
+        a, p, c = _errors(law, points, theta, count, count)
+        errors = {"error_percent": 100 * (p / a - 1), "carry_forward_percent": 100 * (c / a - 1)}
+        windows.append({"fitted_sizes": count, **errors})
+    at = points.size == largest
     return HeldOut(
         size={name: float(np.exp(row[at].mean())) for name, row in zip(law.variables, points.x, strict=True)},
         fitted_sizes=points.sizes - held,
@@ -58,13 +61,22 @@ def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut |
     )
 
 
-def _window(law: Law, points: Points, delta: float, fitted: int, target: int) -> tuple[float, float, float]:
-    """Predicted and actual mean loss of size `target`, and the mean loss of the largest of the fitted sizes."""
-    small, at, last = points.size < fitted, points.size == target, points.size == fitted - 1
-    loss = np.exp(points.y)
-    try:
-        solution, _ = solve(points.take(small).problem(law, delta))
-    except FitError:
-        return float("nan"), float(loss[at].mean()), float(loss[last].mean())
-    predicted: Array = np.exp(law.log_loss(solution.theta, points.x[:, at])[0][0])
-    return float(predicted.mean()), float(loss[at].mean()), float(loss[last].mean())
+def _fit_smallest(law: Law, points: Points, delta: float, counts: list[int]) -> list[Array | None]:
+    """The law (P,) fitted to the smallest sizes, for each count of them; None where no start converged."""
+    problem = points.problem(law, delta)
+    starts = law.guess(problem.x, np.exp(problem.y))
+    starts = starts[:: -(-len(starts) // MOST_STARTS)]
+    kept = np.array([points.size < count for count in counts])
+    weight = np.repeat(problem.weight * kept, len(starts), axis=0)
+    found = minimise(replace(problem, weight=weight), np.tile(starts, (len(counts), 1)))
+    objective = np.where(found.converged, found.objective, np.inf).reshape(len(counts), -1)
+    theta = found.theta.reshape(len(counts), len(starts), -1)
+    best = objective.argmin(axis=1)
+    return [t[b] if np.isfinite(o[b]) else None for t, o, b in zip(theta, objective, best, strict=True)]
+
+
+def _errors(law: Law, points: Points, theta: Array, fitted: int, target: int) -> tuple[float, float, float]:
+    """Mean loss of size `target`: as measured, as predicted, and as the largest of the fitted sizes has it."""
+    at, last, loss = points.size == target, points.size == fitted - 1, np.exp(points.y)
+    predicted = np.exp(law.log_loss(theta[None], points.x[:, at])[0])
+    return float(loss[at].mean()), float(predicted.mean()), float(loss[last].mean())

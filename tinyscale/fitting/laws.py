@@ -161,7 +161,7 @@ _OTHERS = (
     ),
 )
 
-LAWS = {law.name: law for law in [*(law for v in ("n", "d", "c", "t") for law in _one_variable(v)), *_OTHERS]}
+LAWS = {law.name: law for law in [*(law for v in ("n", "d", "c", "t", "u") for law in _one_variable(v)), *_OTHERS]}
 
 
 def find_law(name: str) -> Law:
