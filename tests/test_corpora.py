@@ -113,6 +113,16 @@ def test_parquet_needs_a_column_of_texts(tmp_path: Path) -> None:
         documents(write_parquet(tmp_path / "c.parquet", text=["x", None]))
 
 
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # made up: an administrator may read anything
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read .*Permission denied"):
+        documents(str(tmp_path))
+
+
 def test_an_empty_folder_and_an_unknown_name_say_what_would_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \.txt, \.jsonl, \.parquet file"):
         documents(str(tmp_path))

@@ -185,7 +185,7 @@ def test_what_is_here_needs_no_network(content: dict[str, bytes], server: Hub, m
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert prepare(config) == first
     assert documents("tinystories", 50_000)
-    hub.HUB["tinystories"].part.unlink()  # nor the text, once its tokens are here
+    hub.HUB["tinystories"].path.unlink()  # nor the text, once its tokens are here
     assert prepare(config) == first
 
 

@@ -164,10 +164,12 @@ class TrainConfig(BaseModel):
 
     model_config = STRICT
 
-    tokens_budget: Count | None = Field(default=None, ge=1, description="training tokens")
-    tokens_per_param: Quantity | None = Field(default=None, gt=0, description="training tokens per n_non_embedding")
-    flops_budget: Quantity | None = Field(default=None, gt=0, description="training FLOPs; the tokens follow")
-    batch_tokens: Count = Field(ge=2, description="tokens of one optimizer step, over all workers")
+    tokens_budget: Count | None = Field(default=None, ge=1, le=10**15, description="training tokens")
+    tokens_per_param: Quantity | None = Field(
+        default=None, gt=0, le=1e9, description="training tokens per n_non_embedding"
+    )
+    flops_budget: Quantity | None = Field(default=None, gt=0, le=1e30, description="training FLOPs; the tokens follow")
+    batch_tokens: Count = Field(ge=2, le=10**12, description="tokens of one optimizer step, over all workers")
     optimizer: Literal["adamw", "lion"] = Field(default="adamw", description="the update rule")
     lr: Quantity = Field(gt=0, le=10, description="peak learning rate")
     min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate over the peak")

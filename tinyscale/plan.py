@@ -8,14 +8,13 @@ from typing import Any
 
 from tinyscale import forecast
 from tinyscale.config import DataConfig
-from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation
-from tinyscale.errors import ConfigError, TinyscaleError
-from tinyscale.results import PARAMETER_COLUMNS, Results
+from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
+from tinyscale.errors import ConfigError, DataError, TinyscaleError
+from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
 from tinyscale.sweep import Sweep, Variant
 from tinyscale.trial import Trial, resolve
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
-KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
 
 WHY = {
     "new": "not trained yet",
@@ -164,6 +163,10 @@ def _resolve(sweep: Sweep, variant: Variant, corpus: TokenizedCorpus) -> Trial:
             f"{where}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
             f"{trial.epochs:.2f} times; lower the budget, use a longer corpus, or set train.repeats: true"
         )
+    try:
+        require_whole_records(corpus, config.model.context_length)
+    except DataError as error:
+        raise ConfigError(f"{where}: {error}") from error
     if config.model.context_length > corpus.longest_document:
         raise ConfigError(
             f"{where}: model.context_length = {config.model.context_length:,} is longer than any document of "

@@ -29,6 +29,7 @@ from tinyscale.trial import Trial
 SCHEMA_VERSION = 1
 
 STATES = ("running", "finished", "failed", "diverged")
+KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
 
 _STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -207,6 +208,14 @@ class Results:
             rows, _ = self.read_trial(trial.identity)
             points = [row for row in rows if row["val_loss"] is not None]
         self.write_trial(trial, points, "failed", reason, provenance)
+
+    def state(self, identity: str) -> str | None:
+        """A trial's state; None when it has no file that can be read."""
+        try:
+            rows, _ = self.read_trial(identity)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+        return str(rows[-1]["state"])
 
     def states(self) -> dict[str, tuple[str, str | None]]:
         """State and reason of every trial that has a file, by identity."""

@@ -49,7 +49,7 @@ def named_corpora() -> list[NamedCorpus]:
 def _hub_corpus(name: str) -> NamedCorpus:
     source = HUB[name]
     part = f"first {source.bytes_here / 1e6:.0f} MB" if source.bytes_here else "no"
-    here = "yes" if source.path.is_file() else part
+    here = "yes" if source.checked.is_file() else part
     return NamedCorpus(name, source.size, source.licence, source.repo, here)
 
 

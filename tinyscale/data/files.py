@@ -35,7 +35,10 @@ def _file(path: Path) -> list[str]:
     if path.suffix not in _READERS:
         raise DataError(f"{path}: cannot tell what is in a {path.suffix or 'nameless'} file; use {', '.join(_READERS)}")
     # A document without text has no tokens and no bytes: it is no document.
-    texts = [text for text in _READERS[path.suffix](path) if text]
+    try:
+        texts = [text for text in _READERS[path.suffix](path) if text]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); make it readable or take it away") from error
     if not texts:
         raise DataError(f"{path}: there is no text in this file; fill it or take it away")
     return texts

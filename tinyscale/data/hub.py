@@ -50,19 +50,18 @@ class HubCorpus:
 
     @property
     def path(self) -> Path:
-        """Where the whole file lies once it is here; while it is not, what is here of it ends in .part."""
+        """Where the file lies, as far as it was read."""
         return cache_folder() / "hub" / self.repo.replace("/", "--") / self.revision / self.file
 
     @property
-    def part(self) -> Path:
-        """The file as far as it was read."""
-        return self.path.with_name(self.path.name + ".part")
+    def checked(self) -> Path:
+        """A mark that the file is here to its end and has the pinned hash."""
+        return self.path.with_name(f"{self.path.name}.checked")
 
     @property
     def bytes_here(self) -> int:
         """How much of the file is on this machine."""
-        found = next((path for path in (self.path, self.part) if path.is_file()), None)
-        return found.stat().st_size if found else 0
+        return self.path.stat().st_size if self.path.is_file() else 0
 
 
 HUB = {
@@ -134,9 +133,8 @@ def _beginning(path: Path, limit: int, size: int) -> list[str]:
     """The documents in the file's first bytes; of a part of the file, without the last one, which is cut short."""
     with path.open("rb") as file:
         raw = file.read(limit)
-    if len(raw) < size:
-        raw = raw[: max(raw.rfind(SEPARATOR.encode()), 0)]
-    return between_separators(raw.decode())
+    end = len(raw) if len(raw) == size else max(raw.rfind(SEPARATOR.encode()), 0)
+    return between_separators(str(memoryview(raw)[:end], "utf-8"))
 
 
 def _articles(rows: list[str]) -> list[str]:
@@ -163,19 +161,16 @@ def _first(texts: Iterable[str], max_bytes: int | None) -> list[str]:
 
 
 def _fetch(name: str, source: HubCorpus, wanted: int) -> Path:
-    """A file that holds at least the first wanted bytes, or all there are. Processes take turns."""
+    """The file, with at least its first wanted bytes. Processes take turns."""
     wanted = min(wanted, source.size)
     try:
         source.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{source.path}.lock"):
-            if source.path.is_file():
-                return source.path
             if source.bytes_here < wanted:
                 _extend(name, source, wanted)
-            if wanted < source.size:
-                return source.part
-            _check(name, source)
-            return source.part.rename(source.path)
+            if wanted == source.size and not source.checked.is_file():
+                _check(name, source)
+        return source.path
     except OSError as error:
         folder = source.path.parent
         raise DataError(f"cannot keep {name} in {folder} ({error}); set TINYSCALE_CACHE to another folder") from error
@@ -184,7 +179,7 @@ def _fetch(name: str, source: HubCorpus, wanted: int) -> Path:
 def _extend(name: str, source: HubCorpus, wanted: int) -> None:
     """Append the next blocks to what is here."""
     here = source.bytes_here
-    with source.part.open("ab") as file:
+    with source.path.open("ab") as file:
         while here < wanted:
             end = min(here + _BLOCK, wanted)
             file.write(_request(name, source, here, end))
@@ -192,14 +187,15 @@ def _extend(name: str, source: HubCorpus, wanted: int) -> None:
 
 
 def _check(name: str, source: HubCorpus) -> None:
-    with source.part.open("rb") as file:
+    with source.path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != source.sha256:
-        source.part.unlink()
+        source.path.unlink()
         raise DataError(
             f"{name}: what came for {source.file} has SHA-256 {found[:16]}..., not the pinned {source.sha256[:16]}...; "
             f"it was removed, try again, and look at HF_ENDPOINT if it is set"
         )
+    source.checked.touch()
 
 
 def _request(name: str, source: HubCorpus, start: int, end: int) -> bytes:

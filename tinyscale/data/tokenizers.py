@@ -21,7 +21,7 @@ from tinyscale.config import TokenizerConfig
 
 # The library holds some 80 bytes a token while it encodes, so long documents go through it in pieces.
 _PIECE_CHARACTERS = 1 << 15
-_BATCH_PIECES = 128
+_BATCH_PIECES = 32
 _CUT = re.compile(r"(?<=\S)(?=[ \r\n])")  # every kind has a token boundary here
 _ALPHABET = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 _UTF8_BYTES = [*range(0xC0), *range(0xC2, 0xF5)]  # the other values never occur in UTF-8

@@ -20,7 +20,7 @@ from rich.console import Console
 from tinyscale.errors import LaunchError
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.session import Cluster
-from tinyscale.orchestration.trainable import NAMESPACE, STOP_KEY, Launch, run_trial
+from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, Launch, run_trial
 from tinyscale.plan import Plan, PlannedTrial
 from tinyscale.provenance import launch_provenance
 from tinyscale.results import Results, SweepRecord
@@ -42,7 +42,7 @@ class Timing:
 class Summary:
     """What came of a launch."""
 
-    states: dict[str, str] = field(default_factory=dict)  # identity -> finished, failed, diverged, running (stopped)
+    states: dict[str, str] = field(default_factory=dict)  # identity -> finished, failed, diverged, running, elsewhere
     reasons: dict[str, str] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     slots: int = 1
@@ -102,6 +102,9 @@ class _Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result
+        if last.get("state") == ELSEWHERE:
+            self._end(trial, ELSEWHERE, last["reason"])
+            return
         if last.get("state", "running") == "running" and "process" not in last:
             self._end(trial, "failed", "it ended without saying how: its last report was lost")
             return
@@ -129,7 +132,7 @@ def _reason(trial: Any) -> str:
     text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any("died unexpectedly" in line or "ActorDiedError" in line for line in lines):
-        return "the process died (killed, or out of memory)"
+        return f"its process died {MAX_RESTARTS + 1} times (killed, or out of memory)"
     return lines[-1] if lines else "Ray gave no reason"
 
 
@@ -220,6 +223,7 @@ def launch(
                 name=plan.sweep.name,
                 storage_path=scratch,
                 verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
                 callbacks=[_Watch(planned, monitor, summary, results)],
             ),
         )

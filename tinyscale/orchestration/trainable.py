@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import TracebackType
 from typing import Any
 
+import ray
 import torch
 import torch._dynamo  # here, not by the first optimizer in the middle of a process's first trial
 from ray import train as ray_train
 from ray import tune
+from ray._private.state import state as ray_state
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from tinyscale.data import TokenizedCorpus, prepare
-from tinyscale.errors import DataError, TinyscaleError
+from tinyscale.errors import DataError, LaunchError
+from tinyscale.leases import Lease
 from tinyscale.provenance import machine_provenance
-from tinyscale.results import Results, point_columns
+from tinyscale.results import KEPT_STATES, Results, point_columns
 from tinyscale.train import WEIGHTS, Outcome, Point, peak_memory, rank_and_world, train
 from tinyscale.trial import Trial
 
 STOP_KEY, NAMESPACE = b"stop", b"tinyscale"
 HEARTBEAT_SECONDS = 1.0  # between reports of progress
 STOP_POLL_SECONDS = 0.25  # a look at the stop flag costs about a millisecond
+PATIENCE_SECONDS = 5.0  # for a trial's process that outlives a killed launcher by a moment
+MAX_RESTARTS = 2  # of a trial whose process died; what raises would raise again
+TRACEBACK = "error.txt"  # beside the weights
+ELSEWHERE = "elsewhere"  # told to Tune only: another launch has trained the trial, or is at it
 
 
 @dataclass(frozen=True)
@@ -39,18 +48,37 @@ class Launch:
     ray_storage: str
 
 
+class NodeDrainedError(Exception):
+    """The node is about to go; the trial has written a checkpoint and asks Tune for another place."""
+
+
 def run_trial(config: Mapping[str, str], trials: Mapping[str, Trial], launch: Launch) -> None:
-    """The Tune function. One worker trains in this process (Ray Train's local mode); several form a worker group."""
+    """The Tune function: claim the trial, then run its TorchTrainer, so that no two launches train it."""
     trial, began = trials[config["trial"]], time.time()
+    results = Results(launch.results)
+    lease = Lease(results.folder / "leases", trial.identity)
+    if not lease.claim(PATIENCE_SECONDS):
+        tune.report({"state": ELSEWHERE, "reason": "another launch is training it"})
+        return
+    try:
+        if results.state(trial.identity) in KEPT_STATES:
+            tune.report({"state": ELSEWHERE, "reason": "another launch has trained it"})
+            return
+        _fit({"trial": trial, "launch": launch, "lease": lease, "began": began})
+    finally:
+        lease.release()
+
+
+def _fit(loop_config: dict[str, Any]) -> None:
+    """One worker trains in this process (Ray Train's local mode); several form a worker group."""
+    trial, launch = loop_config["trial"], loop_config["launch"]
     resources = trial.config.resources
-    loop_config = {"trial": trial, "launch": launch, "began": began}
     if resources.workers == 1:
-        TorchTrainer(
-            train_loop, train_loop_config=loop_config, scaling_config=ray_train.ScalingConfig(num_workers=0)
-        ).fit()
+        alone = ray_train.ScalingConfig(num_workers=0)
+        TorchTrainer(train_loop, train_loop_config=loop_config, scaling_config=alone).fit()
         return
     per_worker = {"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {})
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
         torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
@@ -61,43 +89,65 @@ def run_trial(config: Mapping[str, str], trials: Mapping[str, Trial], launch: La
             name=f"{launch.name}-{trial.identity}",
             storage_path=launch.ray_storage,
             callbacks=[TuneReportCallback()],
-            failure_config=ray_train.FailureConfig(controller_failure_limit=3),
+            failure_config=ray_train.FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=3),
         ),
-    ).fit()
+    )
+    trainer.fit()
 
 
 def train_loop(config: Mapping[str, Any]) -> None:
-    """Train one trial, or one worker's part of it; write its rows; end normally also when it failed in a known way."""
-    trial, launch = config["trial"], config["launch"]
-    recorder = Recorder(trial, launch, config["began"])
-    try:
+    """Train one trial, or one worker's part of it, and record its rows and how it ended."""
+    with Recorder(config["trial"], config["launch"], config["lease"], config["began"]) as recorder:
+        trial = recorder.trial
         corpus = prepare(trial.config.data)
         if corpus.corpus_hash != trial.corpus_hash or corpus.tokenizer_hash != trial.tokenizer_hash:
             raise DataError(f"the text of {trial.config.data.corpus} is another here than at planning; plan again")
         recorder.corpus = corpus
         checkpoints = recorder.results.checkpoints(trial.identity)
         outcome = train(trial, corpus, recorder.point, checkpoints=checkpoints, should_stop=recorder.should_stop)
-    except torch.OutOfMemoryError as error:
-        peak = peak_memory(torch.device("cuda", torch.cuda.current_device())) / 2**30
-        reason = f"out of GPU memory at a peak of {peak:.2f} GiB: {str(error).splitlines()[0]}"
-        outcome = Outcome("failed", reason, recorder.points, time.time() - config["began"])
-    except TinyscaleError as error:
-        outcome = Outcome("failed", str(error), recorder.points, time.time() - config["began"])
-    if outcome.state == "finished" and not launch.keep_weights and recorder.rank == 0:
-        checkpoints.delete(WEIGHTS)
-    recorder.finish(outcome)
+        if recorder.draining:
+            raise NodeDrainedError(f"node {ray.get_runtime_context().get_node_id()} is going away")
+        if outcome.state == "finished" and not config["launch"].keep_weights and recorder.rank == 0:
+            checkpoints.delete(WEIGHTS)
+        recorder.finish(outcome)
 
 
 class Recorder:
-    """Writes a trial's rows as they come, tells Tune, and looks for the launcher's wish to stop."""
+    """Writes a trial's rows as they come, tells Tune, and looks for reasons to stop.
 
-    def __init__(self, trial: Trial, launch: Launch, began: float) -> None:
-        self.trial, self.launch, self.began = trial, launch, began
+    As a context it turns an exception into the trial's `failed` row. In a process that trains alone it ends there:
+    the same exception would come again, and an exception that leaves a process costs Ray a new one.
+    """
+
+    def __init__(self, trial: Trial, launch: Launch, lease: Lease, began: float) -> None:
+        self.trial, self.launch, self.lease, self.began = trial, launch, lease, began
         self.results = Results(launch.results)
         self.rank, self.world = rank_and_world()
         self.corpus: TokenizedCorpus | None = None
         self.points: list[Point] = []
+        self.draining = False
         self.told = self.looked = time.monotonic()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, NodeDrainedError):
+            return False
+        if isinstance(error, torch.OutOfMemoryError):
+            peak = peak_memory(torch.device("cuda", torch.cuda.current_device())) / 2**30
+            reason = f"out of GPU memory at a peak of {peak:.2f} GiB: {str(error).splitlines()[0]}"
+        else:
+            reason = "".join(traceback.format_exception_only(error)).strip()
+        self.results.checkpoints(self.trial.identity).write(
+            TRACEBACK, "".join(traceback.format_exception(error)).encode()
+        )
+        if self.world > 1:
+            return False  # the other workers wait for this one: let Ray end the group
+        self.finish(Outcome("failed", reason, self.points, time.time() - self.began))
+        return True
 
     def point(self, point: Point) -> None:
         """A point of the trial, as `train` reports it on each worker."""
@@ -106,23 +156,24 @@ class Recorder:
         self._tell({"state": "running", "tokens": point.tokens, "val_loss": point.val_loss})
 
     def should_stop(self, step: int) -> bool:
-        """Whether the launcher asked to stop; on the way, tells it how far the trial is."""
+        """Whether to write a checkpoint and stop; on the way, tells the launcher how far the trial is."""
         now = time.monotonic()
         if self.world == 1 and now - self.told > HEARTBEAT_SECONDS:
             self._tell({"state": "running", "tokens": step * self.trial.config.train.batch_tokens})
         if self.rank or now - self.looked < STOP_POLL_SECONDS:
             return False
         self.looked = now
-        return bool(_internal_kv_get(STOP_KEY, namespace=NAMESPACE) == self.launch.name.encode())
+        if not self.lease.keep():
+            raise LaunchError("another launch took this trial over, because this one seemed dead; it goes on there")
+        self.draining = ray.get_runtime_context().get_node_id() in ray_state.get_draining_nodes()
+        return self.draining or _internal_kv_get(STOP_KEY, namespace=NAMESPACE) == self.launch.name.encode()
 
     def finish(self, outcome: Outcome) -> None:
         """Write how the trial ended, and tell Tune what the summary needs."""
         self._write(outcome.state, outcome.reason)
-        ended = {
-            "state": outcome.state,
-            "reason": outcome.reason,
-            "tokens": self.points[-1].tokens if self.points else 0,
-        }
+        ended: dict[str, Any] = {"state": outcome.state, "reason": outcome.reason}
+        if self.points:
+            ended |= {"tokens": self.points[-1].tokens, "val_loss": self.points[-1].val_loss}
         timing = {"train_seconds": outcome.seconds, "began": self.began, "ended": time.time(), "process": os.getpid()}
         self._tell({**ended, **timing})
 

@@ -1,0 +1,99 @@
+"""The right to train a trial: a file that one process holds and renews, so that no two launches train the same one.
+
+Leases need a file system that can lock (local disk, NFS). On an object store every claim is granted: training twice
+is harmless there, since the numbers are the same and the last put wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tinyscale.storage import Folder
+
+RENEW_SECONDS = 10.0
+SILENT_SECONDS = 120.0  # without a sign of life from another machine, after which its lease is void
+SILENT_HERE_SECONDS = 600.0  # the same for a process of this machine that exists: its number may be another's by now
+
+
+@dataclass
+class Lease:
+    """One process's claim on one trial."""
+
+    folder: Folder
+    trial: str
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    renewed: float = 0.0
+
+    def claim(self, patience: float = 0.0) -> bool:
+        """Take the lease, waiting up to `patience` seconds for a holder that is about to end; False when it is held."""
+        if not self.folder.is_local:
+            return True
+        deadline = time.monotonic() + patience
+        while not self._claim_now():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def keep(self) -> bool:
+        """Renew the lease when it is due; False when another process has taken it over and this one must not write."""
+        if not self.folder.is_local or time.monotonic() - self.renewed < RENEW_SECONDS:
+            return True
+        held = self._read()
+        if held is None or held["token"] != self.token:
+            return False
+        self._write()
+        return True
+
+    def release(self) -> None:
+        """Give the lease back, if it is still ours."""
+        if self.folder.is_local and (held := self._read()) and held["token"] == self.token:
+            self.folder.delete(self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.trial}.json"
+
+    def _claim_now(self) -> bool:
+        Path(self.folder.path).mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.folder.path}/.lock"):
+            held = self._read()
+            if held is not None and held["token"] != self.token and alive(held):
+                return False
+            self._write()
+            return True
+
+    def _write(self) -> None:
+        self.renewed = time.monotonic()
+        claim = {"token": self.token, "host": platform.node(), "pid": os.getpid(), "time": time.time()}
+        self.folder.write(self._name, json.dumps(claim).encode())
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.folder.read(self._name))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found
+
+
+def alive(held: dict[str, Any]) -> bool:
+    """Whether a lease's holder still trains: its process exists here, or another machine's was heard of lately."""
+    silent = time.time() - held["time"]
+    if held["host"] != platform.node():
+        return bool(silent < SILENT_SECONDS)
+    try:
+        os.kill(held["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it exists, as another user's
+    return bool(silent < SILENT_HERE_SECONDS)
