@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tinyscale.cli import cli
+from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import laws_for
 from tinyscale.fitting.groups import Group, read_groups, refuse_mixed
@@ -21,11 +22,19 @@ from tinyscale.results import SCHEMA, Results, SweepRecord
 WIDTHS = (64, 96, 128, 192, 256, 384)
 
 
+CONFIG = TrialConfig.model_validate({
+    "data": {"corpus": "tinystories", "tokenizer": {"kind": "bpe", "vocab_size": 1024}},
+    "model": {"d_model": 64, "n_layers": 4, "head_dim": 16, "context_length": 256},
+    "train": {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3},
+})  # fmt: skip
+
+
 def write_rows(results: Results, trial: str, rows: list[dict[str, Any]]) -> None:
     """A trial's file, from its rows."""
     buffer = io.BytesIO()
-    rows = [{**row, "trial": trial, "schema_version": 1} for row in rows]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    rows = [{**row, "trial": trial, "vocab_size": 1024, "schema_version": 1} for row in rows]
+    schema = SCHEMA.with_metadata({"tinyscale.config": CONFIG.model_dump_json()})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     results.trials.write(f"{trial}.parquet", buffer.getvalue())
 
 

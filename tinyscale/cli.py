@@ -257,6 +257,82 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
         click.echo(line, err=True)
 
 
+def _quantity(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """10M, 2.5e8 -> a number."""
+    from tinyscale.config import quantity
+
+    try:
+        return None if text is None else float(quantity(text))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a number; write 10M, 1.5B or 1e18") from error
+
+
+@cli.command()
+@click.argument("fits", default="results")
+@click.option("--n", callback=_quantity, help="Parameters, counted as the fit counted them, for example 10M.")
+@click.option("--tokens", "d", callback=_quantity, help="Training tokens, for example 200M.")
+@click.option(
+    "--flops", "c", callback=_quantity, help="Training FLOPs: the loss of L(C), or the best N and D, for 1e18."
+)
+@click.option("--fit", "name", help="Only this fit, by its name in fits.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -> None:
+    """Predict from the fits that `tinyscale fit` left in FITS (a results folder or a fits.json), with 95 % intervals.
+
+    The loss of a run of --n parameters and --tokens tokens, or the compute-optimal run for --flops.
+    """
+    from tinyscale.fitting.predict import describe_prediction, predict_all
+    from tinyscale.fitting.tables import read_records
+
+    folder, records = read_records(fits)
+    chosen = [entry for entry in records if name in (None, entry["name"])]
+    if not chosen:
+        raise click.BadParameter(f"no fit {name!r}; there are {', '.join(entry['name'] for entry in records)}")
+    made = predict_all(folder, chosen, {key: value for key, value in sizes.items() if value is not None})
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in made], indent=1))
+    else:
+        click.echo("\n\n".join(map(describe_prediction, made)))
+
+
+@cli.command()
+@click.argument("fits", default="results")
+@click.option("--flops", "budget", required=True, callback=_quantity, help="Training FLOPs to spend, for example 1e17.")
+@click.option(
+    "--target",
+    default="loss",
+    show_default=True,
+    help="Interval to shrink: a parameter, or loss at 10 times the sizes.",
+)
+@click.option("--fit", "name", help="Name of the fit in fits.json; left out, the first.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Sweep file to write.  [default: <sweep>-next.yaml]"
+)
+def suggest(fits: str, budget: float, target: str, name: str | None, out: Path | None) -> None:
+    """Choose the runs that shrink an interval most for their FLOPs, and write them as a sweep file for `launch`.
+
+    FITS is a results folder or a fits.json. Fits of your own table extend no sweep: their runs are only printed.
+    """
+    from tinyscale.fitting.suggest import suggest_from
+
+    made, content = suggest_from(fits, budget, target, name)
+    click.echo(
+        f"{len(made.runs)} runs, {made.flops:.2g} FLOPs: "
+        f"the interval of {made.target} shrinks to {made.shrink:.0%} of its width"
+    )
+    for run in made.runs:
+        sizes = ", ".join(f"{key.upper()} = {value:.3g}" for key, value in run.variables.items())
+        fields = ", ".join(f"{field} {value}" for field, value in run.fields.items())
+        click.echo(f"  {sizes}, {run.flops:.2g} FLOPs" + (f": {fields}" if fields else ""))
+    if content is not None:
+        from ruamel.yaml import YAML
+
+        path = out or Path(f"{content['name']}.yaml")
+        with path.open("w", encoding="utf-8") as stream:
+            YAML(typ="safe").dump(content, stream)
+        click.echo(f"wrote {path}")
+
+
 def main() -> None:
     """Run the command line; an error the user can mend is printed as one block, exit status 1."""
     try:

@@ -166,9 +166,9 @@ def plot_optima(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None 
     low, high = fit.interval("a")
     text = f"$N^* = {_scientific(fit.params['k_N'])}\\;C^{{{fit.params['a']:.3f}}}$\na: {low:.3f} to {high:.3f} (95 %)"
     ax.plot(grid, fit.params["k_N"] * grid ** fit.params["a"], color=BLUE, lw=1.6)
-    ends = table["n_star"] * np.exp(np.stack([-table["log_n_sd"], table["log_n_sd"]]))
-    reach = np.abs(ends - table["n_star"].to_numpy())
-    ax.errorbar(table["c"], table["n_star"], yerr=reach, fmt="*", ms=10, color=ORANGE, lw=1, zorder=3)
+    n_star, sd = table["n_star"].to_numpy(float), table["log_n_sd"].to_numpy(float)
+    reach = n_star * np.abs(np.expm1([-sd, sd]))
+    ax.errorbar(table["c"], n_star, yerr=reach, fmt="*", ms=10, color=ORANGE, lw=1, zorder=3)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("C: training compute (FLOPs)")

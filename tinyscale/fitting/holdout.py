@@ -34,21 +34,14 @@ class HeldOut:
 
 def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut | None:
     """Fit on all but the `held` largest sizes and predict the largest; None when too few would be left."""
-    least, largest = len(law.params), points.sizes - 1
-    if held < 1 or points.sizes - held < least:
+    enough = [k for k in range(1, points.sizes) if points.configs(points.size < k) >= len(law.params)]
+    if points.sizes - held not in enough or held < 1:
         return None
-    fitted = [int(k) for k in np.unique(np.linspace(least, largest, MOST_WINDOWS).round())]
-    main, *found = _fit_smallest(law, points, delta, [points.sizes - held, *fitted])
-    if main is None:
+    largest = points.sizes - 1
+    theta = _fit_smallest(law, points, delta, [points.sizes - held])[0]
+    if theta is None:
         return None
-    actual, predicted, carried = _errors(law, points, main, points.sizes - held, largest)
-    windows = []
-    for count, theta in zip(fitted, found, strict=True):
-        if theta is None:
-            continue
-        a, p, c = _errors(law, points, theta, count, count)
-        errors = {"error_percent": 100 * (p / a - 1), "carry_forward_percent": 100 * (c / a - 1)}
-        windows.append({"fitted_sizes": count, **errors})
+    actual, predicted, carried = _errors(law, points, theta, points.sizes - held, largest)
     at = points.size == largest
     return HeldOut(
         size={name: float(np.exp(row[at].mean())) for name, row in zip(law.variables, points.x, strict=True)},
@@ -57,8 +50,28 @@ def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut |
         predicted=predicted,
         error_percent=100 * (predicted / actual - 1),
         carry_forward_percent=100 * (carried / actual - 1),
-        windows=tuple(windows),
+        windows=tuple(window_errors(law, points, delta, spaced(enough))),
     )
+
+
+def spaced(counts: list[int]) -> list[int]:
+    """At most MOST_WINDOWS of the counts, evenly."""
+    chosen = np.linspace(0, len(counts) - 1, min(len(counts), MOST_WINDOWS)).round().astype(int)
+    return [counts[i] for i in chosen]
+
+
+def window_errors(law: Law, points: Points, delta: float, counts: list[int]) -> list[dict[str, float]]:
+    """Errors on the next size up, the law fitted to the smallest sizes, for each count of them that converged."""
+    windows = []
+    for count, theta in zip(counts, _fit_smallest(law, points, delta, counts), strict=True):
+        if theta is not None:
+            actual, predicted, carried = _errors(law, points, theta, count, count)
+            errors = {
+                "error_percent": 100 * (predicted / actual - 1),
+                "carry_forward_percent": 100 * (carried / actual - 1),
+            }
+            windows.append({"fitted_sizes": count, **errors})
+    return windows
 
 
 def _fit_smallest(law: Law, points: Points, delta: float, counts: list[int]) -> list[Array | None]:

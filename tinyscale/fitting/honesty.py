@@ -10,7 +10,7 @@ import pandas as pd
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
-from tinyscale.fitting.holdout import HeldOut, hold_out
+from tinyscale.fitting.holdout import HeldOut, spaced, window_errors
 from tinyscale.fitting.laws import LAWS, Law, find_law
 from tinyscale.fitting.points import Points, count, group_sizes
 from tinyscale.fitting.solve import Certificate, Problem, minimise, solve
@@ -37,9 +37,9 @@ def refuse_unsupported(law: Law, points: Points) -> None:
             raise FitError(
                 f"{law.formula} needs {name} to vary: here it stays at {value}; sweep it, or fit another law"
             )
-    if points.sizes < needed:
+    if points.configs() < needed:
         raise FitError(
-            f"{law.formula} needs at least {needed} different sizes and there are {points.sizes}; "
+            f"{law.formula} needs at least {needed} different sizes and there are {points.configs()}; "
             "add sizes, or take --law with fewer parameters"
         )
     if joint and _collinear(points.x[0], points.x[1]):
@@ -80,20 +80,19 @@ def _named(law: Law, theta: Array) -> dict[str, float]:
 
 
 def rivals(law: Law, points: Points, delta: float) -> list[dict[str, Any]]:
-    """Every law of the same variables by its root mean square held-out error over expanding windows, best first.
+    """Every law of the same variables by its root mean square error on the next size up, best first.
 
-    A law that needs more sizes than there are is left out.
+    All over the same expanding windows; a law that needs more sizes than there are is left out.
     """
-    rows = []
-    for other in LAWS.values():
-        if other.variables == law.variables and points.sizes > len(other.params) + 1:
-            held = hold_out(other, points, delta)
-            if held is not None:
-                errors = [
-                    window["error_percent"] for window in held.windows if window["fitted_sizes"] > len(other.params)
-                ]
-                if errors:
-                    rows.append({"law": other.name, "held_out_rms_percent": float(np.sqrt(np.mean(np.square(errors))))})
+    others = [o for o in LAWS.values() if o.variables == law.variables and points.configs() > len(o.params) + 1]
+    hungriest = max((len(other.params) for other in others), default=0)
+    enough = [k for k in range(1, points.sizes) if points.configs(points.size < k) > hungriest]
+    errors = {other.name: window_errors(other, points, delta, spaced(enough)) for other in others if enough}
+    rows = [
+        {"law": name, "held_out_rms_percent": float(np.sqrt(np.mean([w["error_percent"] ** 2 for w in windows])))}
+        for name, windows in errors.items()
+        if windows
+    ]
     return sorted(rows, key=lambda row: row["held_out_rms_percent"])
 
 

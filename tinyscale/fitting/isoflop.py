@@ -150,12 +150,13 @@ def _through(
     law: str, kept: pd.DataFrame, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]
 ) -> Optima:
     """Lines through the optima, with the largest budget also predicted from the smaller ones."""
-    n_line, d_line = _line(kept, "n_star"), _line(kept, "d_star")
+    n_line, d_line = optimum_line(kept, "n_star"), optimum_line(kept, "d_star")
     params: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for symbol, exponent, line in (("k_N", "a", n_line), ("k_D", "b", d_line)):
-        params |= {symbol: float(np.exp(line.intercept)), exponent: line.slope}
-        intervals |= {symbol: _exp(line.intercept_interval), exponent: line.slope_interval}
+        coefficient, low, high = np.exp(line.at(0.0)).tolist()
+        params |= {symbol: coefficient, exponent: line.slope}
+        intervals |= {symbol: (low, high), exponent: (line.slope - line.slope_reach, line.slope + line.slope_reach)}
     return Optima(
         law=law,
         params=MappingProxyType(params),
@@ -171,15 +172,10 @@ def _through(
     )
 
 
-def _line(table: pd.DataFrame, column: str) -> Line:
+def optimum_line(table: pd.DataFrame, column: str) -> Line:
+    """log of the column (n_star or d_star) against log C, through the optima of a table."""
     sd = np.maximum(table["log_n_sd"].to_numpy(), 1e-6)
     return weighted_line(np.log(table["c"].to_numpy()), np.log(table[column].to_numpy()), sd)
-
-
-def _exp(pair: tuple[float, float]) -> tuple[float, float]:
-    with np.errstate(over="ignore"):
-        low, high = np.exp(pair)
-    return float(low), float(high)
 
 
 def _hold_out(kept: pd.DataFrame) -> dict[str, float] | None:
@@ -187,8 +183,8 @@ def _hold_out(kept: pd.DataFrame) -> dict[str, float] | None:
     if len(kept) < 4:
         return None
     smaller, largest = kept.iloc[:-1], kept.iloc[-1]
-    line = _line(smaller, "n_star")
-    predicted = float(np.exp(line.intercept + line.slope * np.log(largest["c"])))
+    line = optimum_line(smaller, "n_star")
+    predicted = float(np.exp(line.at(np.log(largest["c"]))[0]))
     return {
         "c": largest["c"],
         "fitted_sizes": len(smaller),

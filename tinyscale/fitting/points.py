@@ -50,12 +50,9 @@ class Points:
         """How many different sizes there are."""
         return int(self.size.max()) + 1
 
-    def take(self, keep: Mask) -> Points:
-        """The points where `keep` (n,) is true."""
-        size, cluster = (np.unique(a[keep], return_inverse=True)[1] for a in (self.size, self.cluster))
-        return Points(
-            self.frame[keep].reset_index(drop=True), self.x[:, keep], self.y[keep], size, cluster, self.counts
-        )
+    def configs(self, keep: Mask | slice = slice(None)) -> int:
+        """How many different settings of the variables there are among the points kept."""
+        return len(np.unique(np.round(self.x[:, keep].T / SAME_SIZE), axis=0))
 
     def problem(self, law: Law, delta: float) -> Problem:
         """For the solver; all points count alike unless a column `weight` was read."""

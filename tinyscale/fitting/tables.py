@@ -124,6 +124,15 @@ def read_records(location: str) -> tuple[Folder, list[dict[str, Any]]]:
     return folder, found
 
 
+def read_points_table(folder: Folder, entry: Mapping[str, Any]) -> pd.DataFrame:
+    """The fitted points of a record, under the names of the table they came from. folder: that of fits.json."""
+    tables = replace(folder, path=folder.path.removesuffix("fits") + "tables")
+    try:
+        return pd.read_parquet(io.BytesIO(tables.read(f"{entry['name']}.parquet")))
+    except OSError as error:
+        raise ResultsError(f"{tables}: the points of {entry['name']} are gone ({error}); run tinyscale fit") from error
+
+
 def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:
     """The curve of a record, with its refits."""
     law = find_law(entry["law"])

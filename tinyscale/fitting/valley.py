@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tinyscale.fitting.forms import Array
 
@@ -96,14 +96,21 @@ def _vertex(coefficients: Array) -> Array:
 
 @dataclass(frozen=True)
 class Line:
-    """y = intercept + slope x by weighted least squares, with 95 % intervals and the line's own scatter."""
+    """y = level + slope (x - middle) by weighted least squares; reaches are half-widths of 95 % intervals."""
 
     slope: float
-    intercept: float
-    slope_interval: tuple[float, float]
-    intercept_interval: tuple[float, float]
+    slope_reach: float
+    level: float
+    level_reach: float
+    middle: float
     chi2: float
     dof: int
+
+    def at(self, x: float) -> tuple[float, float, float]:
+        """y at x, and its 95 % ends."""
+        value = self.level + self.slope * (x - self.middle)
+        reach = float(np.hypot(self.level_reach, self.slope_reach * (x - self.middle)))
+        return value, value - reach, value + reach
 
 
 def weighted_line(x: Array, y: Array, sd: Array) -> Line:
@@ -112,19 +119,10 @@ def weighted_line(x: Array, y: Array, sd: Array) -> Line:
     Intervals by t with n - 2 degrees of freedom; where points scatter more than their own sd, by that scatter.
     """
     weight = 1 / sd**2
-    middle = (weight * x).sum() / weight.sum()
-    basis = np.stack([np.ones_like(x), x - middle], axis=1)
-    covariance = np.linalg.inv(basis.T @ (basis * weight[:, None]))
-    level, slope = covariance @ (basis.T @ (weight * y))
-    chi2, dof = float((weight * (y - level - slope * (x - middle)) ** 2).sum()), len(x) - 2
-    wide = stats.t.ppf(0.975, max(dof, 1)) * np.sqrt(max(1.0, chi2 / max(dof, 1)))
-    slope_sd = wide * np.sqrt(covariance[1, 1])
-    intercept, intercept_sd = level - slope * middle, wide * np.sqrt(covariance[0, 0] + middle**2 * covariance[1, 1])
-    return Line(
-        float(slope),
-        float(intercept),
-        (float(slope - slope_sd), float(slope + slope_sd)),
-        (float(intercept - intercept_sd), float(intercept + intercept_sd)),
-        chi2,
-        dof,
-    )
+    middle, level = (weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()
+    spread = (weight * (x - middle) ** 2).sum()
+    slope = (weight * (x - middle) * y).sum() / spread
+    chi2, dof = float((weight * (y - level - slope * (x - middle)) ** 2).sum()), max(len(x) - 2, 1)
+    wide = special.stdtrit(dof, 0.975) * np.sqrt(max(1.0, chi2 / dof))
+    slope_reach, level_reach = float(wide / np.sqrt(spread)), float(wide / np.sqrt(weight.sum()))
+    return Line(float(slope), slope_reach, float(level), level_reach, float(middle), chi2, dof)
