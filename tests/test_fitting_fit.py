@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.fit import fit
+from tinyscale.fitting.fit import fit_law
 
 TRUE = {"E": 1.4, "A": 60.0, "alpha": 0.29}
 
@@ -21,7 +21,7 @@ def runs_of_sizes(sizes: int = 6, seeds: int = 3, sd: float = 0.005, seed: int =
 
 
 def test_without_noise_the_parameters_come_back_exactly() -> None:
-    found = fit(runs_of_sizes(sd=0.0), "power-n")
+    found = fit_law(runs_of_sizes(sd=0.0), "power-n")
     for name, value in TRUE.items():
         assert found.params[name] == pytest.approx(value, rel=1e-7)
         low, high = found.interval(name)
@@ -30,7 +30,7 @@ def test_without_noise_the_parameters_come_back_exactly() -> None:
 
 
 def test_with_noise_the_intervals_hold_the_truth_and_are_not_empty() -> None:
-    found = fit(runs_of_sizes(), "power-n")
+    found = fit_law(runs_of_sizes(), "power-n")
     for name, value in TRUE.items():
         low, high = found.interval(name)
         assert low < found.params[name] < high
@@ -41,13 +41,13 @@ def test_with_noise_the_intervals_hold_the_truth_and_are_not_empty() -> None:
 def test_five_in_a_hundred_intervals_miss_with_six_sizes(seeds: int) -> None:
     hits = 0
     for seed in range(60):
-        low, high = fit(runs_of_sizes(seeds=seeds, seed=seed), "power-n", draws=100, holdout=0).interval("alpha")
+        low, high = fit_law(runs_of_sizes(seeds=seeds, seed=seed), "power-n", draws=100, holdout=0).interval("alpha")
         hits += low <= TRUE["alpha"] <= high
     assert hits >= 52  # of 60 at 95 %: fewer has a chance below 1 %
 
 
 def test_the_largest_size_is_predicted_better_than_by_carrying_the_last_loss_forward() -> None:
-    held = fit(runs_of_sizes(), "power-n").held_out
+    held = fit_law(runs_of_sizes(), "power-n").held_out
     assert held is not None
     assert held.fitted_sizes == 5
     assert held.size["n"] == pytest.approx(3e6)
@@ -57,33 +57,33 @@ def test_the_largest_size_is_predicted_better_than_by_carrying_the_last_loss_for
 def test_sizes_that_scatter_more_than_their_seeds_are_called_a_lack_of_fit_and_widen_the_interval() -> None:
     frame = runs_of_sizes(sd=0.001)
     bent = frame.assign(val_loss=frame["val_loss"] * np.repeat([1, 1.02, 0.98, 1.02, 0.98, 1], 3))
-    straight, crooked = fit(frame, "power-n"), fit(bent, "power-n")
+    straight, crooked = fit_law(frame, "power-n"), fit_law(bent, "power-n")
     assert any("lack of fit" in note for note in crooked.warnings)
     assert crooked.noise.dof == 3
     assert np.subtract(*crooked.interval("alpha")) < 3 * np.subtract(*straight.interval("alpha"))
 
 
 def test_a_floor_that_the_data_do_not_show_is_called_unidentified() -> None:
-    found = fit(runs_of_sizes(sd=0.03), "power-n")
+    found = fit_law(runs_of_sizes(sd=0.03), "power-n")
     assert found.interval("E")[0] == 0
     assert any("floor E is not identified" in note for note in found.warnings)
 
 
 def test_the_slice_says_what_was_held_fixed() -> None:
     frame = runs_of_sizes()
-    assert fit(frame, "power-n").slice == "at a fixed ratio D/N = 20"
-    assert fit(frame.assign(tokens=2e6), "power-n").slice == "at fixed tokens D = 2M"
-    assert "neither" in fit(frame.assign(tokens=frame["n_non_embedding"] ** 0.5), "power-n").slice
+    assert fit_law(frame, "power-n").slice == "at a fixed ratio D/N = 20"
+    assert fit_law(frame.assign(tokens=2e6), "power-n").slice == "at fixed tokens D = 2M"
+    assert "neither" in fit_law(frame.assign(tokens=frame["n_non_embedding"] ** 0.5), "power-n").slice
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
-    first, again = fit(runs_of_sizes(), "power-n", seed=7), fit(runs_of_sizes(), "power-n", seed=7)
+    first, again = fit_law(runs_of_sizes(), "power-n", seed=7), fit_law(runs_of_sizes(), "power-n", seed=7)
     assert first.as_json() == again.as_json()
     pd.testing.assert_frame_equal(first.predict(n=1e8), again.predict(n=1e8))
 
 
 def test_a_prediction_interval_is_wider_than_the_curves_and_grows_with_distance() -> None:
-    found = fit(runs_of_sizes(), "power-n")
+    found = fit_law(runs_of_sizes(), "power-n")
     curve, run = found.predict(n=[1e6, 1e9], noise=False), found.predict(n=[1e6, 1e9])
     width = [frame["high"] - frame["low"] for frame in (curve, run)]
     assert (width[1] > width[0]).all()
@@ -100,14 +100,14 @@ def test_a_prediction_interval_is_wider_than_the_curves_and_grows_with_distance(
 )
 def test_data_that_cannot_support_the_law_are_refused_with_the_reason(change: dict, reason: str) -> None:
     with pytest.raises(FitError, match=reason):
-        fit(runs_of_sizes().assign(**change), "power-n")
+        fit_law(runs_of_sizes().assign(**change), "power-n")
 
 
 def test_three_sizes_are_too_few() -> None:
     with pytest.raises(FitError, match="at least 4 different sizes and there are 3"):
-        fit(runs_of_sizes(sizes=3), "power-n")
+        fit_law(runs_of_sizes(sizes=3), "power-n")
 
 
 def test_a_missing_column_is_answered_with_the_columns_there_are() -> None:
     with pytest.raises(FitError, match=r"n_non_embedding.*params.*--columns"):
-        fit(runs_of_sizes().rename(columns={"n_non_embedding": "params"}), "power-n")
+        fit_law(runs_of_sizes().rename(columns={"n_non_embedding": "params"}), "power-n")

@@ -16,11 +16,11 @@ def some_points(law: Law) -> np.ndarray:
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_the_jacobian_is_the_derivative_of_the_log_loss(law: Law) -> None:
     x = some_points(law)
-    theta = np.clip(law.guess(x, np.linspace(4, 3, 12))[:3], *law.limits)
+    theta = np.clip(law.guess(x, np.linspace(4, 3, 12))[::7], *law.limits)
     _, jacobian = law.log_loss(theta, x)
     for p in range(len(law.params)):
         step = np.zeros(len(law.params))
-        step[p] = 1e-5 * max(1.0, abs(theta[0, p]))
+        step[p] = 1e-6
         above, below = law.log_loss(theta + step, x)[0], law.log_loss(theta - step, x)[0]
         np.testing.assert_allclose(jacobian[:, p], (above - below) / (2 * step[p]), rtol=1e-5, atol=1e-7)
 

@@ -13,18 +13,28 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tinyscale.cli import cli
+from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.tables import choose_law, read_groups, refuse_mixed
+from tinyscale.fitting.choose import laws_for
+from tinyscale.fitting.groups import Group, read_groups, refuse_mixed
 from tinyscale.results import SCHEMA, Results, SweepRecord
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
 
 
+CONFIG = TrialConfig.model_validate({
+    "data": {"corpus": "tinystories", "tokenizer": {"kind": "bpe", "vocab_size": 1024}},
+    "model": {"d_model": 64, "n_layers": 4, "head_dim": 16, "context_length": 256},
+    "train": {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3},
+})  # fmt: skip
+
+
 def write_rows(results: Results, trial: str, rows: list[dict[str, Any]]) -> None:
     """A trial's file, from its rows."""
     buffer = io.BytesIO()
-    rows = [{**row, "trial": trial, "schema_version": 1} for row in rows]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    rows = [{**row, "trial": trial, "vocab_size": 1024, "schema_version": 1} for row in rows]
+    schema = SCHEMA.with_metadata({"tinyscale.config": CONFIG.model_dump_json()})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     results.trials.write(f"{trial}.parquet", buffer.getvalue())
 
 
@@ -85,8 +95,6 @@ def test_runs_on_different_corpora_are_refused() -> None:
 
 
 def read_groups_of(frame: pd.DataFrame) -> Any:
-    from tinyscale.fitting.tables import Group
-
     return Group("s", "", "s", frame, {})
 
 
@@ -105,7 +113,7 @@ def test_an_empty_folder_is_a_plain_error(tmp_path: Path) -> None:
     ],
 )
 def test_the_law_follows_what_varies(n: np.ndarray, d: np.ndarray, law: str) -> None:
-    assert choose_law(pd.DataFrame({"n": n, "d": d, "loss": 1.0})) == law
+    assert laws_for(pd.DataFrame({"n": n, "d": d, "loss": 1.0})) == (law,)
 
 
 def test_the_command_writes_fits_tables_and_plots_and_names_each(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_sweep_asks_a_question_and_trains_three_seeds_of_distinct_trials(path:
     variants = load_sweep(path).variants
     assert "?" in path.read_text().splitlines()[0]
     assert {v.config.seed for v in variants} == {0, 1, 2}
-    assert len({resolved(v.config).identity for v in variants}) == len(variants)
+    assert len({(v.arm, resolved(v.config).identity) for v in variants}) == len(variants)
     assert {v.config.resources.gpu for v in variants} == {0.25}
 
 

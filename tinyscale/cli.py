@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tinyscale.errors import FitError, TinyscaleError
+from tinyscale.errors import TinyscaleError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from tinyscale.fitting.fit import Fit
-    from tinyscale.fitting.tables import Group
-    from tinyscale.storage import Folder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -235,80 +231,106 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     help="Refits behind bands and predictions.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the refits.")
+@click.option(
+    "--convention",
+    type=click.Choice(["tinyscale", "kaplan", "hoffmann", "palm", "matmul", "all"]),
+    help="How N and FLOPs are counted; all: also print the parameters under each.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-def fit(
-    *,
-    path: str | None,
-    results: str | None,
-    law: str | None,
-    columns: dict[str, str],
-    pool: bool,
-    holdout: int,
-    draws: int,
-    seed: int,
-    as_json: bool,
-) -> None:
+def fit(path: str | None, results: str | None, as_json: bool, **options: Any) -> None:
     """Fit a scaling law to a results folder, or to any .csv, .parquet or .jsonl of runs at PATH.
 
     One fit a sweep and arm: 95 % intervals, the error on the largest size held out, a plot.
     Writes fits/fits.json, tables/ and plots/ under the results folder.
     """
-    from tinyscale.fitting import tables, text
-    from tinyscale.storage import Folder
+    from tinyscale.analysis import analyse
+    from tinyscale.fitting.tables import record
+    from tinyscale.fitting.text import describe
 
-    groups = tables.read_groups(path or results or "results", columns=columns, pool=pool)
-    fits, refused = [], []
-    for group in groups:
-        try:
-            fits.append(_fit_group(group, law, columns=columns, holdout=holdout, draws=draws, seed=seed))
-        except FitError as error:
-            refused.append(f"{group.title}: not fitted: {error}")
-    if not fits:
-        raise FitError("\n".join(refused))
-    is_file = path is not None and path.endswith(tuple(tables.READERS))
-    folder = Folder.at(results or "results" if is_file else path or results or "results")
-    written = tables.write_tables(folder, fits) + _write_plots(folder, fits)
+    done = analyse(path or results or "results", results or "results", **options)
+    records = [record(found) for found in done.fits]
     if as_json:
-        click.echo(json.dumps([found.as_json() for found in fits], indent=1))
+        click.echo(json.dumps(records, indent=1))
     else:
-        click.echo("\n\n".join([*map(text.describe, fits), "\n".join(f"wrote {name}" for name in written)]))
-    for line in refused:
+        click.echo("\n\n".join([*map(describe, records), "\n".join(f"wrote {name}" for name in done.written)]))
+    for line in done.refused:
         click.echo(line, err=True)
 
 
-def _fit_group(group: Group, law: str | None, *, columns: dict[str, str], holdout: int, draws: int, seed: int) -> Fit:
-    from tinyscale.fitting import tables
-    from tinyscale.fitting.fit import fit as fit_law
+def _quantity(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """10M, 2.5e8 -> a number."""
+    from tinyscale.config import quantity
 
-    tables.refuse_mixed(group)
-    name = law or tables.choose_law(group.frame, columns)
-    found = fit_law(group.frame, name, columns=columns, holdout=holdout, draws=draws, seed=seed)
-    return tables.label(found, group)
+    try:
+        return None if text is None else float(quantity(text))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a number; write 10M, 1.5B or 1e18") from error
 
 
-def _write_plots(folder: Folder, fits: list[Fit]) -> list[str]:
-    """Draw each fit as PNG and SVG; the paths written."""
-    import io
+@cli.command()
+@click.argument("fits", default="results")
+@click.option("--n", callback=_quantity, help="Parameters, counted as the fit counted them, for example 10M.")
+@click.option("--tokens", "d", callback=_quantity, help="Training tokens, for example 200M.")
+@click.option(
+    "--flops", "c", callback=_quantity, help="Training FLOPs: the loss of L(C), or the best N and D, for 1e18."
+)
+@click.option("--fit", "name", help="Only this fit, by its name in fits.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -> None:
+    """Predict from the fits that `tinyscale fit` left in FITS (a results folder or a fits.json), with 95 % intervals.
 
-    import matplotlib as mpl
+    The loss of a run of --n parameters and --tokens tokens, or the compute-optimal run for --flops.
+    """
+    from tinyscale.fitting.predict import describe_prediction, predict_all
+    from tinyscale.fitting.tables import read_records
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    folder, records = read_records(fits)
+    chosen = [entry for entry in records if name in (None, entry["name"])]
+    if not chosen:
+        raise click.BadParameter(f"no fit {name!r}; there are {', '.join(entry['name'] for entry in records)}")
+    made = predict_all(folder, chosen, {key: value for key, value in sizes.items() if value is not None})
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in made], indent=1))
+    else:
+        click.echo("\n\n".join(map(describe_prediction, made)))
 
-    from tinyscale.fitting.tables import slug
-    from tinyscale.plot import plot_fit
 
-    written = []
-    for found in fits:
-        figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-        plot_fit(found, ax=ax)
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200)
-            (folder / "plots").write(f"{slug(found)}.{kind}", buffer.getvalue())
-            written.append(f"{folder / 'plots'}/{slug(found)}.{kind}")
-        plt.close(figure)
-    return written
+@cli.command()
+@click.argument("fits", default="results")
+@click.option("--flops", "budget", required=True, callback=_quantity, help="Training FLOPs to spend, for example 1e17.")
+@click.option(
+    "--target",
+    default="loss",
+    show_default=True,
+    help="Interval to shrink: a parameter, or loss at 10 times the sizes.",
+)
+@click.option("--fit", "name", help="Name of the fit in fits.json; left out, the first.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Sweep file to write.  [default: <sweep>-next.yaml]"
+)
+def suggest(fits: str, budget: float, target: str, name: str | None, out: Path | None) -> None:
+    """Choose the runs that shrink an interval most for their FLOPs, and write them as a sweep file for `launch`.
+
+    FITS is a results folder or a fits.json. Fits of your own table extend no sweep: their runs are only printed.
+    """
+    from tinyscale.fitting.suggest import suggest_from
+
+    made, content = suggest_from(fits, budget, target, name)
+    click.echo(
+        f"{len(made.runs)} runs, {made.flops:.2g} FLOPs: "
+        f"the interval of {made.target} shrinks to {made.shrink:.0%} of its width"
+    )
+    for run in made.runs:
+        sizes = ", ".join(f"{key.upper()} = {value:.3g}" for key, value in run.variables.items())
+        fields = ", ".join(f"{field} {value}" for field, value in run.fields.items())
+        click.echo(f"  {sizes}, {run.flops:.2g} FLOPs" + (f": {fields}" if fields else ""))
+    if content is not None:
+        from ruamel.yaml import YAML
+
+        path = out or Path(f"{content['name']}.yaml")
+        with path.open("w", encoding="utf-8") as stream:
+            YAML(typ="safe").dump(content, stream)
+        click.echo(f"wrote {path}")
 
 
 def main() -> None:

@@ -164,13 +164,15 @@ class TrainConfig(BaseModel):
 
     model_config = STRICT
 
-    tokens_budget: Count | None = Field(default=None, ge=1, description="training tokens")
-    tokens_per_param: Quantity | None = Field(default=None, gt=0, description="training tokens per n_non_embedding")
-    flops_budget: Quantity | None = Field(default=None, gt=0, description="training FLOPs; the tokens follow")
+    tokens_budget: Count | None = Field(default=None, ge=1, le=10**15, description="training tokens")
+    tokens_per_param: Quantity | None = Field(
+        default=None, gt=0, le=1e9, description="training tokens per n_non_embedding"
+    )
+    flops_budget: Quantity | None = Field(default=None, gt=0, le=1e30, description="training FLOPs; the tokens follow")
     epochs_budget: Quantity | None = Field(
         default=None, gt=0, le=1e4, description="passes over the unique tokens, in whole steps"
     )
-    batch_tokens: Count = Field(ge=2, description="tokens of one optimizer step, over all workers")
+    batch_tokens: Count = Field(ge=2, le=10**12, description="tokens of one optimizer step, over all workers")
     optimizer: Literal["adamw", "lion", "muon"] = Field(
         default="adamw", description="the update rule; muon: for the blocks' matrices, with adamw for all else"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLWarning
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from tinyscale.errors import ConfigError
 
 MAX_DEPTH = 20
+MAX_VALUES = 50_000  # a few lines of aliases to aliases can stand for billions
+MAX_WHOLE = 2**63
 
 Keys = tuple[str | int, ...]
 
@@ -57,13 +61,14 @@ def parse_value(text: str, origin: str) -> Any:
 
 def _parse(text: str, origin: str) -> Any:
     try:
-        return YAML(typ="rt").load(io.StringIO(text))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", YAMLWarning)  # an anchor defined again, and YAML 1.1: legal both
+            return YAML(typ="rt").load(io.StringIO(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{origin}, line {mark.line + 1}" if mark else origin
         raise ConfigError(f"{where}: not YAML: {error.problem or error.context}") from error
-    except (YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
-        # ruamel lets Python's own errors out for malformed numbers, dates, tags and very deep nesting
+    except Exception as error:
         raise ConfigError(
             f"{origin}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}"
         ) from error
@@ -74,6 +79,8 @@ def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
     where = f"{path}, line {lines[keys]}" if keys in lines else path
     if len(keys) > MAX_DEPTH:
         raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    if len(lines) > MAX_VALUES:
+        raise ConfigError(f"{where}: more than {MAX_VALUES:,} values, aliases written out")
     if isinstance(node, CommentedMap):
         found = {}
         for key, value in node.items():
@@ -86,6 +93,10 @@ def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
         for index in range(len(node)):
             lines[(*keys, index)] = node.lc.item(index)[0] + 1
         return [_plain(value, (*keys, index), lines, path) for index, value in enumerate(node)]
+    if isinstance(node, ScalarBoolean):  # a boolean with an anchor, to ruamel a kind of int
+        return bool(node)
+    if isinstance(node, int) and abs(node) >= MAX_WHOLE:
+        raise ConfigError(f"{where}: a whole number of more than 64 bits; write it as 1e20, or smaller")
     for kind in (bool, int, float, str):  # ruamel's scalars are subclasses that carry their formatting
         if isinstance(node, kind):
             return kind(node)

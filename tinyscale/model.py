@@ -118,12 +118,17 @@ class GPT(nn.Module):
     def _initialise(self) -> None:
         """Matrices keep the variance of what they multiply; residual outputs shrink with depth (GPT-2, section 2.3).
 
-        Embeddings and head are drawn with a deviation of 0.02, so that an untrained model is near uniform: loss ln V.
+        Embeddings and head are drawn with a deviation of 0.02; what makes logits with less in wide models, so that
+        they deviate by 0.2 at most and an untrained model is near uniform at every width: loss ln V.
         """
+        near_uniform = min(0.02, 0.2 * self.config.d_model**-0.5)
+        into_logits = ("embedding", "head") if self.config.tie_embeddings else ("head",)
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 continue  # norms start at one, their biases at zero, as PyTorch makes them
             deviation = 0.02 if name.startswith(("embedding", "positions", "head")) else parameter.shape[1] ** -0.5
+            if name.startswith(into_logits):
+                deviation = near_uniform
             if name.endswith("out.weight"):
                 deviation /= math.sqrt(2 * self.config.n_layers)
             nn.init.normal_(parameter, std=deviation)
@@ -146,7 +151,7 @@ class GPT(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,

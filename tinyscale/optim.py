@@ -19,13 +19,13 @@ def lr_at(step: int, steps: int, train: TrainConfig) -> float:
     Linear warm-up over warmup_fraction of the steps; then the schedule brings lr to min_lr_ratio * lr at the last step
     (cosine, linear; wsd stays flat and falls linearly over the last decay_fraction) or leaves it (constant).
     """
-    warmup = round(train.warmup_fraction * steps)
+    warmup = min(round(train.warmup_fraction * steps), steps - 1)
     if step < warmup:
         return train.lr * (step + 1) / warmup
     start = warmup if train.schedule != "wsd" else max(warmup, steps - max(1, round(train.decay_fraction * steps)))
     if train.schedule == "constant" or step < start:
         return train.lr
-    done = min(1.0, (step + 1 - start) / max(1, steps - start))  # in (0, 1]; 1 at the last step
+    done = min(1.0, (step + 1 - start) / (steps - start))  # in (0, 1]; 1 at the last step
     falling = 0.5 * (1 + math.cos(math.pi * done)) if train.schedule == "cosine" else 1 - done
     return train.lr * (train.min_lr_ratio + (1 - train.min_lr_ratio) * falling)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyscale import forecast
-from tinyscale.config import DataConfig
+from tinyscale.config import ALTERNATIVES, DataConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
@@ -109,7 +109,7 @@ def make_plan(
     trials = []
     for variant in sweep.variants:
         corpus = corpora[_text_of(variant)]
-        trial = _resolve(sweep, variant, corpus)
+        trial = _resolve(variant, corpus)
         state, reason = states.get(trial.identity, ("new", None))
         trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason))
     _refuse_idle_axes(sweep, trials)
@@ -128,20 +128,29 @@ def _text_of(variant: Variant) -> DataConfig:
 
 def _prepare_all(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
     """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
-    corpora = {}
-    for data in dict.fromkeys(_text_of(variant) for variant in sweep.variants):
+    corpora: dict[DataConfig, TokenizedCorpus] = {}
+    for variant in sweep.variants:
+        data = _text_of(variant)
+        if data in corpora:
+            continue
         try:
             corpora[data] = prepare(data)
             require_enough_validation(corpora[data], data)
         except TinyscaleError as error:
-            raise type(error)(f"{sweep.path}: {error}") from error
+            raise type(error)(f"{_blamed(variant, error)}: {error}") from error
     return corpora
 
 
-def _resolve(sweep: Sweep, variant: Variant, corpus: TokenizedCorpus) -> Trial:
+def _blamed(variant: Variant, error: TinyscaleError) -> str:
+    """Where the field that the message names was written, else where the corpus was."""
+    named = [origin for path, origin in variant.origins.items() if path in str(error)]
+    return named[0] if named else variant.origins["data.corpus"]
+
+
+def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
     """The variant as a trial; ConfigError when the text cannot give what it asks for."""
     config = variant.config
-    where = f"{sweep.path}: {' '.join(f'{name}={value}' for name, value in variant.axes.items()) or 'base'}"
+    budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
     try:
         trial = resolve(
             config,
@@ -152,25 +161,26 @@ def _resolve(sweep: Sweep, variant: Variant, corpus: TokenizedCorpus) -> Trial:
             train_tokens=corpus.train_tokens,
         )
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{budget}: {error}") from error
     if (config.data.unique_tokens or 0) > corpus.train_tokens:
         raise ConfigError(
-            f"{where}: data.unique_tokens = {config.data.unique_tokens:,} is more than the {corpus.train_tokens:,} "
-            f"training tokens of {config.data.corpus}; give at most that"
+            f"{variant.where('data.unique_tokens')}: data.unique_tokens = {config.data.unique_tokens:,} is more than "
+            f"the {corpus.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
         )
     if trial.epochs > 1 and not config.train.repeats:
         raise ConfigError(
-            f"{where}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
+            f"{budget}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
             f"{trial.epochs:.2f} times; lower the budget, use a longer corpus, or set train.repeats: true"
         )
     try:
         require_whole_records(corpus, config.model.context_length)
     except DataError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if config.model.context_length > corpus.longest_document:
+        raise ConfigError(f"{context}: {error}") from error
+    longest = min(corpus.longest_document, trial.unique_tokens - 1)
+    if config.model.context_length > longest:
         raise ConfigError(
-            f"{where}: model.context_length = {config.model.context_length:,} is longer than any document of "
-            f"{config.data.corpus} (at most {corpus.longest_document:,} tokens)"
+            f"{context}: model.context_length = {config.model.context_length:,} is longer than any document to train "
+            f"on of {config.data.corpus} (at most {longest:,} tokens)"
         )
     return trial
 
@@ -181,9 +191,10 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
     for planned in trials:
         twin = seen.setdefault((planned.arm, planned.trial.identity), planned)
         if twin is not planned:
-            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)] or ["seed"]
+            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)]
+            what = " and ".join(moved) or "a value written twice"
             raise ConfigError(
-                f"{sweep.path}: {' and '.join(moved)} moves nothing: ({twin.label}) and ({planned.label}) are the same "
+                f"{sweep.path}: {what} moves nothing: ({twin.label}) and ({planned.label}) are the same "
                 "trial; remove the repeated value, or the axis"
             )
 

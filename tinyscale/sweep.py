@@ -10,14 +10,16 @@ import difflib
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from tinyscale.config import ALTERNATIVES, STRICT, Int, TrialConfig
+from tinyscale.config import ALTERNATIVES, STRICT, Int, TrialConfig, quantity
 from tinyscale.document import Document, Keys, load_document, parse_value
 from tinyscale.errors import ConfigError
 
@@ -40,7 +42,9 @@ class SweepFile(BaseModel):
     arms: dict[str, dict[str, Any]] = Field(
         default={}, description="named overrides; a list for a field that takes one value is an axis of that arm"
     )
-    seeds: list[Int] = Field(default=[0], min_length=1, description="each trial is trained once with each seed")
+    seeds: list[Int] | None = Field(
+        default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
+    )
     resources: dict[str, Any] = Field(default={}, description="what each trial runs on")
 
 
@@ -75,12 +79,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def field_path(name: str, origin: str) -> str:
-    """The dotted field that a name means: itself, or the one field whose last part it is. Else ConfigError."""
-    matches = [known for known in (*FIELDS, TOKENIZER) if name in (known, known.rpartition(".")[2])]
+    """The dotted field that a name means: itself, or the one field that ends so. Else ConfigError."""
+    known = (*FIELDS, TOKENIZER)
+    matches = [name] if name in known else [path for path in known if path.endswith(f".{name}")]
     if len(matches) == 1:
         return matches[0]
-    legal = ", ".join((*FIELDS, TOKENIZER))
-    raise ConfigError(f"{origin}: {name!r} names no field{nearest(name, FIELDS)}\n  legal: {legal}")
+    if matches:
+        raise ConfigError(f"{origin}: {name!r} is short for several fields: {', '.join(matches)}; write one in full")
+    raise ConfigError(f"{origin}: {name!r} names no field{nearest(name, known)}\n  legal: {', '.join(known)}")
 
 
 def _flatten(
@@ -93,44 +99,73 @@ def _flatten(
             place = document.origin((*keys, key)) if document else origin
             yield from _flatten(f"{name}.{key}", inner, place, document, (*keys, key))
     else:
-        yield field_path(name, origin), Setting(value, origin)
+        path = field_path(name, origin)
+        yield path, Setting(_beside(value, document) if path == "data.corpus" and document else value, origin)
+
+
+def _beside(corpus: Any, document: Document) -> Any:
+    """A corpus path that the file gives is relative to the file."""
+    if isinstance(corpus, list):
+        return [_beside(each, document) for each in corpus]
+    if isinstance(corpus, str) and corpus:
+        with suppress(OSError):  # a name too long for a path is none
+            if (beside := Path(document.path).parent / corpus).exists():
+                return str(beside)
+    return corpus
 
 
 def _layer(values: Mapping[str, Any], document: Document, *keys: str | int) -> Layer:
     """The settings written under these keys of the document."""
     settings: Layer = {}
     for name, value in values.items():
-        settings |= _flatten(name, value, document.origin((*keys, name)), document, (*keys, name))
+        for path, setting in _flatten(name, value, document.origin((*keys, name)), document, (*keys, name)):
+            if path in settings:
+                raise ConfigError(f"{setting.origin}: {path} is set a second time, after {settings[path].origin}")
+            settings[path] = setting
     return settings
+
+
+def _alternatives(path: str) -> set[str]:
+    """The field and those that say the same thing in other words."""
+    return {path}.union(*(group for group in ALTERNATIVES if path in group))
 
 
 def _over(below: Layer, above: Layer) -> Layer:
     """A layer on top of another: it replaces the same fields, their alternatives, and a whole tokenizer."""
-    replaced = {other for group in ALTERNATIVES if not above.keys().isdisjoint(group) for other in group}
+    replaced = {other for path in above for other in _alternatives(path)}
     if f"{TOKENIZER}.kind" in above:
         replaced |= {path for path in below if path.startswith(f"{TOKENIZER}.")}
     return {path: setting for path, setting in below.items() if path not in replaced} | above
 
 
-def _problem(error: ValidationError, settings: Layer, whole: str) -> ConfigError:
+def _problem(error: ValidationError, settings: Layer, document: Document) -> ConfigError:
     """The first thing pydantic complains of, in the file's terms: where, which field, what was given, what is legal."""
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
     place = ".".join(str(part) for part in (*first["loc"], context.get("field", "")) if isinstance(part, str) and part)
     place = next((path for path in (place, place.rpartition(".")[0]) if path in settings), place)
     setting = settings.get(place)
-    origin = setting.origin if setting else whole
+    origin = setting.origin if setting else document.origin(("base", *place.split(".")))
     given = f" = {setting.value!r}" if setting else ""
-    if first["type"] == "missing":
+    if first["type"] == "missing" and not setting:
         return ConfigError(f"{origin}: {place} is missing, and it has no default")
     if first["type"] == "literal_error":
-        return ConfigError(f"{origin}: {place}{given} is not legal; legal: {context['expected']}")
-    return ConfigError(f"{origin}: {place}{given}: {first['msg'].replace('Input should', 'it should')}")
+        legal = str(context["expected"])
+        close = nearest(str(first["input"]), re.findall("'(.*?)'", legal))
+        return ConfigError(f"{origin}: {place}{given} is not legal{close}; legal: {legal}")
+    if first["type"] == "model_type":
+        return ConfigError(f"{origin}: {place}{given}: write its fields, such as {{kind: bpe, vocab_size: 1024}}")
+    return ConfigError(f"{origin}: {place}{given}: {_legal(first['msg'])}")
 
 
-def _validate(settings: Layer, whole: str) -> TrialConfig:
+def _legal(message: str) -> str:
+    """pydantic's sentence as the end of ours."""
+    return re.sub(r"^(Input|String|List) should", "it should", message)
+
+
+def _validate(settings: Layer, document: Document) -> TrialConfig:
     nested: dict[str, Any] = {}
-    for path, setting in settings.items():
+    for path, setting in sorted(settings.items(), key=lambda item: -item[0].count(".")):  # the whole over its parts
         *parents, leaf = path.split(".")
         place = nested
         for parent in parents:
@@ -139,7 +174,7 @@ def _validate(settings: Layer, whole: str) -> TrialConfig:
     try:
         return TrialConfig.model_validate(nested)
     except ValidationError as error:
-        raise _problem(error, settings, whole) from error
+        raise _problem(error, settings, document) from error
 
 
 def config_value(config: TrialConfig, path: str) -> Any:
@@ -159,6 +194,13 @@ class Variant:
     config: TrialConfig
     arm: str
     axes: Mapping[str, Any]
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def where(self, *paths: str) -> str:
+        """Where the first of these fields that is set was written, and which cell of the grid this is."""
+        origin = next((self.origins[path] for path in paths if path in self.origins), "")
+        cell = " ".join(f"{name}={value}" for name, value in self.axes.items())
+        return ": ".join(filter(None, [origin, cell]))
 
 
 @dataclass(frozen=True)
@@ -186,16 +228,14 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     except ValidationError as error:
         raise _file_problem(error, document) from error
     base = _over(_layer(file.base, document, "base"), _layer({"resources": file.resources}, document))
-    base = _beside(base, Path(path).parent)
-    varied = {field_path(name, document.origin(("axes",))) for name in (*file.axes, *file.zip)}
-    base = _over(base, dict(_override(text, varied) for text in overrides))
+    varied = _varied(file, document)
+    base = _over(base, {path: setting for text in overrides for path, setting in _override(text, varied).items()})
     arms = {arm: _layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
     grid = [_axis(name, values, document, "axes") for name, values in file.axes.items()]
     if file.zip:
         grid.append(_zipped([_axis(name, values, document, "zip") for name, values in file.zip.items()], document))
-    variants = [
-        variant for arm, settings in arms.items() for variant in _expand(base, arm, settings, [*grid], file.seeds)
-    ]
+    seeds: Axis = [{}] if file.seeds is None else _axis("seed", file.seeds, document, "seeds")
+    variants = [variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, document)]
     kept = _select(variants, select)
     axes = dict.fromkeys(name for variant in kept for name in variant.axes)
     return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept))
@@ -211,39 +251,48 @@ def _file_problem(error: ValidationError, document: Document) -> ConfigError:
         return ConfigError(f"{origin}: unknown key {name!r}{nearest(name, known)}\n  legal: {', '.join(known)}")
     if first["type"] == "missing":
         return ConfigError(f"{origin}: {name} is missing: {SweepFile.model_fields[name].description}")
-    return ConfigError(f"{origin}: {name} = {first['input']!r}: {first['msg'].replace('Input should', 'it should')}")
+    return ConfigError(f"{origin}: {name} = {first['input']!r}: {_legal(first['msg'])}")
 
 
-def _beside(base: Layer, folder: Path) -> Layer:
-    """A corpus path that the file gives is relative to the file."""
-    corpus = base.get("data.corpus")
-    if corpus and isinstance(corpus.value, str) and (folder / corpus.value).exists():
-        return base | {"data.corpus": Setting(str(folder / corpus.value), corpus.origin)}
-    return base
+def _varied(file: SweepFile, document: Document) -> dict[str, str]:
+    """The fields that the sweep varies, and where it says so; ConfigError when two of them say the same thing."""
+    found: dict[str, str] = {} if file.seeds is None else {"seed": document.origin(("seeds",))}
+    for block in ("axes", "zip"):
+        for name in getattr(file, block):
+            origin = document.origin((block, name))
+            path = field_path(name, origin)
+            if clash := _alternatives(path) & found.keys():
+                twin = min(clash)
+                raise ConfigError(f"{origin}: {path} is varied beside {twin} ({found[twin]}); they set the same thing")
+            found[path] = origin
+    return found
 
 
-def _override(text: str, varied: set[str]) -> tuple[str, Setting]:
-    """`field=value` of the command line as a setting."""
+def _override(text: str, varied: Mapping[str, str]) -> Layer:
+    """`field=value` of the command line as settings."""
     name, equals, value = text.partition("=")
     origin = f"--set {text}"
     if not equals:
         raise ConfigError(f"{origin}: write field=value, for example train.lr=3e-3")
-    path = field_path(name.strip(), origin)
-    alternatives = {other for group in ALTERNATIVES if path in group for other in group}
-    if clash := ({path} | alternatives) & varied:
+    settings = dict(_flatten(name.strip(), parse_value(value, origin), origin, None, ()))
+    set_here = {_shown(other) for path in settings for other in _alternatives(path)}
+    if clash := set_here & {_shown(path) for path in varied}:
         raise ConfigError(f"{origin}: {min(clash)} is varied by the sweep; choose a part of it with --select")
-    return path, Setting(parse_value(value, origin), origin)
+    return settings
 
 
 Axis = list[Layer]
 
 
-def _axis(name: str, values: list[Any], document: Document, *keys: str) -> Axis:
+def _axis(name: str, values: list[Any], document: Document, *block: str) -> Axis:
     """The layers an axis steps through, one a value."""
+    keys = (*block, name) if block != ("seeds",) else block
     if not values:
-        raise ConfigError(f"{document.origin((*keys, name))}: {name} has no values")
-    places = [document.origin((*keys, name, index)) for index in range(len(values))]
-    return [dict(_flatten(name, v, place, None, ())) for v, place in zip(values, places, strict=True)]
+        raise ConfigError(f"{document.origin(keys)}: {name} has no values")
+    return [
+        dict(_flatten(name, value, document.origin((*keys, index)), document, (*keys, index)))
+        for index, value in enumerate(values)
+    ]
 
 
 def _zipped(axes: list[Axis], document: Document) -> Axis:
@@ -253,19 +302,26 @@ def _zipped(axes: list[Axis], document: Document) -> Axis:
     return [{path: setting for layer in row for path, setting in layer.items()} for row in zip(*axes, strict=True)]
 
 
-def _expand(base: Layer, arm: str, settings: Layer, axes: list[Axis], seeds: list[int]) -> Iterator[Variant]:
+def _expand(
+    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, document: Document
+) -> Iterator[Variant]:
     """All variants of one arm: its lists are axes of its own."""
-    own = {path: setting for path, setting in settings.items() if _is_axis(path, setting.value)}
-    axes += [[{path: Setting(value, setting.origin)} for value in setting.value] for path, setting in own.items()]
+    own = {path: setting for path, setting in overrides.items() if _is_axis(path, setting.value)}
+    own_axes = [[dict(_flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
+    axes = [*axes, *own_axes]
     if math.prod(map(len, axes)) * len(seeds) > MAX_TRIALS:
-        raise ConfigError(f"arm {arm}: more than {MAX_TRIALS:,} trials; split the sweep")
-    under = _over(base, {path: setting for path, setting in settings.items() if path not in own})
+        raise ConfigError(f"{document.origin(('arms', arm))}: more than {MAX_TRIALS:,} trials; split the sweep")
+    under = _over(base, {path: setting for path, setting in overrides.items() if path not in own})
     for cell in itertools.product(*axes):
         values = functools.reduce(_over, cell, under)
         varied = dict.fromkeys(_shown(path) for layer in cell for path in layer)
         for seed in seeds:
-            config = _validate(values | {"seed": Setting(seed, "seeds")}, "base")
-            yield Variant(config, arm, {path.rpartition(".")[2]: config_value(config, path) for path in varied})
+            if seed and "seed" in values:
+                raise ConfigError(f"{values['seed'].origin}: seed is set here and by seeds; keep one of them")
+            settings = values | seed
+            config = _validate(settings, document)
+            shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
+            yield Variant(config, arm, shown, {path: setting.origin for path, setting in settings.items()})
 
 
 def _is_axis(path: str, value: Any) -> bool:
@@ -281,14 +337,15 @@ def _shown(path: str) -> str:
 def _select(variants: list[Variant], select: Sequence[str]) -> list[Variant]:
     """The part of the grid that the options choose; ConfigError lists what there is when nothing matches."""
     for text in select:
-        name, equals, wanted = text.partition("=")
+        name, _, wanted = text.partition("=")
         name = name.strip().rpartition(".")[2]
         values = [{**v.axes, "arm": v.arm, "seed": v.config.seed}.get(name) for v in variants]
-        present = list(dict.fromkeys(value for value in values if value is not None))
-        if not equals or not present:
+        present = list({repr(value): value for value in values if value is not None}.values())
+        chosen = wanted.split(",") if name == "arm" else map(quantity, parse_value(f"[{wanted}]", f"--select {text}"))
+        chosen = list(chosen)
+        if not chosen or not present:
             legal = ", ".join(dict.fromkeys(n for v in variants for n in (*v.axes, "arm", "seed")))
             raise ConfigError(f"--select {text}: write name=value with a name the sweep varies; legal: {legal}")
-        chosen = [parse_value(item, f"--select {text}") for item in wanted.split(",")]
         variants = [v for v, value in zip(variants, values, strict=True) if value in chosen]
         missing = [item for item in chosen if item not in present]
         if missing:

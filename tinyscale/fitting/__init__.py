@@ -1,0 +1,25 @@
+"""Scaling laws from finished runs: `fit(frame)` gives a frozen result, or a refusal in words."""
+
+from tinyscale.fitting.choose import fit, laws_for
+from tinyscale.fitting.curve import Curve
+from tinyscale.fitting.fit import Fit, fit_law
+from tinyscale.fitting.frontier import compute_for, exponents, frontier
+from tinyscale.fitting.isoflop import Optima, fit_envelope, fit_isoflop
+from tinyscale.fitting.laws import LAWS, Law, find_law
+
+__all__ = [
+    "LAWS",
+    "Curve",
+    "Fit",
+    "Law",
+    "Optima",
+    "compute_for",
+    "exponents",
+    "find_law",
+    "fit",
+    "fit_envelope",
+    "fit_isoflop",
+    "fit_law",
+    "frontier",
+    "laws_for",
+]

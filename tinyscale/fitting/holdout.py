@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tinyscale.errors import FitError
-from tinyscale.fitting.laws import Array, Law
+from tinyscale.fitting.forms import Array
+from tinyscale.fitting.laws import Law
 from tinyscale.fitting.points import Points
-from tinyscale.fitting.solve import solve
+from tinyscale.fitting.solve import minimise
+
+MOST_WINDOWS, MOST_STARTS = 6, 12  # each window is a whole fit
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,16 @@ class HeldOut:
 
 
 def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut | None:
-    """Fit on all but the `held` largest sizes and predict the largest; None when too few would be left to fit."""
-    least = len(law.params)
-    if held < 1 or points.sizes - held < least:
+    """Fit on all but the `held` largest sizes and predict the largest; None when too few would be left."""
+    enough = [k for k in range(1, points.sizes) if points.configs(points.size < k) >= len(law.params)]
+    if points.sizes - held not in enough or held < 1:
         return None
     largest = points.sizes - 1
-    predicted, actual, carried = _window(law, points, delta, points.sizes - held, largest)
+    theta = _fit_smallest(law, points, delta, [points.sizes - held])[0]
+    if theta is None:
+        return None
+    actual, predicted, carried = _errors(law, points, theta, points.sizes - held, largest)
     at = points.size == largest
-    windows = []
-    for fitted in range(least, points.sizes):
-        a, b, c = _window(law, points, delta, fitted, fitted)
-        windows.append(
-            {"fitted_sizes": fitted, "error_percent": 100 * (a / b - 1), "carry_forward_percent": 100 * (c / b - 1)}
-        )
     return HeldOut(
         size={name: float(np.exp(row[at].mean())) for name, row in zip(law.variables, points.x, strict=True)},
         fitted_sizes=points.sizes - held,
@@ -51,17 +50,46 @@ def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut |
         predicted=predicted,
         error_percent=100 * (predicted / actual - 1),
         carry_forward_percent=100 * (carried / actual - 1),
-        windows=tuple(windows),
+        windows=tuple(window_errors(law, points, delta, spaced(enough))),
     )
 
 
-def _window(law: Law, points: Points, delta: float, fitted: int, target: int) -> tuple[float, float, float]:
-    """Predicted and actual mean loss of size `target`, and the mean loss of the largest of the fitted sizes."""
-    small, at, last = points.size < fitted, points.size == target, points.size == fitted - 1
-    loss = np.exp(points.y)
-    try:
-        solution, _ = solve(points.take(small).problem(law, delta))
-    except FitError:
-        return float("nan"), float(loss[at].mean()), float(loss[last].mean())
-    predicted: Array = np.exp(law.log_loss(solution.theta, points.x[:, at])[0][0])
-    return float(predicted.mean()), float(loss[at].mean()), float(loss[last].mean())
+def spaced(counts: list[int]) -> list[int]:
+    """At most MOST_WINDOWS of the counts, evenly."""
+    chosen = np.linspace(0, len(counts) - 1, min(len(counts), MOST_WINDOWS)).round().astype(int)
+    return [counts[i] for i in chosen]
+
+
+def window_errors(law: Law, points: Points, delta: float, counts: list[int]) -> list[dict[str, float]]:
+    """Errors on the next size up, the law fitted to the smallest sizes, for each count of them that converged."""
+    windows = []
+    for count, theta in zip(counts, _fit_smallest(law, points, delta, counts), strict=True):
+        if theta is not None:
+            actual, predicted, carried = _errors(law, points, theta, count, count)
+            errors = {
+                "error_percent": 100 * (predicted / actual - 1),
+                "carry_forward_percent": 100 * (carried / actual - 1),
+            }
+            windows.append({"fitted_sizes": count, **errors})
+    return windows
+
+
+def _fit_smallest(law: Law, points: Points, delta: float, counts: list[int]) -> list[Array | None]:
+    """The law (P,) fitted to the smallest sizes, for each count of them; None where no start converged."""
+    problem = points.problem(law, delta)
+    starts = law.guess(problem.x, np.exp(problem.y))
+    starts = starts[:: -(-len(starts) // MOST_STARTS)]
+    kept = np.array([points.size < count for count in counts])
+    weight = np.repeat(problem.weight * kept, len(starts), axis=0)
+    found = minimise(replace(problem, weight=weight), np.tile(starts, (len(counts), 1)))
+    objective = np.where(found.converged, found.objective, np.inf).reshape(len(counts), -1)
+    theta = found.theta.reshape(len(counts), len(starts), -1)
+    best = objective.argmin(axis=1)
+    return [t[b] if np.isfinite(o[b]) else None for t, o, b in zip(theta, objective, best, strict=True)]
+
+
+def _errors(law: Law, points: Points, theta: Array, fitted: int, target: int) -> tuple[float, float, float]:
+    """Mean loss of size `target`: as measured, as predicted, and as the largest of the fitted sizes has it."""
+    at, last, loss = points.size == target, points.size == fitted - 1, np.exp(points.y)
+    predicted = np.exp(law.log_loss(theta[None], points.x[:, at])[0])
+    return float(loss[at].mean()), float(predicted.mean()), float(loss[last].mean())

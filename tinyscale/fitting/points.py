@@ -12,11 +12,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.laws import Array, Index, Law, Mask
+from tinyscale.fitting.forms import Array, Index, Mask
+from tinyscale.fitting.laws import Law
 from tinyscale.fitting.solve import Problem
 
 # What a law calls it -> the results' column. A frame with a column of the law's own name may use that instead.
-COLUMNS = {"n": "n_non_embedding", "d": "tokens", "c": "flops", "loss": "val_loss"}
+COLUMNS = {
+    "n": "n_non_embedding", "d": "tokens", "c": "flops", "t": "context_length", "u": "unique_tokens",
+    "width": "d_model", "depth": "n_layers", "loss": "val_loss",
+}  # fmt: skip
 
 SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size
 CONSTANT = 0.05  # a quantity that spreads by less, as a share, counts as held fixed
@@ -46,16 +50,14 @@ class Points:
         """How many different sizes there are."""
         return int(self.size.max()) + 1
 
-    def take(self, keep: Mask) -> Points:
-        """The points where `keep` (n,) is true."""
-        size, cluster = (np.unique(a[keep], return_inverse=True)[1] for a in (self.size, self.cluster))
-        return Points(
-            self.frame[keep].reset_index(drop=True), self.x[:, keep], self.y[keep], size, cluster, self.counts
-        )
+    def configs(self, keep: Mask | slice = slice(None)) -> int:
+        """How many different settings of the variables there are among the points kept."""
+        return len(np.unique(np.round(self.x[:, keep].T / SAME_SIZE), axis=0))
 
     def problem(self, law: Law, delta: float) -> Problem:
-        """For the solver, all points alike."""
-        return Problem(law, self.x, self.y, np.ones(len(self)), delta)
+        """For the solver; all points count alike unless a column `weight` was read."""
+        weight = self.frame["weight"].to_numpy(float) if "weight" in self.frame else np.ones(len(self))
+        return Problem(law, self.x, self.y, weight, delta)
 
 
 def column_of(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None = None) -> str:
@@ -72,7 +74,8 @@ def column_of(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | N
 
 def read_points(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = None) -> Points:
     """The points of `frame` that `law` is fitted to. FitError on a missing column or a value that has no logarithm."""
-    counts = {name: column_of(frame, name, columns) for name in (*law.variables, "loss")}
+    optional = ["weight"] if columns and "weight" in columns else []
+    counts = {name: column_of(frame, name, columns) for name in (*law.variables, "loss", *optional)}
     kept = pd.DataFrame({name: pd.to_numeric(frame[column], errors="coerce") for name, column in counts.items()})
     for name, column in counts.items():
         bad = frame[~(np.isfinite(kept[name].to_numpy(float)) & (kept[name] > 0).to_numpy())]
@@ -91,10 +94,10 @@ def read_points(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None
     return Points(kept, x, y, size, _clusters(x, kept.get("run")), counts)
 
 
-def group_sizes(logarithm: Array) -> Index:
-    """Index (n,) of each value's size, small to large; values within 1 % of their neighbour are one size."""
+def group_sizes(logarithm: Array, same: float = SAME_SIZE) -> Index:
+    """Index (n,) of each value's size, small to large; values within `same` of their neighbour are one size."""
     order = np.argsort(logarithm, kind="stable")
-    step = np.diff(logarithm[order], prepend=logarithm[order[:1]]) > SAME_SIZE
+    step = np.diff(logarithm[order], prepend=logarithm[order[:1]]) > same
     index = np.empty(len(logarithm), np.intp)
     index[order] = np.cumsum(step)
     return index

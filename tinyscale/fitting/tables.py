@@ -1,227 +1,146 @@
-"""What goes in and out: a results folder or a file of runs -> groups to fit; fits -> fits.json and tables."""
+"""What comes out: fits -> fits.json, tables in CSV and Parquet, refits for later predictions; and back."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tinyscale.errors import FitError, ResultsError
+from tinyscale.errors import ResultsError
+from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.points import column_of, group_sizes, varying
-from tinyscale.results import Results, sweep_points
+from tinyscale.fitting.frontier import JOINT, exponents
+from tinyscale.fitting.groups import Group
+from tinyscale.fitting.honesty import residual_table
+from tinyscale.fitting.isoflop import Optima
+from tinyscale.fitting.laws import find_law
 from tinyscale.storage import Folder
 
-READERS: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
-    ".csv": pd.read_csv,
-    ".parquet": pd.read_parquet,
-    ".jsonl": lambda file: pd.read_json(file, lines=True),
-}
-
-# Losses compare only where these agree; a group that mixes them is refused.
-SAME_TASK = ("corpus_hash", "tokenizer_hash", "val_tokens")
-# Settings that no law reads. Where one size was run under several, each setting is a fit of its own.
-SETTINGS = (
-    "context_length", "positions", "norm", "activation", "tie_embeddings", "bias", "batch_tokens", "optimizer", "lr",
-    "min_lr_ratio", "warmup_fraction", "schedule", "decay_fraction", "weight_decay", "betas", "grad_clip", "precision",
-)  # fmt: skip
+Found = Fit | Optima
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows to fit together: one sweep, one arm, one setting.
-
-    title: the sweep, then the arm where the sweep has several, then the setting; dropped: reason -> rows.
-    """
-
-    sweep: str
-    arm: str
-    title: str
-    frame: pd.DataFrame
-    dropped: Mapping[str, int]
-
-
-def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:
-    """The groups under a results folder, by sweep and arm, or those of a .csv, .parquet or .jsonl file, by `arm`.
-
-    ResultsError when there is nothing to read, FitError when pooled runs do not compare.
-    """
-    if PurePosixPath(location).suffix in READERS:
-        found = _file_groups(location)
-    else:
-        found = _folder_groups(Results(location), columns)
-    if pool:
-        together = pd.concat([group.frame for group in found])
-        if "trial" in together:
-            together = together.drop_duplicates("trial")
-        found = [Group("pooled", "", "pooled", together, _total(group.dropped for group in found))]
-    return [part for group in found for part in _by_setting(group)]
-
-
-def _file_groups(location: str) -> list[Group]:
-    path = PurePosixPath(location)
-    folder = Folder.at(str(path.parent) if "://" not in location else location.rsplit("/", 1)[0])
-    try:
-        frame = READERS[path.suffix](io.BytesIO(folder.read(path.name)))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{location}: cannot be read as {path.suffix[1:]} ({error})") from error
-    kept, dropped = keep_final(frame)
-    if "arm" not in kept:
-        return [Group(path.stem, "", path.stem, kept, dropped)]
-    arms = kept.groupby("arm", sort=False)
-    return [Group(path.stem, str(arm), f"{path.stem}-{arm}", rows, dropped) for arm, rows in arms]
-
-
-def _folder_groups(results: Results, columns: Mapping[str, str] | None) -> list[Group]:
-    frame, _ = results.read()
-    if frame.empty:
-        raise ResultsError(f"{results.trials}: no trials to fit; launch a sweep first, or name another folder or file")
-    frame = frame.drop(columns=frame.columns[frame.isna().all()].difference(["val_loss"]))
-    groups = []
-    for record in results.read_sweeps():
-        points = sweep_points(frame, record)
-        several = points["arm"].nunique() > 1
-        for arm, rows in points.groupby("arm", sort=False):
-            title = f"{record.name}-{arm}" if several else record.name
-            groups.append(Group(record.name, str(arm), title, *keep_final(rows, columns)))
-    return groups or [Group("all", "", "all", *keep_final(frame, columns))]
-
-
-def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Rows of finished trials at the end of their schedule, and how many rows were dropped for which reason."""
-    dropped: dict[str, int] = {}
-
-    def drop(rows: pd.Series[bool], reason: str) -> None:
-        nonlocal frame
-        if rows.any():
-            dropped[reason] = int(rows.sum())
-            frame = frame[~rows]
-
-    if "state" in frame:
-        for state in frame["state"].unique():
-            if state != "finished":
-                drop(frame["state"] == state, f"trial {state}")
-    if "decayed" in frame:
-        drop(~frame["decayed"].fillna(value=False).astype(bool), "before the end of its schedule")
-    loss = column_of(frame, "loss", columns) if len(frame) and (columns or "val_loss" in frame) else None
-    if loss:
-        drop(frame[loss].isna(), "no loss")
-    return frame.reset_index(drop=True), dropped
-
-
-def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for dropped in counts:
-        for reason, rows in dropped.items():
-            total[reason] = total.get(reason, 0) + rows
-    return total
-
-
-def _by_setting(group: Group) -> list[Group]:
-    """Split where one size was run under several settings (lr, context, ...): they are different curves."""
-    frame = group.frame
-    if frame.empty or "n_non_embedding" not in frame:
-        return [group]
-    sizes = ["n_non_embedding", "tokens"]
-    free = [name for name in varying(frame, SETTINGS) if (frame.groupby(sizes)[name].nunique() > 1).any()]
-    if not free:
-        return [group]
-    parts = []
-    for values, rows in frame.groupby(free, sort=False, dropna=False):
-        setting = "-".join(f"{name}={value}" for name, value in zip(free, values, strict=True))
-        parts.append(replace(group, title=f"{group.title}-{setting}", frame=rows.reset_index(drop=True)))
-    return parts
-
-
-def refuse_mixed(group: Group) -> None:
-    """FitError when the losses of a group do not compare, or there is none."""
-    if group.frame.empty:
-        why = ", ".join(f"{rows} rows: {reason}" for reason, rows in group.dropped.items())
-        raise FitError(f"{group.title}: no finished runs to fit ({why or 'no rows'}); launch the sweep to its end")
-    mixed = varying(group.frame, SAME_TASK)
-    if mixed:
-        raise FitError(
-            f"{group.title}: runs differ in {', '.join(mixed)}, so their losses do not compare; "
-            "make the corpora or tokenizers arms of the sweep, and fit without --pool"
-        )
-
-
-def choose_law(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> str:
-    """The law for what varies: N, D, both, or only C."""
-    spread: dict[str, Any] = {}
-    for name in ("n", "d", "c"):
-        try:
-            spread[name] = np.log(frame[column_of(frame, name, columns)].to_numpy(float))
-        except FitError:
-            continue
-    varies = [name for name, x in spread.items() if np.ptp(x) > np.log(1.5)]
-    if not {"n", "d"} <= set(varies):
-        if not varies:
-            raise FitError("nothing varies: parameters, tokens and FLOPs are the same in all runs; sweep one of them")
-        return f"power-{varies[0]}"
-    n = group_sizes(spread["n"])
-    tokens_of_a_size = [np.ptp(spread["d"][n == size]) for size in range(n.max() + 1)]
-    return "chinchilla" if max(tokens_of_a_size) > np.log(1.5) else "power-n"
-
-
-def label(found: Fit, group: Group) -> Fit:
-    """The fit with where it came from."""
+def label(found: Found, group: Group, **more: Any) -> Found:
+    """The fit with where its runs came from; more: further entries of its record."""
     rows = {"kept": len(found.points), "dropped": dict(group.dropped)}
-    labels = {"sweep": group.sweep, "arm": group.arm, "title": group.title, "rows": rows}
+    labels = {"sweep": group.sweep, "arm": group.arm, "title": group.title, "rows": rows, **more}
     return replace(found, labels=MappingProxyType(labels))
 
 
-def slug(found: Fit) -> str:
+def law_name(found: Found) -> str:
+    """Name of the law that was fitted."""
+    return found.law if isinstance(found, Optima) else found.law.name
+
+
+def slug(found: Found) -> str:
     """<sweep>[-<arm>][-<setting>]-<law>, the stem of this fit's files."""
-    return re.sub(r"[^\w.=-]+", "_", f"{found.labels['title']}-{found.law.name}")
+    return re.sub(r"[^\w.=-]+", "_", f"{found.labels['title']}-{law_name(found)}")
 
 
-def parameters_table(fits: Sequence[Fit]) -> pd.DataFrame:
+def record(found: Found) -> dict[str, Any]:
+    """A fit as it stands in fits.json: plain values, its name, and the exponents of the compute-optimal frontier."""
+    derived = {}
+    if law_name(found) in JOINT and isinstance(found, Fit):
+        ends = ("value", "low", "high")
+        derived = {name: dict(zip(ends, values, strict=True)) for name, values in exponents(found.curve).items()}
+    return {"name": slug(found), **found.as_json(), "derived": derived}
+
+
+def parameters_table(fits: Sequence[Found]) -> pd.DataFrame:
     """One row a parameter: sweep, arm, law, parameter, value, low, high (95 %), points, held-out errors in percent."""
-    return pd.DataFrame(
-        {
-            "sweep": found.labels["sweep"],
-            "arm": found.labels["arm"],
-            "law": found.law.name,
-            "parameter": name,
-            "value": value,
-            "low": found.intervals[name][0],
-            "high": found.intervals[name][1],
-            "points": len(found.points),
-            "held_out_percent": found.held_out.error_percent if found.held_out else None,
-            "carry_forward_percent": found.held_out.carry_forward_percent if found.held_out else None,
-        }
-        for found in fits
-        for name, value in found.params.items()
-    )
+    rows = []
+    for entry in map(record, fits):
+        held = entry["held_out"] or {}
+        shared = {name: entry[name] for name in ("sweep", "arm", "title", "law")}
+        errors = {name: held.get(name) for name in ("error_percent", "carry_forward_percent")}
+        for name, ends in (entry["params"] | entry["derived"]).items():
+            rows.append({**shared, "parameter": name, **ends, "points": entry["points"], **errors})
+    return pd.DataFrame(rows)
 
 
-def points_table(found: Fit) -> pd.DataFrame:
-    """One row a fitted point: its variables, loss, the law's loss and the residual of log loss."""
+def points_table(found: Found) -> pd.DataFrame:
+    """One row a fitted point with the law's loss and the residual of log loss; of an IsoFLOP, one row a budget."""
+    if isinstance(found, Optima):
+        return found.table
     frame = found.points.frame
     predicted = found.law.loss(found.params, **{name: frame[name].to_numpy() for name in found.law.variables})
-    residual = np.log(frame["loss"]) - np.log(predicted)
     named = {name: column for name, column in found.points.counts.items() if column != name}
-    return frame.rename(columns=named).assign(predicted=predicted, residual=residual)
+    return frame.rename(columns=named).assign(predicted=predicted, residual=np.log(frame["loss"] / predicted))
 
 
-def write_tables(folder: Folder, fits: Sequence[Fit]) -> list[str]:
-    """Write fits/fits.json and tables/*.csv under a results folder; the paths written."""
-    files = {"fits.json": (json.dumps([found.as_json() for found in fits], indent=1) + "\n").encode()}
-    written = _write(folder / "fits", files)
-    tables = {"fits": parameters_table(fits), **{slug(found): points_table(found) for found in fits}}
-    return written + _write(folder / "tables", {f"{n}.csv": t.to_csv(index=False).encode() for n, t in tables.items()})
+def residuals_of(found: Fit) -> pd.DataFrame:
+    """Mean residuals by each variable and, for a law of N and D, by C = 6 N D."""
+    frame, variables = found.points.frame, found.law.variables
+    if {"n", "d"} <= set(variables):
+        frame, variables = frame.assign(c=6 * frame["n"] * frame["d"]), (*variables, "c")
+    return residual_table(frame, variables, points_table(found)["residual"].to_numpy())
+
+
+def write_fits(folder: Folder, fits: Sequence[Found]) -> list[str]:
+    """Write fits/ (fits.json, refits) and tables/ (CSV and Parquet) under a results folder; the paths written."""
+    text = json.dumps([record(found) for found in fits], indent=1, allow_nan=False) + "\n"
+    refits = {f"{slug(found)}.draws.parquet": _parquet(_draws(found)) for found in fits if isinstance(found, Fit)}
+    tables = {"fits": parameters_table(fits)}
+    for found in fits:
+        tables[slug(found)] = points_table(found)
+        if isinstance(found, Fit):
+            tables[f"{slug(found)}-residuals"] = residuals_of(found)
+    csv = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
+    parquet = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
+    return _write(folder / "fits", {"fits.json": text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
+
+
+def _draws(found: Fit) -> pd.DataFrame:
+    return pd.DataFrame(found.curve.draws, columns=list(found.law.params))
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
 def _write(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
     for name, content in files.items():
         folder.write(name, content)
     return [f"{folder}/{name}" for name in files]
+
+
+def read_records(location: str) -> tuple[Folder, list[dict[str, Any]]]:
+    """The fits that `write_fits` left in a results folder, or in a fits.json. ResultsError when there are none."""
+    folder = (
+        Folder.at(location.removesuffix("/fits.json")) if location.endswith(".json") else Folder.at(location) / "fits"
+    )
+    try:
+        found = json.loads(folder.read("fits.json"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{folder}/fits.json: cannot be read ({error}); run tinyscale fit first") from error
+    return folder, found
+
+
+def read_points_table(folder: Folder, entry: Mapping[str, Any]) -> pd.DataFrame:
+    """The fitted points of a record, under the names of the table they came from. folder: that of fits.json."""
+    tables = replace(folder, path=folder.path.removesuffix("fits") + "tables")
+    try:
+        return pd.read_parquet(io.BytesIO(tables.read(f"{entry['name']}.parquet")))
+    except OSError as error:
+        raise ResultsError(f"{tables}: the points of {entry['name']} are gone ({error}); run tinyscale fit") from error
+
+
+def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:
+    """The curve of a record, with its refits."""
+    law = find_law(entry["law"])
+    try:
+        draws = pd.read_parquet(io.BytesIO(folder.read(f"{entry['name']}.draws.parquet")))
+    except OSError as error:
+        raise ResultsError(
+            f"{folder}: the refits of {entry['name']} are gone ({error}); run tinyscale fit again"
+        ) from error
+    params = {name: entry["params"][name]["value"] for name in law.params}
+    return Curve(law, params, draws[list(law.params)].to_numpy(), entry["noise"]["sd"], entry["noise"]["dof"])

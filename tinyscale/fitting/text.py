@@ -3,49 +3,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.points import count
 
 
-def number(value: float, digits: int = 4) -> str:
-    """A value for people: 0.3042, 52.31, 1.234e+09."""
-    return "∞" if math.isinf(value) else f"{value:.{digits}g}"
+def number(value: float | None, digits: int = 4) -> str:
+    """A value for people: 0.3042, 52.31, 1.234e+09; an open end is written so."""
+    return "open" if value is None or math.isinf(value) else f"{value:.{digits}g}"
 
 
-def describe(found: Fit) -> str:
-    """The whole fit as a block of lines."""
-    lines = [f"{found.labels['title']}: {found.law.formula}" + (f", {found.slice}" if found.slice else ""), ""]
+def describe(entry: Mapping[str, Any]) -> str:
+    """The record of a fit (as in fits.json) as a block of lines."""
+    lines = [f"{entry['title']}: {entry['formula']}" + (f", {entry['slice']}" if entry["slice"] else ""), ""]
     lines += [f"  {'':10}{'value':>12}   95 % interval"]
-    for name, value in found.params.items():
-        low, high = found.interval(name)
-        lines.append(f"  {name:10}{number(value):>12}   {number(low)} to {number(high)}")
-    lines += ["", *(f"  {line}" for line in [_held_out(found), _rows(found), _trust(found)])]
-    return "\n".join(lines + [f"  warning: {note}" for note in found.warnings])
+    for name, ends in (entry["params"] | entry["derived"]).items():
+        value, low, high = (number(ends[key]) for key in ("value", "low", "high"))
+        lines.append(f"  {name:10}{value:>12}   {low} to {high}")
+    lines += ["", *(f"  {line}" for line in (_held_out(entry), *_rivals(entry), _rows(entry), _trust(entry)))]
+    lines += [f"  {line}" for line in _conventions(entry)]
+    return "\n".join(lines + [f"  warning: {note}" for note in entry["warnings"]])
 
 
-def _held_out(found: Fit) -> str:
-    held = found.held_out
+def _held_out(entry: Mapping[str, Any]) -> str:
+    held = entry["held_out"]
     if held is None:
         return "held out: nothing, too few sizes would remain"
-    size = ", ".join(f"{name.upper()} = {count(value)}" for name, value in held.size.items())
-    error = f"error {held.error_percent:+.2f} % (carrying the last loss forward: {held.carry_forward_percent:+.2f} %)"
+    size = held.get("size") or {"c": held["c"]}
+    where = ", ".join(f"{name.upper()} = {count(value)}" for name, value in size.items())
+    what, digits = ("N* ", ".3g") if entry["law"] in ("isoflop", "envelope") else ("", ".4f")
+    carried = f"carrying the last {'N*' if what else 'loss'} forward: {held['carry_forward_percent']:+.2f} %"
     return (
-        f"held out: {size} from the {held.fitted_sizes} smaller sizes: "
-        f"predicted {held.predicted:.4f}, was {held.actual:.4f}, {error}"
+        f"held out: {where} from the {held['fitted_sizes']} smaller: {what}predicted {held['predicted']:{digits}}, "
+        f"was {held['actual']:{digits}}, error {held['error_percent']:+.2f} % ({carried})"
     )
 
 
-def _rows(found: Fit) -> str:
-    dropped = found.labels.get("rows", {}).get("dropped", {})
+def _rivals(entry: Mapping[str, Any]) -> list[str]:
+    """The runner-up among laws of the same variables."""
+    others = [row for row in entry.get("rivals", []) if row["law"] != entry["law"]]
+    own = [row for row in entry.get("rivals", []) if row["law"] == entry["law"]]
+    if not others or not own:
+        return []
+    best, error = others[0], own[0]["held_out_rms_percent"]
+    return [
+        f"other laws: over growing subsets this law missed the next size by {error:.2g} %, "
+        f"the nearest rival, {best['law']}, by {best['held_out_rms_percent']:.2g} %"
+    ]
+
+
+def _rows(entry: Mapping[str, Any]) -> str:
+    dropped = entry["rows"]["dropped"]
     why = "; ".join(f"{rows} dropped: {reason}" for reason, rows in dropped.items()) or "none dropped"
-    read = ", ".join(f"{name} = {column}" for name, column in found.points.counts.items())
-    return f"points: {len(found.points)} runs at {found.points.sizes} sizes ({why}); {read}"
+    read = ", ".join(f"{name} = {column}" for name, column in entry["columns"].items())
+    return f"points: {entry['points']} runs ({why}); {read}"
 
 
-def _trust(found: Fit) -> str:
-    c = found.certificate
+def _trust(entry: Mapping[str, Any]) -> str:
+    if "noise" not in entry:
+        return f"intervals: {entry['intervals']}"
+    c = entry["certificate"]
     return (
-        f"intervals: {found.method}; noise of a run {100 * found.noise.sd:.2g} %; "
-        f"converged from {c.share_of_starts:.0%} of {c.starts} starts, gradient {c.gradient_norm:.0e}"
+        f"intervals: {entry['intervals']}; noise of a run {100 * entry['noise']['sd']:.2g} %; "
+        f"converged from {c['share_of_starts']:.0%} of {c['starts']} starts, gradient {c['gradient_norm']:.0e}"
     )
+
+
+def _conventions(entry: Mapping[str, Any]) -> list[str]:
+    """How the parameters move when N and FLOPs are counted otherwise."""
+    rows = []
+    for row in entry.get("conventions", []):
+        counted = ", ".join(f"{name} = {row[name]}" for name in ("n", "c") if name in row)
+        values = ", ".join(f"{name} {number(row[name])}" for name in entry["params"] if name in row)
+        rows.append(f"counted as {row['convention']} ({counted}): {values}")
+    return rows

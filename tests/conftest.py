@@ -1,0 +1,44 @@
+"""What the tests share: a cache of their own, one thread, and texts small enough to train on in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from making import ROOT, words
+
+from tinyscale.config import DataConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tokens and measured speeds of the tests lie apart from the user's; subprocesses inherit all of it."""
+    folder = tmp_path_factory.mktemp("cache")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYSCALE_CACHE", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Twenty documents of 2 KB, by bytes; 5 KB are held out."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(20):
+        (folder / f"{number}.txt").write_text(words(400, seed=number))
+    return DataConfig.model_validate({"corpus": str(folder), "tokenizer": {"kind": "byte"}, "val_bytes": 5000})
+
+
+@pytest.fixture(scope="session")
+def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 documents, by bytes enough for the 100,000 validation tokens that a plan insists on."""
+    folder = tmp_path_factory.mktemp("long")
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(words(4000, seed=number))
+    return folder

@@ -1,0 +1,127 @@
+"""From fits on disk to predictions, budgets and next runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from test_fitting_published import HOFFMANN, simulated
+from test_fitting_tables import write_results
+
+from tinyscale.cli import cli
+from tinyscale.errors import FitError
+from tinyscale.fitting import compute_for, exponents, fit, fit_isoflop, fit_law, frontier
+from tinyscale.fitting.suggest import suggest_from
+from tinyscale.sweep import load_sweep
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def joint(tmp_path: Path) -> str:
+    """A results folder with one Chinchilla fit of 240 simulated runs."""
+    simulated(0.005).to_csv(tmp_path / "runs.csv", index=False)
+    assert invoke("fit", str(tmp_path / "runs.csv"), "--results", str(tmp_path / "out")).exit_code == 0
+    return str(tmp_path / "out")
+
+
+def test_the_frontier_is_where_no_other_split_of_the_budget_has_less_loss() -> None:
+    found = fit_law(simulated(0.0), "chinchilla", draws=100, holdout=0)
+    best = frontier(found.curve, 1e21).iloc[0]
+    assert 6 * best["n"] * best["d"] == pytest.approx(1e21)
+    n = best["n"] * np.geomspace(0.5, 2, 41)
+    losses = found.law.loss(found.params, n=n, d=1e21 / 6 / n)
+    assert losses.argmin() == 20
+    assert losses[20] == pytest.approx(best["loss"])
+
+
+def test_the_frontiers_inverse_gives_the_budget_back() -> None:
+    found = fit_law(simulated(0.0), "chinchilla", draws=100, holdout=0)
+    loss = frontier(found.curve, 3e22)["loss"].iloc[0]
+    assert compute_for(found.curve, loss)[0] == pytest.approx(3e22, rel=1e-9)
+    with pytest.raises(FitError, match="the fitted floor"):
+        compute_for(found.curve, 1.0)
+
+
+def test_the_exponents_of_the_frontier_hold_the_truth() -> None:
+    value, low, high = exponents(fit_law(simulated(0.005), "chinchilla", holdout=0).curve)["a"]
+    assert low < HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"]) < high
+    assert low < value < high
+
+
+def test_isoflop_finds_the_true_optima_and_refuses_a_budget_whose_bottom_is_not_inside() -> None:
+    law = fit_law(simulated(0.0), "chinchilla", draws=100, holdout=0)
+    rows = []
+    for c in np.geomspace(1e19, 1e22, 5):
+        best = frontier(law.curve, c)["n"].iloc[0]
+        span = (1.2, 12) if c == 1e22 else (1 / 6, 6)
+        n = best * np.geomspace(*span, 9)
+        rows.append(pd.DataFrame({"n": n, "d": c / 6 / n, "c": c, "loss": law.law.loss(law.params, n=n, d=c / 6 / n)}))
+    found = fit_isoflop(pd.concat(rows))
+    assert found.params["a"] == pytest.approx(HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"]), abs=0.005)
+    assert found.table["refused"].tolist()[:4] == [""] * 4
+    assert "lowest at the smallest size" in found.table["refused"].iloc[4]
+    assert any("lowest at the smallest size" in note for note in found.warnings)
+
+
+def test_one_ratio_of_tokens_to_parameters_cannot_tell_alpha_from_beta() -> None:
+    frame = simulated(0.005)
+    with pytest.raises(FitError, match="cannot be told apart"):
+        fit(frame.assign(d=20 * frame["n"]), "chinchilla")
+
+
+def test_predict_gives_the_loss_of_a_run_with_its_interval(joint: str) -> None:
+    (made,) = json.loads(invoke("predict", joint, "--n", "1B", "--tokens", "20B", "--json").stdout)
+    truth = HOFFMANN["E"] + HOFFMANN["A"] * 1e9 ** -HOFFMANN["alpha"] + HOFFMANN["B"] * 2e10 ** -HOFFMANN["beta"]
+    assert made["values"]["loss"]["low"] < truth < made["values"]["loss"]["high"]
+    assert made["notes"] == []
+
+
+def test_predict_gives_the_best_run_of_a_budget_and_says_how_far_out_it_lies(joint: str) -> None:
+    result = invoke("predict", f"{joint}/fits/fits.json", "--flops", "1e27")
+    assert result.exit_code == 0
+    assert "N*" in result.output
+    assert "times beyond the largest fitted" in result.output
+    assert "a guess" in result.output
+
+
+def test_predict_says_what_the_fits_need_when_it_cannot(joint: str) -> None:
+    with pytest.raises(FitError, match=r"no fit predicts from n alone; there are runs-chinchilla"):
+        invoke("predict", joint, "--n", "1B")
+
+
+def test_a_law_along_a_ratio_says_that_tokens_were_not_used(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
+    output = invoke("predict", str(tmp_path), "--n", "20M", "--tokens", "1B").output
+    assert "at a fixed ratio D/N = 20; D is not in it and was not used" in output
+
+
+def test_suggested_runs_shrink_the_interval_within_the_budget(joint: str) -> None:
+    made, content = suggest_from(joint, 1e22, "alpha")
+    assert content is None
+    assert made.flops <= 1e22
+    assert made.shrink < 1
+
+
+def test_suggest_writes_a_sweep_that_can_be_launched(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
+    out = tmp_path / "next.yaml"
+    result = invoke("suggest", str(tmp_path), "--flops", "1e17", "--target", "alpha", "--out", str(out))
+    assert f"wrote {out}" in result.output
+    sweep = load_sweep(out)
+    assert sweep.name == "width-next"
+    assert 1 <= len(sweep.variants) <= 12
+    assert len({variant.config.model.d_model for variant in sweep.variants}) == len(sweep.variants)
+    assert {variant.config.seed for variant in sweep.variants} == {3}
+    assert {variant.config.train.tokens_per_param for variant in sweep.variants} == {20}
+
+
+def test_a_budget_that_pays_for_nothing_is_refused(joint: str) -> None:
+    with pytest.raises(FitError, match="pay for no run"):
+        suggest_from(joint, 1e3, "alpha")

@@ -1,0 +1,105 @@
+"""What `tinyscale fit` does: read groups, fit the laws they support, write fits, tables and plots."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tinyscale.errors import FitError
+from tinyscale.fitting.choose import fit, laws_for
+from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.groups import READERS, Group, read_groups, refuse_mixed
+from tinyscale.fitting.honesty import CONVENTIONS, under_conventions
+from tinyscale.fitting.points import read_points
+from tinyscale.fitting.tables import Found, label, slug, write_fits
+from tinyscale.storage import Folder
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """fits: of every group that supports a law; refused: a line for each that does not; written: paths."""
+
+    fits: tuple[Found, ...]
+    refused: tuple[str, ...]
+    written: tuple[str, ...]
+
+
+def analyse(
+    location: str,
+    results: str,
+    *,
+    law: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    convention: str | None = None,
+    pool: bool = False,
+    **options: Any,
+) -> Analysis:
+    """Fit every group at `location` (a results folder or a file of runs) and write into the folder `results`.
+
+    convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
+    options: of `fit_law`. FitError, with all reasons, when no group supports a law.
+    """
+    if convention and convention != "all":
+        columns = {**CONVENTIONS[convention], **(columns or {})}
+    fits: list[Found] = []
+    refused: list[str] = []
+    for group in read_groups(location, columns=columns, pool=pool):
+        try:
+            fits += fit_group(group, law, columns=columns, every_convention=convention == "all", **options)
+        except FitError as error:
+            refused.append(f"{group.title}: not fitted: {error}")
+    if not fits:
+        raise FitError("\n".join(refused))
+    folder = Folder.at(results if location.endswith(tuple(READERS)) else location)
+    return Analysis(tuple(fits), tuple(refused), (*write_fits(folder, fits), *write_plots(folder, fits)))
+
+
+def fit_group(
+    group: Group, law: str | None, *, columns: Mapping[str, str] | None, every_convention: bool, **options: Any
+) -> list[Found]:
+    """The laws that a group supports, the main one first. FitError when the main one is refused."""
+    refuse_mixed(group)
+    main, *others = [law] if law else laws_for(group.frame, columns)
+    fits = [fit(group.frame, main, columns=columns, **options)]
+    for name in others:
+        try:
+            fits.append(fit(group.frame, name, columns=columns, **options))
+        except FitError:
+            continue  # a second law is a bonus
+    return [label(found, group, **_conventions(group, found, every_convention)) for found in fits]
+
+
+def _conventions(group: Group, found: Found, wanted: bool) -> dict[str, Any]:
+    if not wanted or not isinstance(found, Fit):
+        return {}
+    return {"conventions": under_conventions(group.frame, found.law, read_points, found.delta)}
+
+
+def write_plots(folder: Folder, fits: list[Found]) -> list[str]:
+    """Draw each fit as PNG and SVG under plots/; the paths written."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "tinyscale"  # the same fit gives the same file
+    from matplotlib import pyplot as plt
+
+    from tinyscale.plot import plot_budgets, plot_fit, plot_optima
+
+    written = []
+    for found in fits:
+        wide = 1 if isinstance(found, Fit) else 2
+        figure, axes = plt.subplots(1, wide, figsize=(6.4 * wide, 4.4), layout="constrained", squeeze=False)
+        if isinstance(found, Fit):
+            plot_fit(found, ax=axes[0, 0])
+        else:
+            plot_budgets(found, ax=axes[0, 0])
+            plot_optima(found, ax=axes[0, 1])
+        for kind, about in (("png", None), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=200, metadata=about)
+            (folder / "plots").write(f"{slug(found)}.{kind}", buffer.getvalue())
+            written.append(f"{folder / 'plots'}/{slug(found)}.{kind}")
+        plt.close(figure)
+    return written

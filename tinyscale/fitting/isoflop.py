@@ -1,0 +1,206 @@
+"""N*(C) and D*(C) without a formula for the loss: the best size at each budget, then a power law through those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tinyscale.errors import FitError
+from tinyscale.fitting.forms import Array
+from tinyscale.fitting.points import column_of, count, group_sizes
+from tinyscale.fitting.valley import Line, find_valley, weighted_line
+
+SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
+FORMULAS = {"isoflop": "N*(C) = k_N C^a, D*(C) = k_D C^b", "envelope": "N*(C) = k_N C^a, D*(C) = k_D C^b"}
+
+
+@dataclass(frozen=True)
+class Optima:
+    """Power laws of the compute-optimal N and D.
+
+    law: isoflop or envelope; params k_N, a, k_D, b with 95 % intervals; table: one row a budget, with the reason where
+    it was refused; points: the runs that were read (columns n, d, c, loss); chi2 and dof of the line through log N*.
+    """
+
+    law: str
+    params: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    table: pd.DataFrame
+    points: pd.DataFrame
+    columns: Mapping[str, str]
+    chi2: float
+    dof: int
+    held_out: Mapping[str, float] | None
+    warnings: tuple[str, ...]
+    labels: Mapping[str, Any]
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """95 % interval of a parameter. KeyError for another name."""
+        return self.intervals[name]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for fits.json."""
+        ends = self.intervals
+        return {
+            **self.labels,
+            "law": self.law,
+            "formula": FORMULAS[self.law],
+            "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
+            "intervals": f"t with {self.dof} degrees of freedom through {self.dof + 2} budgets",
+            "objective": {"value": self.chi2, "kind": "weighted least squares of log N* on log C", "delta": None},
+            "certificate": {
+                "converged": True,
+                "budgets": self.dof + 2,
+                "refused": int((self.table["refused"] != "").sum()),
+            },
+            "held_out": dict(self.held_out) if self.held_out else None,
+            "slice": "",
+            "warnings": list(self.warnings),
+            "columns": dict(self.columns),
+            "points": len(self.points),
+            "optima": json_rows(self.table),
+        }
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain values, NaN as None."""
+    plain = table.astype(object).where(table.notna(), None)
+    return [{str(k): v for k, v in row.items()} for row in plain.to_dict("records")]
+
+
+def fit_isoflop(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = None, degree: int | None = None) -> Optima:
+    """The size of least loss at each budget by a cubic (few sizes: a parabola) in log N, then lines in log C.
+
+    Budgets without a bottom are refused with the reason; FitError when fewer than 3 remain. Hoffmann et al. 2022
+    (2203.15556), section 3.2.
+    """
+    points, counts = _read(frame, columns)
+    c = points["c"].to_numpy()
+    budget = group_sizes(np.log(c), SAME_BUDGET)
+    rows = [_budget_row(points[budget == b], degree) for b in range(budget.max() + 1)]
+    table = pd.DataFrame(rows)
+    kept = table[table["refused"] == ""]
+    if len(kept) < 3:
+        why = "; ".join(f"C = {row['c']:.2e}: {row['refused']}" for row in rows if row["refused"])
+        raise FitError(
+            f"IsoFLOP needs 3 budgets with a bottom and has {len(kept)} of {len(rows)} ({why}); add sizes there"
+        )
+    return _through("isoflop", kept, table, points, counts)
+
+
+def fit_envelope(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = None) -> Optima:
+    """The runs on the lower convex hull of (log C, log loss), then lines in log C through their N and D.
+
+    Valid for points at the end of their schedule only. Hoffmann et al. 2022, section 3.1; by hull: 2502.06857.
+    FitError when the hull holds fewer than 4 runs.
+    """
+    points, counts = _read(frame, columns)
+    ordered = points.sort_values(["c", "loss"])
+    hull: list[int] = []
+    x, y = np.log(ordered["c"].to_numpy()), np.log(ordered["loss"].to_numpy())
+    for i in range(len(ordered)):
+        while len(hull) >= 2 and _turn(x, y, hull[-2], hull[-1], i) <= 0:
+            hull.pop()
+        hull.append(i)
+    hull = [i for i in hull if i == hull[0] or y[i] < y[:i].min()]
+    if len(hull) < 4:
+        raise FitError(f"the envelope holds {len(hull)} runs, 4 are needed; add budgets, or fit isoflop or chinchilla")
+    table = ordered.iloc[hull].rename(columns={"n": "n_star", "d": "d_star", "loss": "loss_star"})
+    table = table.assign(log_n_sd=1.0, refused="").reset_index(drop=True)
+    return _through("envelope", table, table, points, counts)
+
+
+def _read(frame: pd.DataFrame, columns: Mapping[str, str] | None) -> tuple[pd.DataFrame, dict[str, str]]:
+    counts = {name: column_of(frame, name, columns) for name in ("n", "d", "c", "loss")}
+    points = pd.DataFrame({name: frame[column].to_numpy(float) for name, column in counts.items()})
+    if not (np.isfinite(points) & (points > 0)).all(axis=None):
+        raise FitError("sizes, FLOPs and losses must be positive numbers; remove the other rows")
+    return points, counts
+
+
+def _turn(x: Array, y: Array, a: int, b: int, c: int) -> float:
+    """Positive when a -> b -> c turns left, so b is on the lower hull."""
+    return float((x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a]))
+
+
+def _budget_row(points: pd.DataFrame, degree: int | None) -> dict[str, Any]:
+    log_n, log_d = np.log(points["n"].to_numpy()), np.log(points["d"].to_numpy())
+    found = find_valley(log_n, np.log(points["loss"].to_numpy()), degree=degree)
+    order = np.argsort(log_n)
+    # At one budget D is a smooth function of N, so D* is read off at N*.
+    d_star = np.exp(np.interp(found.at, log_n[order], log_d[order])) if not found.refused else np.nan
+    return {
+        "c": float(np.exp(np.log(points["c"]).mean())),
+        "n_star": float(np.exp(found.at)),
+        "d_star": float(d_star),
+        "loss_star": float(np.exp(found.height)),
+        "log_n_sd": found.sd,
+        "points": found.points,
+        "degree": found.degree,
+        "refused": found.refused,
+    }
+
+
+def _through(
+    law: str, kept: pd.DataFrame, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]
+) -> Optima:
+    """Lines through the optima, with the largest budget also predicted from the smaller ones."""
+    n_line, d_line = optimum_line(kept, "n_star"), optimum_line(kept, "d_star")
+    params: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for symbol, exponent, line in (("k_N", "a", n_line), ("k_D", "b", d_line)):
+        coefficient, low, high = np.exp(line.at(0.0)).tolist()
+        params |= {symbol: coefficient, exponent: line.slope}
+        intervals |= {symbol: (low, high), exponent: (line.slope - line.slope_reach, line.slope + line.slope_reach)}
+    return Optima(
+        law=law,
+        params=MappingProxyType(params),
+        intervals=MappingProxyType(intervals),
+        table=table,
+        points=points,
+        columns=MappingProxyType(dict(counts)),
+        chi2=n_line.chi2,
+        dof=n_line.dof,
+        held_out=_hold_out(kept),
+        warnings=tuple(_warnings(kept, table)),
+        labels=MappingProxyType({}),
+    )
+
+
+def optimum_line(table: pd.DataFrame, column: str) -> Line:
+    """log of the column (n_star or d_star) against log C, through the optima of a table."""
+    sd = np.maximum(table["log_n_sd"].to_numpy(), 1e-6)
+    return weighted_line(np.log(table["c"].to_numpy()), np.log(table[column].to_numpy()), sd)
+
+
+def _hold_out(kept: pd.DataFrame) -> dict[str, float] | None:
+    """N* of the largest budget from the line through the smaller ones, in signed percent."""
+    if len(kept) < 4:
+        return None
+    smaller, largest = kept.iloc[:-1], kept.iloc[-1]
+    line = optimum_line(smaller, "n_star")
+    predicted = float(np.exp(line.at(np.log(largest["c"]))[0]))
+    return {
+        "c": largest["c"],
+        "fitted_sizes": len(smaller),
+        "actual": largest["n_star"],
+        "predicted": predicted,
+        "error_percent": 100 * (predicted / largest["n_star"] - 1),
+        "carry_forward_percent": 100 * (smaller.iloc[-1]["n_star"] / largest["n_star"] - 1),
+    }
+
+
+def _warnings(kept: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    notes = [f"C = {count(row['c'])}: {row['refused']}" for _, row in table[table["refused"] != ""].iterrows()]
+    if kept["c"].max() < 10 * kept["c"].min():
+        notes.append("budgets span under a decade of C: the exponents rest on little")
+    if "degree" in kept and (kept["degree"] == 2).any():
+        notes.append(
+            "a parabola was used where a budget has under 6 sizes: its bottom is biased where curves are lopsided"
+        )
+    return notes
