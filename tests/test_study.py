@@ -12,6 +12,7 @@ import pytest
 from launching import tinyscale
 
 from tinyscale.config import TrialConfig
+from tinyscale.data.synthetic import RECORD, ZipfRecords
 from tinyscale.results import read_results
 from tinyscale.sweep import Variant, load_sweep
 from tinyscale.trial import Trial, resolve
@@ -79,7 +80,7 @@ def test_a_sweep_asks_a_question_and_trains_three_seeds_of_distinct_trials(path:
     assert "?" in path.read_text().splitlines()[0]
     assert {v.config.seed for v in variants} == {0, 1, 2}
     assert len({(v.arm, resolved(v.config).identity) for v in variants}) == len(variants)
-    assert {v.config.resources.gpu for v in variants} == {0.25}
+    assert {v.config.resources.gpu for v in variants} == {0 if path.stem == "known_floor" else 0.25}
 
 
 @by_name
@@ -197,6 +198,27 @@ def test_each_optimizer_has_as_many_tries_and_differs_in_nothing_else() -> None:
         assert {len(set(tried)) for tried in rates.values()} == {4}
         assert all(b == pytest.approx(2 * a) for tried in rates.values() for a, b in pairwise(tried))
         assert len({trial.tokens for trial in trials}) == 1
+
+
+def test_one_trial_of_the_grid_gives_four_token_counts_for_less_than_their_sum() -> None:
+    trials = [trial for _, trial in cells("grid")]
+    assert len({trial.parameters.n_non_embedding for trial in trials}) == 8
+    for trial in trials:
+        ends = [*trial.branch_ends, trial.steps]
+        assert [round(b / a, 2) for a, b in pairwise(ends)] == [2, 2, 2]
+        assert trial.steps_trained < 1.2 * trial.steps < 1.6 * trial.steps < sum(ends)
+
+
+def test_known_floor_crosses_sizes_with_tokens_on_whole_records_read_once() -> None:
+    trials = [trial for _, trial in cells("known_floor")]
+    sizes = [trial.parameters.n_non_embedding for trial in trials]
+    assert max(sizes) > 50 * min(sizes)
+    for trial in trials:
+        zipf = trial.config.data.zipf
+        assert ZipfRecords(zipf).entropy_rate == pytest.approx(1.249878, abs=1e-6)
+        assert trial.tokens < zipf.train_bytes
+        assert trial.config.model.context_length % RECORD == 0
+        assert len(trial.branch_ends) == 3
 
 
 @pytest.mark.slow

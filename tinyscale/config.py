@@ -183,6 +183,12 @@ class TrainConfig(BaseModel):
         default="cosine", description="the rate after warm-up; wsd is flat, then falls linearly over decay_fraction"
     )
     decay_fraction: Quantity = Field(default=0.2, gt=0, le=1, description="share of steps in which wsd falls")
+    branches: tuple[Quantity, ...] = Field(
+        default=(),
+        max_length=100,
+        strict=False,
+        description="shares of the tokens at which wsd also decays on a branch of its own, each a shorter trial's end",
+    )
     weight_decay: Quantity = Field(default=0.1, ge=0, description="decoupled decay of matrices (not of vectors)")
     betas: tuple[Quantity, Quantity] = Field(
         default=(0.9, 0.95),
@@ -205,6 +211,20 @@ class TrainConfig(BaseModel):
             raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(names)}; found {found}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise _refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
+        return self
+
+    @model_validator(mode="after")
+    def _branches_leave_a_flat_trunk(self) -> Self:
+        if not self.branches:
+            return self
+        if self.schedule != "wsd":
+            raise _refuse("branches", f"only schedule wsd has a trunk to branch off, not {self.schedule}")
+        if list(self.branches) != sorted(set(self.branches)) or not 0 < self.branches[0] <= self.branches[-1] < 1:
+            raise _refuse("branches", f"branches are rising shares between 0 and 1, not {list(self.branches)}")
+        if self.branches[0] * (1 - self.decay_fraction) < self.warmup_fraction:
+            raise _refuse(
+                "branches", f"the branch at {self.branches[0]:g} would decay before warm-up ends; lower warmup_fraction"
+            )
         return self
 
 

@@ -69,6 +69,11 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> dict[str, float]:
     }
 
 
+def decay_steps(steps: int, train: TrainConfig) -> int:
+    """Steps in which the wsd schedule of a trial of so many steps falls."""
+    return max(1, round(train.decay_fraction * steps))
+
+
 def training_steps(model: ModelConfig, train: TrainConfig, vocab_size: int, unique_tokens: int = 0) -> int:
     """Optimizer steps that come closest to the budget, whichever form it takes. ConfigError below one.
 

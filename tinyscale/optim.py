@@ -11,6 +11,7 @@ from lion_pytorch import Lion
 from torch import nn
 
 from tinyscale.config import TrainConfig
+from tinyscale.costs import decay_steps
 
 
 def lr_at(step: int, steps: int, train: TrainConfig) -> float:
@@ -22,7 +23,7 @@ def lr_at(step: int, steps: int, train: TrainConfig) -> float:
     warmup = min(round(train.warmup_fraction * steps), steps - 1)
     if step < warmup:
         return train.lr * (step + 1) / warmup
-    start = warmup if train.schedule != "wsd" else max(warmup, steps - max(1, round(train.decay_fraction * steps)))
+    start = warmup if train.schedule != "wsd" else max(warmup, steps - decay_steps(steps, train))
     if train.schedule == "constant" or step < start:
         return train.lr
     done = min(1.0, (step + 1 - start) / (steps - start))  # in (0, 1]; 1 at the last step

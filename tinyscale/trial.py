@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyscale.config import ALTERNATIVES, TrainConfig, TrialConfig
-from tinyscale.costs import Parameters, flops_per_token, parameters, training_steps
+from tinyscale.costs import Parameters, decay_steps, flops_per_token, parameters, training_steps
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
 
@@ -37,6 +37,17 @@ class Trial:
     def steps(self) -> int:
         """Optimizer steps."""
         return self.tokens // self.config.train.batch_tokens
+
+    @property
+    def branch_ends(self) -> tuple[int, ...]:
+        """Steps of the shorter trials that the decay branches stand for, ascending."""
+        ends = {round(share * self.steps) for share in self.config.train.branches}
+        return tuple(sorted(end for end in ends if 0 < end < self.steps))
+
+    @property
+    def steps_trained(self) -> int:
+        """Optimizer steps with those of the branches, which the trunk does not share."""
+        return self.steps + sum(decay_steps(end, self.config.train) for end in self.branch_ends)
 
     @property
     def epochs(self) -> float:
