@@ -9,19 +9,22 @@ from typing import Any
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.choose import fit, laws_for
+from tinyscale.fitting.compare import Contrast, compare_arms
+from tinyscale.fitting.efficiency import MATCH
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.groups import READERS, Group, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS, under_conventions
 from tinyscale.fitting.points import read_points
-from tinyscale.fitting.tables import Found, label, slug, write_fits
+from tinyscale.fitting.tables import Found, label, slug, write_contrasts, write_fits
 from tinyscale.storage import Folder
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """fits: of every group that supports a law; refused: a line for each that does not; written: paths."""
+    """fits: of every group that supports a law; contrasts: of arms; refused: a line for each group; written: paths."""
 
     fits: tuple[Found, ...]
+    contrasts: tuple[Contrast, ...]
     refused: tuple[str, ...]
     written: tuple[str, ...]
 
@@ -45,15 +48,32 @@ def analyse(
         columns = {**CONVENTIONS[convention], **(columns or {})}
     fits: list[Found] = []
     refused: list[str] = []
-    for group in read_groups(location, columns=columns, pool=pool):
+    groups = read_groups(location, columns=columns, pool=pool)
+    for group in groups:
         try:
             fits += fit_group(group, law, columns=columns, every_convention=convention == "all", **options)
         except FitError as error:
             refused.append(f"{group.title}: not fitted: {error}")
     if not fits:
         raise FitError("\n".join(refused))
+    contrasts = contrasts_of(groups, refused)
     folder = Folder.at(results if location.endswith(tuple(READERS)) else location)
-    return Analysis(tuple(fits), tuple(refused), (*write_fits(folder, fits), *write_plots(folder, fits)))
+    written = (*write_fits(folder, fits), *write_contrasts(folder, contrasts), *write_plots(folder, fits))
+    return Analysis(tuple(fits), tuple(contrasts), tuple(refused), written)
+
+
+def contrasts_of(groups: list[Group], refused: list[str]) -> list[Contrast]:
+    """The arms of each sweep against its base, where each arm is one group; what cannot be compared joins `refused`."""
+    contrasts: list[Contrast] = []
+    for sweep in dict.fromkeys(group.sweep for group in groups):
+        arms = [group for group in groups if group.sweep == sweep and not group.frame.empty]
+        comparable = all(set(MATCH) <= set(group.frame.columns) for group in arms)
+        if comparable and 1 < len(arms) == len({group.arm for group in arms}):
+            try:
+                contrasts += compare_arms(arms)
+            except FitError as error:
+                refused.append(str(error))
+    return contrasts
 
 
 def fit_group(

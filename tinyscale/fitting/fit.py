@@ -32,6 +32,7 @@ FEW_CLUSTERS = (
     30  # below this a bootstrap holds too few different clusters, and least squares has a likelihood to profile
 )
 DRAWS = 1000
+LEAST_DRAWS, MOST_REFITTED = 200, 20_000_000  # above 20,000 points fewer refits, as the points they refit are many
 
 Method = Literal["auto", "profile", "bootstrap", "wild"]
 
@@ -134,6 +135,7 @@ def fit_law(
     if intervals == "auto":
         intervals = "profile" if clusters < FEW_CLUSTERS and np.isinf(delta) else "bootstrap"
     problem = points.problem(law, delta)
+    draws = min(draws, max(LEAST_DRAWS, MOST_REFITTED // len(points)))
     solution, certificate = solve(problem)
     theta = solution.theta[0]
     noise = estimate_noise(points, law.log_loss(theta[None], points.x)[0][0] - points.y, len(theta))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import ResultsError
+from tinyscale.fitting.compare import Contrast
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT, exponents
@@ -94,6 +95,17 @@ def write_fits(folder: Folder, fits: Sequence[Found]) -> list[str]:
     csv = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
     parquet = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
     return _write(folder / "fits", {"fits.json": text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
+
+
+def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
+    """Write fits/contrasts.json and tables/contrasts.csv when there are arms to compare; the paths written."""
+    if not contrasts:
+        return []
+    rows = [each.as_json() for each in contrasts]
+    flat = pd.DataFrame([{k: v for k, v in row.items() if not isinstance(v, Mapping)} for row in rows])
+    text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
+    written = _write(folder / "fits", {"contrasts.json": text.encode()})
+    return written + _write(folder / "tables", {"contrasts.csv": flat.to_csv(index=False).encode()})
 
 
 def _draws(found: Fit) -> pd.DataFrame:
