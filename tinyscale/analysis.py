@@ -119,6 +119,7 @@ def write_plots(folder: Folder, fits: list[Found]) -> list[str]:
         for kind, about in (("png", None), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=200, metadata=about)
+            figure.set_layout_engine("none")  # what is laid out once need not be again
             (folder / "plots").write(f"{slug(found)}.{kind}", buffer.getvalue())
             written.append(f"{folder / 'plots'}/{slug(found)}.{kind}")
         plt.close(figure)

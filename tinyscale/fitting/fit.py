@@ -121,8 +121,8 @@ def fit_law(
     """Fit `law` to the rows of `frame`, one row a run's final point.
 
     columns: the law's variables, `loss` and `weight` -> the frame's columns, where they differ from the results' own.
-    delta: of Huber's function; None: inf (least squares on log loss) below 30 clusters of runs, else 1e-3.
-    intervals: auto is profile below 30 clusters, else bootstrap; wild and profile are for least squares.
+    delta: of Huber's function; None: inf (least squares on log loss) below 50 clusters of runs, else 1e-3.
+    intervals: auto is profile below 50 clusters, else bootstrap; wild and profile are for least squares.
     holdout: how many of the largest sizes to hold out for the error; 0: none, and no rival laws.
     FitError when the points cannot support the law.
     """
