@@ -57,7 +57,7 @@ def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool
         if "trial" in together:
             together = together.drop_duplicates("trial")
         found = [Group("pooled", "", "pooled", together, _total(group.dropped for group in found))]
-    return [part for group in found for part in _by_setting(group)]
+    return found
 
 
 def _file_groups(location: str) -> list[Group]:
@@ -121,8 +121,8 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def _by_setting(group: Group) -> list[Group]:
-    """Split where one size was run under several settings (lr, context, ...): they are different curves."""
+def by_setting(group: Group) -> list[Group]:
+    """The group, split where one size was run under several settings (lr, context, ...): they are different curves."""
     frame = group.frame
     if frame.empty or "n_non_embedding" not in frame:
         return [group]

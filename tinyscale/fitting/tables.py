@@ -22,9 +22,10 @@ from tinyscale.fitting.groups import Group
 from tinyscale.fitting.honesty import residual_table
 from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.tuning import Tuning
 from tinyscale.storage import Folder
 
-Found = Fit | Optima
+Found = Fit | Optima | Tuning
 
 
 def label(found: Found, group: Group, **more: Any) -> Found:
@@ -36,7 +37,7 @@ def label(found: Found, group: Group, **more: Any) -> Found:
 
 def law_name(found: Found) -> str:
     """Name of the law that was fitted."""
-    return found.law if isinstance(found, Optima) else found.law.name
+    return found.law.name if isinstance(found, Fit) else found.law
 
 
 def slug(found: Found) -> str:
@@ -66,8 +67,8 @@ def parameters_table(fits: Sequence[Found]) -> pd.DataFrame:
 
 
 def points_table(found: Found) -> pd.DataFrame:
-    """One row a fitted point with the law's loss and the residual of log loss; of an IsoFLOP, one row a budget."""
-    if isinstance(found, Optima):
+    """One row a fitted point with the law's loss and the residual of log loss; of optima, one row an optimum."""
+    if not isinstance(found, Fit):
         return found.table
     frame = found.points.frame
     predicted = found.law.loss(found.params, **{name: frame[name].to_numpy() for name in found.law.variables})
