@@ -307,7 +307,9 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:
-        click.echo("\n\n".join([*map(describe, records), "\n".join(f"wrote {name}" for name in done.written)]))
+        verdicts = [f"{each.sweep}: {each.verdict}" for each in done.contrasts]
+        wrote = [f"wrote {name}" for name in done.written]
+        click.echo("\n\n".join([*map(describe, records), *verdicts, "\n".join(wrote)]))
     for line in done.refused:
         click.echo(line, err=True)
 
