@@ -70,6 +70,7 @@ STUDIES = (
     Study("chinchilla", 4, 4, 1, 0.005),
     Study("chinchilla", 5, 5, 1, 0.005),
     Study("chinchilla", 6, 6, 1, 0.005),
+    Study("chinchilla", 8, 8, 1, 0.005),
     Study("chinchilla", 12, 20, 1, 0.010),
     Study("tied", 4, 4, 1, 0.005),
     Study("tied", 6, 6, 1, 0.005),

@@ -108,11 +108,11 @@ def simulated(sd: float, seed: int = 0) -> pd.DataFrame:
 
 def test_published_constants_come_back_from_noisy_runs_inside_their_intervals() -> None:
     hits = dict.fromkeys(HOFFMANN, 0)
-    for seed in range(20):
+    for seed in range(12):
         found = fit_law(simulated(0.01, seed), "chinchilla", draws=300, holdout=0)
         assert found.delta == 1e-3
         for name, value in HOFFMANN.items():
             hits[name] += found.interval(name)[0] < value < found.interval(name)[1]
         for name, tolerance in (("E", 0.1), ("alpha", 0.05), ("beta", 0.05)):
             assert found.params[name] == pytest.approx(HOFFMANN[name], abs=tolerance)
-    assert min(hits.values()) >= 16  # of 20 at 95 %: fewer has a chance below 1 %
+    assert min(hits.values()) >= 9  # of 12 at 95 %: fewer has a chance below 1 %

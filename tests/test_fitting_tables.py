@@ -16,7 +16,7 @@ from tinyscale.cli import cli
 from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import laws_for
-from tinyscale.fitting.groups import Group, read_groups, refuse_mixed
+from tinyscale.fitting.groups import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.results import SCHEMA, Results, SweepRecord
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
@@ -80,12 +80,28 @@ def test_each_arm_is_a_group_and_pooling_makes_them_one(tmp_path: Path) -> None:
     assert len(pooled.frame) == 24
 
 
-def test_a_size_run_at_two_learning_rates_is_two_fits(tmp_path: Path) -> None:
-    results = write_results(tmp_path, sweep=False)
+def with_rates(folder: Path, rates: dict[float, float]) -> None:
+    """Every finished trial again at other learning rates, their losses higher by these factors."""
+    results = write_results(folder, sweep=False)
     frame, _ = results.read()
     for trial, rows in frame[frame["state"] == "finished"].groupby("trial"):
-        write_rows(results, f"{trial}hot", rows.assign(lr=3e-3).dropna(axis=1).to_dict("records"))
-    assert [group.title for group in read_groups(str(tmp_path))] == ["all-lr=0.001", "all-lr=0.003"]
+        for rate, factor in rates.items():
+            again = rows.assign(lr=rate, val_loss=rows["val_loss"] * factor)
+            write_rows(results, f"{trial}lr{rate}", again.dropna(axis=1).to_dict("records"))
+
+
+def test_a_size_run_at_two_learning_rates_is_two_fits(tmp_path: Path) -> None:
+    with_rates(tmp_path, {3e-3: 1.02})
+    (group,) = read_groups(str(tmp_path))
+    assert [part.title for part in by_setting(group)] == ["all-lr=0.001", "all-lr=0.003"]
+
+
+def test_a_swept_learning_rate_also_gives_the_law_of_the_best_one(tmp_path: Path) -> None:
+    with_rates(tmp_path, {2.5e-4: 1.04, 5e-4: 1.01, 2e-3: 1.01, 4e-3: 1.04})
+    records = json.loads(invoke(str(tmp_path), "--json", "--bootstrap", "100").stdout)
+    assert [record["law"] for record in records] == ["power-n"] * 5 + ["lr"]
+    assert records[-1]["params"]["p"]["low"] < 0 < records[-1]["params"]["p"]["high"]
+    assert (tmp_path / "plots/all-lr.png").exists()
 
 
 def test_runs_on_different_corpora_are_refused() -> None:

@@ -83,6 +83,15 @@ def test_a_location_that_cannot_be_one_is_an_error_that_says_so(location: str) -
         Folder.at(location)
 
 
+def test_a_file_in_the_folders_place_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResultsError, match="a file, not a folder"):
+        Folder.at(tmp_path / "file")
+    with pytest.raises(ResultsError, match="cannot be written"):
+        Folder.at(tmp_path / "file" / "below").write("a", b"1")
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_on_an_object_store_a_file_is_one_put_of_the_whole(tmp_path: Path) -> None:
     """pyarrow's own in-process store of another kind stands in for one that cannot rename."""
     store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())

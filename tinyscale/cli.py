@@ -60,6 +60,7 @@ def sweep_options(command: Command) -> Command:
             metavar="FIELD=VALUE",
             help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
         ),
+        click.option("--price", type=float, help="Dollars for an hour of a GPU (or core, where no GPU is asked for)."),
         click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
@@ -75,6 +76,7 @@ def plan(
     select: tuple[str, ...],
     results: str,
     address: str | None,
+    price: float | None,
     as_json: bool,
 ) -> None:
     """Show what launching SWEEP would run and cost, without running it."""
@@ -87,13 +89,14 @@ def plan(
         click.echo(json.dumps(made.as_json(), indent=1))
         return
     console.print(plan_table(made))
-    for line in plan_summary(made):
+    for line in plan_summary(made, price):
         console.print(line)
 
 
 @cli.command()
 @sweep_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before a launch that takes more than 10 minutes.")
+@click.option("--dry-run", is_flag=True, help="Show what would run and why, and end there.")
 @click.option("--quiet", is_flag=True, help="No live view; failures and the summary only.")
 @click.option(
     "--keep",
@@ -108,7 +111,9 @@ def launch(
     select: tuple[str, ...],
     results: str,
     address: str | None,
+    price: float | None,
     yes: bool,
+    dry_run: bool,
     quiet: bool,
     keep: str,
 ) -> None:
@@ -126,8 +131,10 @@ def launch(
         made, store, cluster = _plan(stack, console, sweep_path, overrides, select, results, address)
         if not quiet:
             console.print(plan_table(made))
-        for line in plan_summary(made):
+        for line in plan_summary(made, price):
             console.print(line)
+        if dry_run:
+            return
         if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
             click.confirm("Launch?", abort=True, default=True)
         from tinyscale.orchestration.launch import launch as launch_plan
@@ -159,6 +166,54 @@ def corpora() -> None:
     from tinyscale.display import corpora_table
 
     _console().print(corpora_table(named_corpora()))
+
+
+@cli.command()
+@click.argument("folder", metavar="[RESULTS]", default="results")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def status(folder: str, as_json: bool) -> None:
+    """Show what is done, running and failed in a results folder, sweep by sweep. Needs no Ray."""
+    from tinyscale.display import status_table
+    from tinyscale.results import Results
+    from tinyscale.status import read_status
+
+    found = read_status(Results(folder))
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1))
+        return
+    console = _console()
+    console.print(status_table(found))
+    for line in [*found.failures(), *found.set_aside]:
+        console.print(line)
+
+
+@cli.command()
+@click.argument("folder", metavar="[RESULTS]", default="results")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(["failed", "diverged", "running", "finished"]),
+    multiple=True,
+    required=True,
+    help="Forget trials in this state. Repeatable.",
+)
+@click.option("--sweep", help="Only the trials of this sweep.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before finished trials are forgotten.")
+def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) -> None:
+    """Forget trials in some state, rows and checkpoints, so that the next launch trains them from the start.
+
+    Trials that failed are launched again anyway, from their last checkpoint where they have one.
+    """
+    from tinyscale.results import Results
+    from tinyscale.status import read_status
+
+    store = Results(folder)
+    trials = read_status(store).trials_in(states, sweep)
+    if "finished" in states and trials and not yes:
+        click.confirm(f"Forget {len(trials)} trials, finished ones among them?", abort=True)
+    for trial in trials:
+        store.forget(trial)
+    click.echo(f"forgot {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
 
 
 def _plan(
@@ -252,7 +307,9 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:
-        click.echo("\n\n".join([*map(describe, records), "\n".join(f"wrote {name}" for name in done.written)]))
+        verdicts = [f"{each.sweep}: {each.verdict}" for each in done.contrasts]
+        wrote = [f"wrote {name}" for name in done.written]
+        click.echo("\n\n".join([*map(describe, records), *verdicts, "\n".join(wrote)]))
     for line in done.refused:
         click.echo(line, err=True)
 
@@ -330,6 +387,65 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
         path = out or Path(f"{content['name']}.yaml")
         with path.open("w", encoding="utf-8") as stream:
             YAML(typ="safe").dump(content, stream)
+        click.echo(f"wrote {path}")
+
+
+@cli.command()
+@click.argument("trial")
+@click.option("--prompt", default="", help="Text to go on from.  [default: the beginning of a document]")
+@click.option("--tokens", default=200, show_default=True, type=click.IntRange(1), help="Most tokens to add.")
+@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0), help="0: the likeliest token.")
+@click.option("--top-k", type=click.IntRange(1), help="Draw among so many likeliest tokens only.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Seed of the draws.")
+@results_option
+def sample(
+    trial: str, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int, results: str
+) -> None:
+    """Let a trained TRIAL (the beginning of its identity) go on from a prompt."""
+    from tinyscale.results import Results
+    from tinyscale.use import load_trained
+    from tinyscale.use import sample as draw
+
+    trained = load_trained(Results(results), trial)
+    click.echo(draw(trained, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
+
+
+@cli.command("eval")
+@click.argument("trial")
+@click.option("--corpus", required=True, help="A named corpus, or a path to .txt, .jsonl, .parquet or a folder.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Read only the first so many bytes of a corpus of the hub.")
+@results_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_json: bool) -> None:
+    """Score all documents of another corpus with a trained TRIAL (the beginning of its identity).
+
+    Standard errors are over documents. Text that the trial was trained on scores too well.
+    """
+    from tinyscale.results import Results
+    from tinyscale.use import load_trained, score
+
+    found = score(load_trained(Results(results), trial), corpus, max_bytes)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(
+        "{corpus}: {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes\n"
+        "loss {loss:.4f} ± {loss_se:.4f} nats a token, perplexity {perplexity:.2f}\n"
+        "{bits_per_byte:.4f} ± {bits_per_byte_se:.4f} bits a byte".format(**found)
+    )
+
+
+@cli.command()
+@click.argument("trial")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@results_option
+def export(trial: str, folder: Path, results: str) -> None:
+    """Write a trained TRIAL (the beginning of its identity) to FOLDER, as the transformers library loads it."""
+    from tinyscale.export import export as write
+    from tinyscale.results import Results
+    from tinyscale.use import load_trained
+
+    for path in write(load_trained(Results(results), trial), folder):
         click.echo(f"wrote {path}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import oracle_windows, val_windows
 
 EVAL_TOKENS = 16384  # tokens of one forward pass in evaluation; the loss does not depend on it
@@ -44,10 +43,23 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-class Evaluation:
-    """The fixed validation set in windows of the trial's context."""
+class Text(Protocol):
+    """What is scored: the validation part of a TokenizedCorpus, whose words these are, or other text laid out alike."""
 
-    def __init__(self, corpus: TokenizedCorpus, context_length: int, device: torch.device) -> None:
+    @property
+    def eot(self) -> int: ...
+    @property
+    def val_documents(self) -> int: ...
+    @property
+    def record_length(self) -> int | None: ...
+    def val(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]: ...
+    def oracle(self) -> npt.NDArray[np.float64] | None: ...
+
+
+class Evaluation:
+    """A text in windows of the trial's context."""
+
+    def __init__(self, corpus: Text, context_length: int, device: torch.device) -> None:
         stream, documents = corpus.val()
         self.inputs, self.targets, documents_of = val_windows(stream, documents, context_length, corpus.eot)
         self.buckets = position_buckets(documents_of)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ WHY = {
     "new": "not trained yet",
     "failed": "failed before",
     "running": "was interrupted; goes on from its last checkpoint",
+    "changed": "was trained under another configuration",
 }
 
 
@@ -30,7 +32,7 @@ class PlannedTrial:
     trial: Trial
     arm: str
     axes: Mapping[str, Any]
-    state: str  # new, running, failed, finished or diverged
+    state: str  # new, changed, running, failed, finished or diverged
     reason: str | None
     seconds: float | None = None  # expected, of training; None: not forecast
 
@@ -78,6 +80,16 @@ class Plan:
             return None
         return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
 
+    @property
+    def device_hours(self) -> tuple[float, str] | None:
+        """Hours of GPUs (or of CPU cores, where none is asked for) that the trials take; None where not forecast."""
+        resources = self.trials[0].trial.config.resources
+        share, device = (resources.gpu, "GPU") if resources.gpu else (resources.cpu, "core")
+        seconds = [planned.seconds for planned in self.to_run if planned.seconds is not None]
+        if len(seconds) < len(self.to_run):
+            return None
+        return sum(seconds) * share * resources.workers / 3600, device
+
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` prints."""
         return {
@@ -113,6 +125,7 @@ def make_plan(
         state, reason = states.get(trial.identity, ("new", None))
         trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason))
     _refuse_idle_axes(sweep, trials)
+    trials = _explain_changes(sweep, results, trials)
     at_once = min(forecast.slots(v.config, cpus, gpus) for v in sweep.variants)
     if with_forecast and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
@@ -183,6 +196,46 @@ def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
             f"on of {config.data.corpus} (at most {longest:,} tokens)"
         )
     return trial
+
+
+def _explain_changes(sweep: Sweep, results: Results, trials: list[PlannedTrial]) -> list[PlannedTrial]:
+    """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
+    before = {
+        _place(group): group["trial"] for r in results.read_sweeps() if r.name == sweep.name for group in r.groups
+    }
+    explained = []
+    for planned in trials:
+        place = {"arm": planned.arm, "seed": planned.trial.config.seed, "axes": planned.axes}
+        former = before.get(_place(place))
+        if planned.state == "new" and former is not None and results.state(former) is not None:
+            reason = "; ".join(_differences(planned.trial, *results.read_trial(former)))
+            explained.append(replace(planned, state="changed", reason=reason))
+        else:
+            explained.append(planned)
+    return explained
+
+
+def _place(group: Mapping[str, Any]) -> str:
+    return json.dumps([group["arm"], group["seed"], group["axes"]], sort_keys=True)
+
+
+def _differences(trial: Trial, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> list[str]:
+    """What separates a trial from one that was trained: fields, the text, the tokenizer, or the code's own numbers."""
+    old, new = dict(_leaves(metadata["config"])), dict(_leaves(trial.config.model_dump(mode="json")))
+    found = [f"{path} was {old[path]}, is {value}" for path, value in new.items() if old.get(path, value) != value]
+    if rows[-1]["corpus_hash"] != trial.corpus_hash:
+        found.append("the text changed")
+    elif rows[-1]["tokenizer_hash"] != trial.tokenizer_hash:
+        found.append("the tokenizer changed")
+    return found or ["the code's numbers changed"]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif not path.startswith("resources"):
+        yield path, value
 
 
 def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:

@@ -14,6 +14,7 @@ from tinyscale.fitting.forms import Array, Index
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.points import count, group_sizes
+from tinyscale.fitting.tuning import Tuning
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -180,6 +181,30 @@ def plot_optima(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None 
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     ax.yaxis.set_minor_locator(NullLocator())
+    return ax
+
+
+def plot_tuning(fit: Tuning, frame: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+    """The best setting against N with its power law. frame: a table of optima to draw instead of the fit's own."""
+    ax = ax or new_axes()
+    table = fit.table if frame is None else frame
+    table = table[table["refused"] == ""]
+    best, sd = table["optimum"].to_numpy(float), table["log_sd"].to_numpy(float)
+    ax.errorbar(
+        table["n"], best, yerr=best * np.abs(np.expm1([-sd, sd])), fmt="o", ms=5, color=GREY, lw=1, label="best, ± 1 sd"
+    )
+    for d in np.unique(table["d"]) if "q" in fit.params else [1.0]:
+        grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 1.5, 50)
+        label = f"D = {count(d)}" if "q" in fit.params else "fit"
+        ax.plot(grid, [fit.optimum(n, d) for n in grid], lw=1.4, label=label)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel(f"N: parameters ({fit.columns['n']})")
+    ax.set_ylabel(f"Best {fit.columns['setting']}")
+    ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
+    powers = ", ".join(f"{name} = {fit.params[name]:.3f}" for name in fit.params if name != "k")
+    ax.legend(frameon=False, fontsize=8.5, title=f"{fit.formula}: {powers}", title_fontsize=9, alignment="left")
+    _tidy(ax)
     return ax
 
 

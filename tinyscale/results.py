@@ -239,12 +239,24 @@ class Results:
             return None
         return str(rows[-1]["state"])
 
+    def forget(self, identity: str) -> None:
+        """Remove a trial's rows and what it kept."""
+        kept = self.checkpoints(identity)
+        for name in kept.names():
+            kept.delete(name)
+        self.trials.delete(f"{identity}.parquet")
+
     def states(self) -> dict[str, tuple[str, str | None]]:
         """State and reason of every trial that has a file, by identity."""
-        frame, _ = self.read(columns=["trial", "state", "reason"])
+        return self.states_and_unreadable()[0]
+
+    def states_and_unreadable(self) -> tuple[dict[str, tuple[str, str | None]], list[str]]:
+        """The states, and a line for each file that could not be read."""
+        frame, set_aside = self.read(columns=["trial", "state", "reason"])
         last = frame.drop_duplicates("trial", keep="last")
         reasons = last["reason"].astype(object).where(last["reason"].notna(), None)
-        return {str(t): (str(s), r) for t, s, r in zip(last["trial"], last["state"], reasons, strict=True)}
+        states = zip(last["trial"], last["state"], reasons, strict=True)
+        return {str(trial): (str(state), reason) for trial, state, reason in states}, set_aside
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""

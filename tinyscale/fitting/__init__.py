@@ -6,6 +6,7 @@ from tinyscale.fitting.fit import Fit, fit_law
 from tinyscale.fitting.frontier import compute_for, exponents, frontier
 from tinyscale.fitting.isoflop import Optima, fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, Law, find_law
+from tinyscale.fitting.tuning import Tuning, fit_tuning
 
 __all__ = [
     "LAWS",
@@ -13,6 +14,7 @@ __all__ = [
     "Fit",
     "Law",
     "Optima",
+    "Tuning",
     "compute_for",
     "exponents",
     "find_law",
@@ -20,6 +22,7 @@ __all__ = [
     "fit_envelope",
     "fit_isoflop",
     "fit_law",
+    "fit_tuning",
     "frontier",
     "laws_for",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,20 @@ from tinyscale.fitting.honesty import LEAST_SPREAD
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
 from tinyscale.fitting.points import column_of, group_sizes
+from tinyscale.fitting.tuning import Tuning, fit_tuning
 
-OPTIMA = {"isoflop": fit_isoflop, "envelope": fit_envelope}
+OPTIMA: dict[str, Callable[..., Optima | Tuning]] = {
+    "isoflop": fit_isoflop,
+    "envelope": fit_envelope,
+    "lr": partial(fit_tuning, law="lr"),
+    "batch": partial(fit_tuning, law="batch"),
+}
 NAMES = (*LAWS, *OPTIMA)
 
 
 def fit(
     frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
-) -> Fit | Optima:
+) -> Fit | Optima | Tuning:
     """Fit a scaling law to final points, one row a run; left out, the law for what varies.
 
     columns: variables n, d, c, ... and loss -> the frame's columns, where they are not the results' own. options: of

@@ -32,6 +32,7 @@ FEW_CLUSTERS = (
     30  # below this a bootstrap holds too few different clusters, and least squares has a likelihood to profile
 )
 DRAWS = 1000
+LEAST_DRAWS, MOST_REFITTED = 200, 20_000_000  # above 20,000 points fewer refits, as the points they refit are many
 
 Method = Literal["auto", "profile", "bootstrap", "wild"]
 
@@ -120,8 +121,8 @@ def fit_law(
     """Fit `law` to the rows of `frame`, one row a run's final point.
 
     columns: the law's variables, `loss` and `weight` -> the frame's columns, where they differ from the results' own.
-    delta: of Huber's function; None: inf (least squares on log loss) below 30 clusters of runs, else 1e-3.
-    intervals: auto is profile below 30 clusters, else bootstrap; wild and profile are for least squares.
+    delta: of Huber's function; None: inf (least squares on log loss) below 50 clusters of runs, else 1e-3.
+    intervals: auto is profile below 50 clusters, else bootstrap; wild and profile are for least squares.
     holdout: how many of the largest sizes to hold out for the error; 0: none, and no rival laws.
     FitError when the points cannot support the law.
     """
@@ -134,6 +135,7 @@ def fit_law(
     if intervals == "auto":
         intervals = "profile" if clusters < FEW_CLUSTERS and np.isinf(delta) else "bootstrap"
     problem = points.problem(law, delta)
+    draws = min(draws, max(LEAST_DRAWS, MOST_REFITTED // len(points)))
     solution, certificate = solve(problem)
     theta = solution.theta[0]
     noise = estimate_noise(points, law.log_loss(theta[None], points.x)[0][0] - points.y, len(theta))

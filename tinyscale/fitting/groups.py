@@ -57,7 +57,7 @@ def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool
         if "trial" in together:
             together = together.drop_duplicates("trial")
         found = [Group("pooled", "", "pooled", together, _total(group.dropped for group in found))]
-    return [part for group in found for part in _by_setting(group)]
+    return found
 
 
 def _file_groups(location: str) -> list[Group]:
@@ -75,7 +75,7 @@ def _file_groups(location: str) -> list[Group]:
 
 
 def _folder_groups(results: Results, columns: Mapping[str, str] | None) -> list[Group]:
-    frame, _ = results.read()
+    frame, set_aside = results.read()
     if frame.empty:
         raise ResultsError(f"{results.trials}: no trials to fit; launch a sweep first, or name another folder or file")
     frame = frame.drop(columns=frame.columns[frame.isna().all()].difference(["val_loss"]))
@@ -86,7 +86,9 @@ def _folder_groups(results: Results, columns: Mapping[str, str] | None) -> list[
         for arm, rows in points.groupby("arm", sort=False):
             title = f"{record.name}-{arm}" if several else record.name
             groups.append(Group(record.name, str(arm), title, *keep_final(rows, columns)))
-    return groups or [Group("all", "", "all", *keep_final(frame, columns))]
+    groups = groups or [Group("all", "", "all", *keep_final(frame, columns))]
+    unread = {"file that cannot be read": len(set_aside)} if set_aside else {}
+    return [replace(group, dropped={**group.dropped, **unread}) for group in groups]
 
 
 def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -119,8 +121,8 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def _by_setting(group: Group) -> list[Group]:
-    """Split where one size was run under several settings (lr, context, ...): they are different curves."""
+def by_setting(group: Group) -> list[Group]:
+    """The group, split where one size was run under several settings (lr, context, ...): they are different curves."""
     frame = group.frame
     if frame.empty or "n_non_embedding" not in frame:
         return [group]

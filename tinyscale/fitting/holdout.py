@@ -11,7 +11,7 @@ from tinyscale.fitting.laws import Law
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import minimise
 
-MOST_WINDOWS, MOST_STARTS = 6, 12  # each window is a whole fit
+MOST_WINDOWS, MOST_STARTS, WINDOW_STEPS = 5, 8, 100  # each window is a whole fit, and a slow start is let go
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class HeldOut:
 
 def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut | None:
     """Fit on all but the `held` largest sizes and predict the largest; None when too few would be left."""
-    enough = [k for k in range(1, points.sizes) if points.configs(points.size < k) >= len(law.params)]
-    if points.sizes - held not in enough or held < 1:
+    configs = {k: points.configs(points.size < k) for k in range(1, points.sizes)}
+    if held < 1 or configs.get(points.sizes - held, 0) < len(law.params):
         return None
     largest = points.sizes - 1
     theta = _fit_smallest(law, points, delta, [points.sizes - held])[0]
@@ -50,7 +50,7 @@ def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut |
         predicted=predicted,
         error_percent=100 * (predicted / actual - 1),
         carry_forward_percent=100 * (carried / actual - 1),
-        windows=tuple(window_errors(law, points, delta, spaced(enough))),
+        windows=tuple(window_errors(law, points, delta, spaced([k for k in configs if configs[k] > len(law.params)]))),
     )
 
 
@@ -81,7 +81,7 @@ def _fit_smallest(law: Law, points: Points, delta: float, counts: list[int]) -> 
     starts = starts[:: -(-len(starts) // MOST_STARTS)]
     kept = np.array([points.size < count for count in counts])
     weight = np.repeat(problem.weight * kept, len(starts), axis=0)
-    found = minimise(replace(problem, weight=weight), np.tile(starts, (len(counts), 1)))
+    found = minimise(replace(problem, weight=weight), np.tile(starts, (len(counts), 1)), steps=WINDOW_STEPS)
     objective = np.where(found.converged, found.objective, np.inf).reshape(len(counts), -1)
     theta = found.theta.reshape(len(counts), len(starts), -1)
     best = objective.argmin(axis=1)

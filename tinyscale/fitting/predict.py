@@ -51,6 +51,8 @@ def predict_all(folder: Folder, records: Sequence[Mapping[str, Any]], asked: Map
 def _predict(folder: Folder, entry: Mapping[str, Any], asked: Mapping[str, float]) -> Prediction | None:
     if entry["law"] in ("isoflop", "envelope"):
         return _from_optima(entry, asked["c"]) if set(asked) == {"c"} else None
+    if "range" not in entry:
+        return None
     needed = list(entry["range"])
     if set(asked) == {"c"} and entry["law"] in JOINT:
         row = frontier(read_curve(folder, entry), asked["c"]).iloc[0]

@@ -78,7 +78,9 @@ class _State:
     objective: Array
 
 
-def minimise(problem: Problem, start: Array, low: Array | None = None, high: Array | None = None) -> Solutions:
+def minimise(
+    problem: Problem, start: Array, low: Array | None = None, high: Array | None = None, *, steps: int = MAX_STEPS
+) -> Solutions:
     """Minimise from each row of `start` (B, P), inside bounds (P,) or (B, P); equal bounds hold a parameter fixed.
 
     A damped Newton method: the Hessian counts the points inside the quadratic zone; the damping adds the curvature of
@@ -90,17 +92,17 @@ def minimise(problem: Problem, start: Array, low: Array | None = None, high: Arr
     high = np.broadcast_to(limits[1] if high is None else high, start.shape)
     whole = problem.rows(len(start))
     parts = [slice(i, i + batch) for i in range(0, len(start), batch)]
-    found = [_minimise(whole.only(p), np.clip(start[p], low[p], high[p]), low[p], high[p]) for p in parts]
+    found = [_minimise(whole.only(p), np.clip(start[p], low[p], high[p]), low[p], high[p], steps) for p in parts]
     return Solutions(*(np.concatenate(field) for field in zip(*(vars(f).values() for f in found), strict=True)))
 
 
-def _minimise(running: Problem, theta: Array, low: Array, high: Array) -> Solutions:
+def _minimise(running: Problem, theta: Array, low: Array, high: Array, steps: int) -> Solutions:
     """The loop itself, on rows that fit the cache together."""
     count = len(theta)
     objective, gradient, converged = np.empty(count), np.full(count, np.inf), np.zeros(count, bool)
     active, damping = np.arange(count), np.full(count, 0.1)
     state = _evaluate(running, theta)
-    for _ in range(MAX_STEPS):
+    for _ in range(steps):
         step, slope, decrement = _step(running, state, damping, low[active], high[active])
         done = decrement <= DECREMENT * (state.objective + 1e-18 * running.weight.sum(axis=1))
         over = done | (damping > 1e12)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import ResultsError
+from tinyscale.fitting.compare import Contrast
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT, exponents
@@ -21,9 +22,10 @@ from tinyscale.fitting.groups import Group
 from tinyscale.fitting.honesty import residual_table
 from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.tuning import Tuning
 from tinyscale.storage import Folder
 
-Found = Fit | Optima
+Found = Fit | Optima | Tuning
 
 
 def label(found: Found, group: Group, **more: Any) -> Found:
@@ -35,7 +37,7 @@ def label(found: Found, group: Group, **more: Any) -> Found:
 
 def law_name(found: Found) -> str:
     """Name of the law that was fitted."""
-    return found.law if isinstance(found, Optima) else found.law.name
+    return found.law.name if isinstance(found, Fit) else found.law
 
 
 def slug(found: Found) -> str:
@@ -65,8 +67,8 @@ def parameters_table(fits: Sequence[Found]) -> pd.DataFrame:
 
 
 def points_table(found: Found) -> pd.DataFrame:
-    """One row a fitted point with the law's loss and the residual of log loss; of an IsoFLOP, one row a budget."""
-    if isinstance(found, Optima):
+    """One row a fitted point with the law's loss and the residual of log loss; of optima, one row an optimum."""
+    if not isinstance(found, Fit):
         return found.table
     frame = found.points.frame
     predicted = found.law.loss(found.params, **{name: frame[name].to_numpy() for name in found.law.variables})
@@ -94,6 +96,17 @@ def write_fits(folder: Folder, fits: Sequence[Found]) -> list[str]:
     csv = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
     parquet = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
     return _write(folder / "fits", {"fits.json": text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
+
+
+def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
+    """Write fits/contrasts.json and tables/contrasts.csv when there are arms to compare; the paths written."""
+    if not contrasts:
+        return []
+    rows = [each.as_json() for each in contrasts]
+    flat = pd.DataFrame([{k: v for k, v in row.items() if not isinstance(v, Mapping)} for row in rows])
+    text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
+    written = _write(folder / "fits", {"contrasts.json": text.encode()})
+    return written + _write(folder / "tables", {"contrasts.csv": flat.to_csv(index=False).encode()})
 
 
 def _draws(found: Fit) -> pd.DataFrame:

@@ -1,0 +1,102 @@
+"""Arms of a sweep, compared where the truth is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from test_fitting_tables import write_results
+
+from tinyscale.cli import cli
+from tinyscale.errors import FitError
+from tinyscale.fitting.compare import compare_arms
+from tinyscale.fitting.groups import Group
+
+
+def arm(name: str, rho: float, *, seed: int, lengths: int = 1, seeds: int = 3, common: int = 1000) -> Group:
+    """Six sizes; parameters and tokens go `rho` times as far; noise common to arms, and half that of its own."""
+    noise = 0.002
+    n = np.repeat(np.geomspace(1e5, 5e6, 6), lengths * seeds)
+    d = 20 * n if lengths == 1 else np.tile(np.repeat(np.geomspace(2e6, 1e8, lengths), seeds), 6)
+    shared = np.random.default_rng(common).standard_normal(n.size) * noise
+    own = np.random.default_rng(seed).standard_normal(n.size) * noise / 2
+    data = 0.0 if lengths == 1 else 300 * (rho * d) ** -0.37
+    loss = (1.4 + 60 * (rho * n) ** -0.29 + data) * np.exp(shared + own)
+    frame = pd.DataFrame({"n_non_embedding": n, "tokens": d, "val_loss": loss})
+    return Group("opt", name, f"opt-{name}", frame.assign(seed=np.tile(range(seeds), len(n) // seeds)), {})
+
+
+@pytest.mark.parametrize("lengths", [1, 5])
+def test_an_arm_that_goes_further_is_better_and_its_efficiency_comes_back(lengths: int) -> None:
+    (found,) = compare_arms([arm("base", 1.0, seed=1, lengths=lengths), arm("lion", 1.3, seed=2, lengths=lengths)])
+    assert found.high < 0
+    assert "lion is better than base" in found.verdict
+    low, high = found.efficiency["rho_N"][1:]
+    assert low < 1.3 < high
+    low, high = found.efficiency["compute"][1:]
+    assert low < 1.3**2 < high
+
+
+def test_equal_arms_are_no_difference_seen_at_this_noise() -> None:
+    (found,) = compare_arms([arm("base", 1.0, seed=1), arm("same", 1.0, seed=2)])
+    assert found.low < 0 < found.high
+    assert found.verdict.startswith("no difference seen at this noise")
+
+
+def test_equal_arms_are_called_different_as_rarely_as_promised() -> None:
+    others = range(20)
+    called = [compare_arms([arm("base", 1.0, seed=s), arm("same", 1.0, seed=900 + s)])[0] for s in others]
+    assert sum(not found.low < 0 < found.high for found in called) <= 4  # of 20 at 5 %: more has a chance below 1 %
+
+
+def test_pairs_by_seed_are_tighter_than_means_of_sizes() -> None:
+    base, lion = arm("base", 1.0, seed=1), arm("lion", 1.0, seed=2)
+    other = arm("lion", 1.0, seed=2, common=2000)
+    unpaired = Group("opt", "lion", "", other.frame.assign(seed=other.frame["seed"] + 10), {})
+    (paired,), (loose,) = compare_arms([base, lion]), compare_arms([base, unpaired])
+    assert paired.pairs == 18
+    assert loose.pairs == 6
+    assert paired.high - paired.low < loose.high - loose.low
+
+
+def test_more_arms_make_each_interval_wider() -> None:
+    base, lion = arm("base", 1.0, seed=1), arm("lion", 1.1, seed=2)
+    alone = compare_arms([base, lion])[0]
+    among = compare_arms([base, lion, *(arm(f"x{s}", 1.0, seed=s) for s in (3, 4, 5))])[0]
+    assert among.high - among.low > alone.high - alone.low
+    assert among.p >= alone.p
+
+
+def test_different_tokenizers_are_compared_in_bits_per_byte() -> None:
+    base, other = (arm(name, 1.0, seed=s) for name, s in (("base", 1), ("char", 2)))
+    groups = [
+        Group("t", g.arm, "", g.frame.assign(tokenizer_hash=g.arm, bits_per_byte=g.frame["val_loss"] / 3), {})
+        for g in (base, other)
+    ]
+    assert compare_arms(groups)[0].unit == "bits per byte"
+
+
+def test_two_sizes_give_a_difference_but_no_efficiency() -> None:
+    groups = [arm("base", 1.0, seed=1), arm("lion", 1.3, seed=2)]
+    few = [Group("t", g.arm, "", g.frame[g.frame["n_non_embedding"] < 3e5], {}) for g in groups]
+    (found,) = compare_arms(few)
+    assert found.efficiency == {}
+    assert "cannot be told apart" in found.efficiency_refused
+
+
+def test_arms_without_common_sizes_are_refused() -> None:
+    base, lion = arm("base", 1.0, seed=1), arm("lion", 1.3, seed=2)
+    with pytest.raises(FitError, match="share fewer than 2 sizes"):
+        compare_arms([base, Group("t", "lion", "", lion.frame.iloc[:3], {})])
+
+
+def test_the_command_prints_a_verdict_and_writes_the_contrasts(tmp_path: Path) -> None:
+    write_results(tmp_path, arms=("base", "lion"))
+    result = CliRunner().invoke(cli, ["fit", str(tmp_path), "--bootstrap", "100"], catch_exceptions=False)
+    assert "lion" in result.output
+    assert "no difference seen at this noise" in result.output
+    (contrast,) = json.loads((tmp_path / "fits/contrasts.json").read_text())
+    assert contrast["base"] == "base"
+    assert len(contrast["by_size"]) == 6

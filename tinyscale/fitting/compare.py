@@ -1,0 +1,165 @@
+"""Does an arm of a sweep differ from its base, by how much, and what is that worth in parameters, data and compute?
+
+Pairs of the same size, tokens and seed, so that what they share cancels; then one law for both arms (efficiency.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from tinyscale.errors import FitError
+from tinyscale.fitting.efficiency import MATCH, efficiency_of
+from tinyscale.fitting.forms import Index
+from tinyscale.fitting.groups import Group
+from tinyscale.fitting.points import COLUMNS, group_sizes
+from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against the base.
+
+    difference: arm minus base in `unit`, mean over pairs, with ends corrected for the number of arms; p: by Holm;
+    by_size: size -> mean difference; efficiency: rho_N, rho_D, compute -> (value, low, high) of the shared law, empty
+    where it could not be fitted (then `efficiency_refused` says why); verdict: one sentence.
+    """
+
+    sweep: str
+    arm: str
+    base: str
+    unit: str
+    pairs: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    by_size: Mapping[str, float]
+    efficiency: Mapping[str, tuple[float, float, float]]
+    efficiency_refused: str
+    verdict: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; an open end is null."""
+        ends = {k: [v if np.isfinite(v) else None for v in triple] for k, triple in self.efficiency.items()}
+        named = {k: dict(zip(("value", "low", "high"), triple, strict=True)) for k, triple in ends.items()}
+        return {**asdict(self), "by_size": dict(self.by_size), "efficiency": named}
+
+
+def compare_arms(groups: Sequence[Group], base: str = BASE) -> list[Contrast]:
+    """Every arm of one sweep against its base: the arm of that name, or the first. FitError when no runs pair."""
+    reference = next((group for group in groups if group.arm == base), groups[0])
+    others = [group for group in groups if group is not reference]
+    unit, column = "nats per token", COLUMNS["loss"]
+    if pd.concat([group.frame for group in groups]).get("tokenizer_hash", pd.Series(dtype=str)).nunique() > 1:
+        unit, column = "bits per byte", "bits_per_byte"  # losses per token of different tokenizers do not compare
+    paired = {group.arm: _pairs(reference, group, column) for group in others}
+    raw = {arm: _mean_test(pairs) for arm, pairs in paired.items()}
+    corrected = dict(zip(raw, _holm([test[2] for test in raw.values()]), strict=True))
+    contrasts = []
+    for group in others:
+        pairs, (mean, sd, _, dof) = paired[group.arm], raw[group.arm]
+        reach = float(special.stdtrit(dof, 1 - 0.025 / len(others))) * sd
+        ends = (mean - reach, mean + reach)
+        efficiency, refused = efficiency_of(reference.frame, group.frame, column)
+        contrasts.append(
+            Contrast(
+                sweep=group.sweep,
+                arm=group.arm,
+                base=reference.arm,
+                unit=unit,
+                pairs=len(pairs),
+                difference=mean,
+                low=ends[0],
+                high=ends[1],
+                p=corrected[group.arm],
+                by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
+                efficiency=efficiency,
+                efficiency_refused=refused,
+                verdict=_verdict(group.arm, reference.arm, mean, ends, unit, efficiency),
+            )
+        )
+    return contrasts
+
+
+def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
+    """One row a pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size."""
+    both = pd.concat([base.frame.assign(side=0), arm.frame.assign(side=1)], ignore_index=True)
+    size, length = _sizes(both)
+    named = both.assign(size=size, length=length, n=both[MATCH[0]], value=both[column])
+    first, second = (named[named["side"] == side] for side in (0, 1))
+    for keys in (["size", "length", "seed"], ["size", "length"]):
+        sides = [side.groupby(keys, as_index=False)[["n", "value"]].mean() for side in (first, second)]
+        pairs = sides[0].merge(sides[1], on=keys, suffixes=("", "_arm"))
+        if pairs["size"].nunique() >= 2:
+            return pairs.assign(difference=pairs["value_arm"] - pairs["value"])
+    raise FitError(
+        f"{arm.sweep}: arms {base.arm} and {arm.arm} share fewer than 2 sizes, so nothing compares; launch both"
+    )
+
+
+def _sizes(both: pd.DataFrame) -> tuple[Index, Index]:
+    """Size and length (n,) of each run, alike in both arms where N and D are.
+
+    Arms that change N itself (as many sizes, none in common) are matched by rank, smallest to smallest.
+    """
+    n, d = (np.log(both[name].to_numpy(float)) for name in MATCH)
+    size, side = group_sizes(n), both["side"].to_numpy()
+    ranks = [np.unique(size[side == s]) for s in (0, 1)]
+    if len(ranks[0]) == len(ranks[1]) and not set(ranks[0]) & set(ranks[1]):
+        size = np.where(side == 0, np.searchsorted(ranks[0], size), np.searchsorted(ranks[1], size))
+        return size, np.zeros_like(size)
+    return size, group_sizes(d, 0.05)
+
+
+def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
+    """Mean difference, its standard error, two-sided p and degrees of freedom.
+
+    Where sizes differ more than their pairs scatter, the effect changes with size: then the sizes are the sample.
+    """
+    values, count = pairs["difference"].to_numpy(float), len(pairs)
+    means = pairs.groupby("n")["difference"].agg(["mean", "size"])
+    variance, dof = values.var(ddof=1) / count, count - 1
+    groups = len(means)
+    if 1 < groups < count:
+        between = float((means["size"] * (means["mean"] - values.mean()) ** 2).sum()) / (groups - 1)
+        within = (float(((values - values.mean()) ** 2).sum()) - between * (groups - 1)) / (count - groups)
+        if special.fdtrc(groups - 1, count - groups, between / max(within, 1e-300)) < LACK_OF_FIT_LEVEL:
+            variance, dof = between / count, groups - 1
+    sd = float(np.sqrt(max(variance, 1e-24)))
+    p = float(2 * special.stdtr(dof, -abs(values.mean()) / sd))
+    return float(values.mean()), sd, p, dof
+
+
+def _holm(values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, step down. Holm 1979."""
+    order = np.argsort(values)
+    stepped = np.array(values)[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return corrected.tolist()
+
+
+def _verdict(
+    arm: str, base: str, mean: float, ends: tuple[float, float], unit: str, efficiency: Mapping[str, Any]
+) -> str:
+    near, far = sorted(map(abs, ends))
+    if ends[0] <= 0 <= ends[1]:
+        return (
+            f"no difference seen at this noise: {arm} against {base} is {mean:+.4f} {unit}, "
+            f"and less than {far:.4f} either way"
+        )
+    text = (
+        f"{arm} is {'better' if mean < 0 else 'worse'} than {base} by {abs(mean):.4f} {unit} ({near:.4f} to {far:.4f})"
+    )
+    if "compute" in efficiency:
+        value, low, high = efficiency["compute"]
+        text += f", worth {value:.2f} times the compute ({low:.2f} to {high:.2f})"
+    return text
