@@ -209,6 +209,17 @@ def test_one_trial_of_the_grid_gives_four_token_counts_for_less_than_their_sum()
         assert trial.steps_trained < 1.2 * trial.steps < 1.6 * trial.steps < sum(ends)
 
 
+def test_mup_lr_crosses_the_same_rates_and_widths_in_both_parametrizations() -> None:
+    arms = {arm: cells("mup_lr", arm=arm) for arm in ("standard", "mup")}
+    for arm, found in arms.items():
+        assert {trial.config.model.parametrization for _, trial in found} == {arm}
+        assert len({trial.tokens for _, trial in found}) == 1
+        for trials in by(found, "d_model"):
+            rates = [trial.config.train.lr for trial in trials]
+            assert all(b == pytest.approx(2 * a) for a, b in pairwise(rates))
+    assert [v.axes for v, _ in arms["standard"]] == [v.axes for v, _ in arms["mup"]]
+
+
 def test_known_floor_crosses_sizes_with_tokens_on_whole_records_read_once() -> None:
     trials = [trial for _, trial in cells("known_floor")]
     sizes = [trial.parameters.n_non_embedding for trial in trials]

@@ -20,6 +20,8 @@ ALTERNATIVES = (
     ("model.n_heads", "model.head_dim"),
 )
 
+MUP_BASE_WIDTH = 64
+
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", re.IGNORECASE)
 
@@ -125,6 +127,10 @@ class ModelConfig(BaseModel):
     activation: Literal["gelu", "swiglu"] = Field(default="gelu", description="the MLP's non-linearity")
     tie_embeddings: bool = Field(default=False, description="the head shares the token embedding's matrix")
     bias: bool = Field(default=False, description="biases in linear layers and norms")
+    parametrization: Literal["standard", "mup"] = Field(
+        default="standard",
+        description=f"mup: lr is that of width {MUP_BASE_WIDTH}; scaled so that the best one stays as d_model grows",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +160,8 @@ class ModelConfig(BaseModel):
     def _heads_fit(self) -> Self:
         if self.n_heads * self.head_dim != self.d_model:
             raise _refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
+        if self.parametrization == "mup" and self.tie_embeddings:
+            raise _refuse("tie_embeddings", "mup gives embedding and head learning rates of their own: they cannot tie")
         if self.positions == "rotary" and self.head_dim % 2:
             raise _refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         return self
@@ -264,6 +272,8 @@ class TrialConfig(BaseModel):
     @model_validator(mode="after")
     def _batch_holds_whole_contexts(self) -> Self:
         batch, context, workers = self.train.batch_tokens, self.model.context_length, self.resources.workers
+        if self.model.parametrization == "mup" and self.train.optimizer == "muon":
+            raise _refuse("model.parametrization", "mup's rates are for adamw and lion; muon scales its own steps")
         if batch % context:
             raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:

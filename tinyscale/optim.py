@@ -70,14 +70,29 @@ class MuonWithAdamW:
             part.load_state_dict(held)
 
 
-def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer | MuonWithAdamW:
-    """The optimizer over the model's parameters; matrices and embeddings decay, vectors (norms, biases) do not."""
+def build_optimizer(
+    model: nn.Module, train: TrainConfig, width_scale: float = 1.0
+) -> torch.optim.Optimizer | MuonWithAdamW:
+    """The optimizer over the model's parameters; matrices and embeddings decay, vectors (norms, biases) do not.
+
+    width_scale: the rate of matrices inside the model and of the head over that of the others; a group's own is its
+    `scale`.
+    """
     if train.optimizer == "muon":
         return MuonWithAdamW(model, train)
+    groups = _groups(model.parameters(), train)
+    if width_scale != 1:
+        wide = {id(p) for name, p in model.named_parameters() if p.dim() >= 2 and name.startswith(("blocks.", "head."))}
+        narrow, *vectors = groups
+        groups = [
+            {**narrow, "params": [p for p in narrow["params"] if id(p) not in wide]},
+            {**narrow, "params": [p for p in narrow["params"] if id(p) in wide], "scale": width_scale},
+            *vectors,
+        ]
     if train.optimizer == "lion":
-        lion: torch.optim.Optimizer = Lion(_groups(model.parameters(), train), lr=train.lr, betas=train.betas)
+        lion: torch.optim.Optimizer = Lion(groups, lr=train.lr, betas=train.betas)
         return lion
-    return _adamw(model.parameters(), train)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
 
 
 def _adamw(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:

@@ -26,7 +26,7 @@ from tinyscale.costs import decay_steps
 from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import TrainBatches
 from tinyscale.evaluate import Evaluation, rank_and_world
-from tinyscale.model import GPT
+from tinyscale.model import GPT, width_scale
 from tinyscale.optim import build_optimizer, lr_at
 from tinyscale.storage import Folder
 from tinyscale.trial import Trial
@@ -115,7 +115,7 @@ class Run:
         self.rank, self.world = rank_and_world()
         self.gpt = GPT(trial.config.model, trial.vocab_size).to(self.device)
         self.model = DistributedDataParallel(self.gpt) if self.world > 1 else self.gpt
-        self.optimizer = build_optimizer(self.gpt, self.train)
+        self.optimizer = build_optimizer(self.gpt, self.train, width_scale(trial.config.model))
         context = trial.config.model.context_length
         rows = self.train.batch_tokens // context
         unique = trial.config.data.unique_tokens
@@ -165,7 +165,7 @@ class Run:
         step = self.progress.step
         inputs, targets = self.batches.batch(step, self.rank, self.world)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(step, self.end, self.train)
+            group["lr"] = lr_at(step, self.end, self.train) * group.get("scale", 1.0)
         with self.autocast():
             loss = self.model(inputs.to(self.device), targets.to(self.device))[1]
         self.optimizer.zero_grad(set_to_none=True)
