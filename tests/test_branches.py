@@ -10,9 +10,10 @@ from making import make_trial, train_config, trial_config
 from pydantic import ValidationError
 
 from tinyscale.config import DataConfig
+from tinyscale.progress import Outcome
 from tinyscale.results import Results, point_columns, read_results
 from tinyscale.storage import Folder
-from tinyscale.train import Outcome, train
+from tinyscale.train import train
 
 STEPS, BATCH = 40, 256
 WSD = {"schedule": "wsd", "tokens_budget": STEPS * BATCH, "repeats": True, "eval_points": 3, "warmup_fraction": 0.1}

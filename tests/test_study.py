@@ -158,7 +158,7 @@ def test_arms_that_are_compared_at_equal_flops_spend_them(name: str) -> None:
         ("schedule", "train.schedule", ["cosine", "linear", "constant", "wsd"]),
         ("context", "model.context_length", [128, 256, 512, 1024]),
         ("data", "data.unique_tokens", [2_000_000, 4_000_000, 8_000_000, 16_000_000]),
-        ("precision", "train.precision", ["fp32", "bf16"]),
+        ("precision", "train.precision", ["fp32", "bf16", "fp16"]),
     ],
 )
 def test_the_arms_of_an_ablation_differ_in_its_field_and_budget_only(
