@@ -152,7 +152,10 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
     lines = [f"{count(launched, 'trial')}: {counted}"]
     if summary.timings:
-        expected = f" (expected {duration(summary.expected_seconds)})" if summary.expected_seconds else ""
+        expected = ""
+        if summary.expected_seconds:
+            error = summary.expected_seconds / summary.wall_seconds - 1
+            expected = f" (forecast {duration(summary.expected_seconds)}, {error:+.0%})"
         lines.append(
             f"{duration(summary.train_seconds)} of training on {count(summary.slots, 'slot')} in "
             f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
