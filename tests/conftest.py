@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from making import ROOT, words
 
 from tinyscale.config import DataConfig
+
+# No test depends on how fast an example runs; in continuous integration the examples are the same each time.
+settings.register_profile("tinyscale", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("tinyscale")
 
 
 @pytest.fixture(scope="session", autouse=True)

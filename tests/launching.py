@@ -1,12 +1,34 @@
-"""What the tests of launches share: a small text, a sweep over it, and the command line run as a program."""
+"""What the tests of launches share: a small text, a sweep over it, launching it here or as a program of its own."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from tinyscale.orchestration.launch import Summary, launch
+from tinyscale.orchestration.session import Cluster
+from tinyscale.plan import Plan, make_plan
+from tinyscale.results import Results, read_results
+from tinyscale.sweep import load_sweep
+
+# Ray's own modules warn of their future and leave sockets to the garbage collector; neither is ours to mend.
+RAY_WARNS = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 SWEEP = """\
 name: {name}
@@ -20,8 +42,8 @@ seeds: {seeds}
 """
 
 
-def write_text(path: Path, words: int = 70_000) -> None:
-    """A text of made-up words with some order in it, about 400 KB, in 200 documents."""
+def write_text(path: Path, words: int = 160_000) -> None:
+    """A text of made-up words with some order in it, about 900 KB, in 200 documents."""
     random = Random(0)
     vocabulary = ["".join(random.choices("etaoinshr", k=random.randint(2, 7))) for _ in range(50)]
     documents = [" ".join(random.choices(vocabulary, k=words // 200)) for _ in range(200)]
@@ -44,4 +66,38 @@ def tinyscale(*arguments: str, cwd: Path, **options: object) -> subprocess.Popen
     program = [sys.executable, "-m", "tinyscale", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)  # so that it is this copy, installed or not
     return subprocess.Popen(program, cwd=cwd, env=environment, **pipes, **options)  # type: ignore[call-overload]
+
+
+def planned(path: Path, results: Results, *overrides: str) -> Plan:
+    return make_plan(load_sweep(path, overrides=overrides), results, cpus=2, gpus=0, with_forecast=False)
+
+
+def run(plan: Plan, results: Results, cluster: Cluster, **options: bool) -> Summary:
+    return launch(plan, results, cluster, console=Console(quiet=True), quiet=True, **options)
+
+
+def final_losses(results: Path) -> pd.Series:
+    frame = read_results(str(results))
+    return frame[frame["decayed"].astype(bool)].set_index("trial")["val_loss"].sort_index()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60, program: subprocess.Popen[str] | None = None) -> None:
+    """Wait for something to come true, while a program that is to bring it about runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert program is None or program.poll() is None, program.communicate()[0]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def has_points(results: Results, identity: str) -> bool:
+    """Whether a trial has written its first point."""
+    return results.trials.exists(f"{identity}.parquet")
+
+
+def kill_process_of(identity: str, results: Results) -> None:
+    """SIGKILL the process that trains a trial: its lease names it."""
+    lease = json.loads((results.folder / "leases").read(f"{identity}.json"))
+    os.kill(lease["pid"], signal.SIGKILL)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import timeit
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tinyscale.config import DataConfig, TokenizerConfig
-from tinyscale.data import cache, content_hash, documents, prepare, require_enough_validation
+from tinyscale.data import cache, content_hash, prepare, require_enough_validation
 from tinyscale.data.paths import cache_folder
 from tinyscale.data.split import split
 from tinyscale.errors import DataError
@@ -168,10 +167,3 @@ def test_too_little_validation_says_which_val_bytes_would_do(corpus: Path, monke
         require_enough_validation(few, config(corpus, val_bytes=5000))
     enough = config(corpus, val_bytes=int(str(caught.value).rsplit(maxsplit=1)[-1]))
     require_enough_validation(prepare(enough), enough)
-
-
-def test_cached_sotu_is_ready_at_once() -> None:
-    sotu = config("sotu", "byte", val_bytes=500_000)
-    require_enough_validation(prepare(sotu), sotu)
-    hashing = min(timeit.repeat(lambda: content_hash(documents("sotu")), number=1, repeat=3))
-    assert min(timeit.repeat(lambda: prepare(sotu), number=1, repeat=3)) < hashing + 0.05

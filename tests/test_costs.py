@@ -45,7 +45,7 @@ def test_counts_are_those_of_the_built_model_whatever_the_architecture(chosen: t
     assert_built_model_agrees(model_config(**dict(zip(SWITCHES, chosen, strict=True))), 300)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 40).map(lambda pairs: 4 * pairs),
     st.integers(1, 4),

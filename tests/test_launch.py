@@ -1,55 +1,26 @@
-"""Launches on a real Ray: the grid, local mode with reused processes, worker groups, failures, interruption."""
+"""Launches on a real Ray: the grid, local mode with reused processes, worker groups, failures."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
-import pandas as pd
 import pytest
 import torch
-from launching import tinyscale, write_sweep
-from rich.console import Console
+from launching import RAY_WARNS, final_losses, planned, run, write_sweep
 
 from tinyscale.data import prepare
 from tinyscale.errors import LaunchError
-from tinyscale.orchestration.launch import Summary, launch
 from tinyscale.orchestration.session import Cluster, ray_session
-from tinyscale.plan import Plan, make_plan
 from tinyscale.results import Results, read_results
-from tinyscale.sweep import load_sweep
-from tinyscale.train import RESUME, WEIGHTS, train
+from tinyscale.train import WEIGHTS, train
 
-# Ray's own modules warn of their future and leave sockets to the garbage collector; neither is ours to mend.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY_WARNS
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with ray_session(None) as running:
         yield running
-
-
-def planned(path: Path, results: Results, *overrides: str) -> Plan:
-    return make_plan(load_sweep(path, overrides=overrides), results, cpus=2, gpus=0, with_forecast=False)
-
-
-def run(plan: Plan, results: Results, cluster: Cluster, **options: bool) -> Summary:
-    return launch(plan, results, cluster, console=Console(quiet=True), quiet=True, **options)
-
-
-def final_losses(results: Path) -> pd.Series:
-    frame = read_results(str(results))
-    return frame[frame["decayed"].astype(bool)].set_index("trial")["val_loss"].sort_index()
 
 
 def test_a_launch_finishes_each_trial_of_the_grid_and_a_second_one_trains_nothing(tmp_path, cluster):
@@ -116,37 +87,6 @@ def test_a_text_that_changed_after_planning_fails_its_trials_in_words(tmp_path, 
     assert "is another here than at planning" in next(iter(summary.reasons.values()))
 
 
-def test_a_trial_whose_process_is_killed_becomes_a_failed_row_and_the_others_go_on(tmp_path, cluster):
-    path, results = write_sweep(tmp_path, tokens="150K"), Results(str(tmp_path / "results"))
-    plan = planned(path, results)
-    killer = threading.Thread(target=_kill_the_process_of, args=(plan.to_run[0].trial.identity, results))
-    killer.start()
-    summary = run(plan, results, cluster)
-    killer.join()
-    assert sorted(summary.states.values()) == ["failed", "finished"]
-    assert "process died" in summary.reasons[plan.to_run[0].trial.identity]
-
-
-def _kill_the_process_of(identity: str, results: Results) -> None:
-    """SIGKILL the process that trains a trial, once it has written its first point."""
-    wait_for(lambda: results.trials.exists(f"{identity}.parquet"))
-    from ray.util.state import list_actors
-
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-    # Tune's trials run in actors named after the function; the longest trial was placed first.
-    trainers = sorted(
-        (a for a in actors if a.class_name and "ImplicitFunc" in a.class_name), key=lambda a: a.start_time_ms
-    )
-    os.kill(trainers[0].pid, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_a_trial_too_large_for_the_machine_is_refused_before_anything_starts(tmp_path, cluster):
     path, results = write_sweep(tmp_path), Results(str(tmp_path / "results"))
     with pytest.raises(LaunchError, match=r"needs 999 CPU cores at once and this machine has"):
@@ -165,22 +105,6 @@ def test_final_weights_are_kept_unless_told_otherwise(tmp_path, cluster):
     other = Results(str(tmp_path / "other"))
     run(planned(tmp_path / "small.yaml", other), other, cluster, keep_weights=False)
     assert other.checkpoints(plan.trials[0].trial.identity).names() == []
-
-
-def test_ctrl_c_stops_with_a_checkpoint_and_the_next_launch_goes_on_to_the_same_numbers(tmp_path):
-    path = write_sweep(tmp_path, tokens="400K", widths="[8]", seeds="[0, 1, 2]")
-    command = ["launch", "-y", str(path), "--results", "interrupted"]
-    program = tinyscale(*command, cwd=tmp_path)
-    interrupted = Results(str(tmp_path / "interrupted"))
-    wait_for(lambda: len(interrupted.trials.names()) > 0, seconds=90)
-    os.killpg(program.pid, signal.SIGINT)
-    output, _ = program.communicate(timeout=60)
-    assert program.returncode == 130, output
-    assert "Traceback" not in output
-    assert any(folder.names() == [RESUME] for folder in map(interrupted.checkpoints, interrupted.states()))
-    assert tinyscale(*command, cwd=tmp_path).wait(timeout=120) == 0
-    assert tinyscale("launch", "-y", str(path), "--results", "undisturbed", cwd=tmp_path).wait(timeout=120) == 0
-    pd.testing.assert_series_equal(final_losses(tmp_path / "interrupted"), final_losses(tmp_path / "undisturbed"))
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_forward_gives_logits_and_with_targets_their_mean_loss() -> None:
     assert float(loss) == pytest.approx(float(-picked[targets >= 0].mean()), abs=1e-5), "unshifted, marks left out"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(1, 16), st.integers(0, 99))
 def test_bf16_attention_on_a_cpu_is_that_of_torchs_kernel(
     rows: int, heads: int, length: int, width: int, seed: int
@@ -108,7 +108,7 @@ def test_bf16_attention_on_a_cpu_has_the_gradients_of_torchs_kernel() -> None:
         assert F.cosine_similarity(ours.grad.float().flatten(), theirs.grad.flatten(), dim=0) > 0.999
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 500), st.sampled_from([2, 8, 32]))
 def test_rotary_scores_depend_on_the_distance_alone(a: int, b: int, shift: int, width: int) -> None:
     generator = torch.Generator().manual_seed(a)

@@ -387,7 +387,7 @@ def mangle(text: str, rng: random.Random) -> bytes:
     return bytes(encoded)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32))
 def test_of_mangled_files_only_config_errors_come_out(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
@@ -400,7 +400,7 @@ def test_of_mangled_files_only_config_errors_come_out(tmp_path: Path, seed: int)
             assert str(error)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from([*WEIRD, *"abc:{}[]-&*!?|>'\"#%,\n \n  "]), max_size=25).map(" ".join)
     | st.text(max_size=60)
@@ -415,7 +415,7 @@ def test_of_any_text_only_config_errors_come_out(tmp_path: Path, text: str) -> N
             assert str(error)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["seed", "lr", "betas", "corpus", "tokenizer", "data.zipf", "", "model"]), st.sampled_from(WEIRD)
 )

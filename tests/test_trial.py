@@ -86,7 +86,7 @@ def test_20_and_20_0_and_2e1_are_one_number(tokens_per_param: int) -> None:
         {"data": {"corpus": "elsewhere/moved.txt", "tokenizer": {"kind": "byte"}}},
         {"d_ff": 64}, {"head_dim": 8}, {"betas": [0.9, 0.95]}, {"weight_decay": 0.1}, {"grad_clip": 1}, {"schedule": "cosine"},
         {"tokens_budget": None, "flops_budget": 5120 * (6 * (2 * 12 * 16 * 16 + 257 * 16) + 12 * 2 * 16 * 32)},
-        {"tokens_budget": 5130},
+        {"tokens_budget": 5130}, {"repeats": True}, {"decay_fraction": 0.3},
     ],
     ids=str,
 )  # fmt: skip
@@ -100,7 +100,7 @@ def test_what_changes_no_number_leaves_the_identity(changes: dict[str, Any]) -> 
         {"seed": 1}, {"lr": 0.011}, {"d_model": 32}, {"n_layers": 3}, {"n_heads": 4}, {"d_ff": 68}, {"context_length": 64},
         {"positions": "rotary"}, {"norm": "rmsnorm"}, {"activation": "swiglu"}, {"tie_embeddings": True}, {"bias": True},
         {"tokens_budget": 21 * 256}, {"batch_tokens": 512}, {"optimizer": "lion"}, {"min_lr_ratio": 0.2},
-        {"warmup_fraction": 0.1}, {"schedule": "linear"}, {"decay_fraction": 0.3}, {"weight_decay": 0},
+        {"warmup_fraction": 0.1}, {"schedule": "linear"}, {"weight_decay": 0},
         {"betas": [0.9, 0.99]}, {"grad_clip": 0}, {"precision": "bf16"}, {"eval_points": 4},
         {"data": {**DATA, "val_bytes": 400_000}}, {"data": {**DATA, "unique_tokens": 10_000}},
     ],
@@ -108,6 +108,17 @@ def test_what_changes_no_number_leaves_the_identity(changes: dict[str, Any]) -> 
 )  # fmt: skip
 def test_what_changes_the_numbers_changes_the_identity(changes: dict[str, Any]) -> None:
     assert identity(trial_config(**{"data": DATA, **changes})) != known_trial().identity
+
+
+def test_a_setting_of_the_schedule_counts_where_the_schedule_has_it() -> None:
+    def moved(schedule: str, **change: float) -> bool:
+        return known_trial(schedule=schedule, **change).identity != known_trial(schedule=schedule).identity
+
+    assert moved("wsd", decay_fraction=0.3)
+    assert moved("wsd", min_lr_ratio=0)
+    assert moved("linear", min_lr_ratio=0)
+    assert not moved("linear", decay_fraction=0.3)
+    assert not moved("constant", min_lr_ratio=0)
 
 
 @pytest.mark.parametrize("text", [{"corpus_hash": "c1"}, {"tokenizer_hash": "71"}, {"split_rule": "rule-2"}], ids=str)

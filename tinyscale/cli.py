@@ -60,6 +60,7 @@ def sweep_options(command: Command) -> Command:
             metavar="FIELD=VALUE",
             help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
         ),
+        click.option("--price", type=float, help="Dollars for an hour of a GPU (or core, where no GPU is asked for)."),
         click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
@@ -75,6 +76,7 @@ def plan(
     select: tuple[str, ...],
     results: str,
     address: str | None,
+    price: float | None,
     as_json: bool,
 ) -> None:
     """Show what launching SWEEP would run and cost, without running it."""
@@ -87,13 +89,14 @@ def plan(
         click.echo(json.dumps(made.as_json(), indent=1))
         return
     console.print(plan_table(made))
-    for line in plan_summary(made):
+    for line in plan_summary(made, price):
         console.print(line)
 
 
 @cli.command()
 @sweep_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before a launch that takes more than 10 minutes.")
+@click.option("--dry-run", is_flag=True, help="Show what would run and why, and end there.")
 @click.option("--quiet", is_flag=True, help="No live view; failures and the summary only.")
 @click.option(
     "--keep",
@@ -108,7 +111,9 @@ def launch(
     select: tuple[str, ...],
     results: str,
     address: str | None,
+    price: float | None,
     yes: bool,
+    dry_run: bool,
     quiet: bool,
     keep: str,
 ) -> None:
@@ -126,8 +131,10 @@ def launch(
         made, store, cluster = _plan(stack, console, sweep_path, overrides, select, results, address)
         if not quiet:
             console.print(plan_table(made))
-        for line in plan_summary(made):
+        for line in plan_summary(made, price):
             console.print(line)
+        if dry_run:
+            return
         if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
             click.confirm("Launch?", abort=True, default=True)
         from tinyscale.orchestration.launch import launch as launch_plan
@@ -159,6 +166,54 @@ def corpora() -> None:
     from tinyscale.display import corpora_table
 
     _console().print(corpora_table(named_corpora()))
+
+
+@cli.command()
+@click.argument("folder", metavar="[RESULTS]", default="results")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def status(folder: str, as_json: bool) -> None:
+    """Show what is done, running and failed in a results folder, sweep by sweep. Needs no Ray."""
+    from tinyscale.display import status_table
+    from tinyscale.results import Results
+    from tinyscale.status import read_status
+
+    found = read_status(Results(folder))
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1))
+        return
+    console = _console()
+    console.print(status_table(found))
+    for line in [*found.failures(), *found.set_aside]:
+        console.print(line)
+
+
+@cli.command()
+@click.argument("folder", metavar="[RESULTS]", default="results")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(["failed", "diverged", "running", "finished"]),
+    multiple=True,
+    required=True,
+    help="Forget trials in this state. Repeatable.",
+)
+@click.option("--sweep", help="Only the trials of this sweep.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before finished trials are forgotten.")
+def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) -> None:
+    """Forget trials in some state, rows and checkpoints, so that the next launch trains them from the start.
+
+    Trials that failed are launched again anyway, from their last checkpoint where they have one.
+    """
+    from tinyscale.results import Results
+    from tinyscale.status import read_status
+
+    store = Results(folder)
+    trials = read_status(store).trials_in(states, sweep)
+    if "finished" in states and trials and not yes:
+        click.confirm(f"Forget {len(trials)} trials, finished ones among them?", abort=True)
+    for trial in trials:
+        store.forget(trial)
+    click.echo(f"forgot {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
 
 
 def _plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ from rich.table import Table
 from tinyscale.data.corpora import NamedCorpus
 from tinyscale.plan import WHY, Plan, PlannedTrial
 from tinyscale.results import over_seeds
+from tinyscale.status import Status
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.launch import Summary
 
 MAX_ROWS = 60
+MAX_REASONS = 12
+STATUS_ORDER = ("finished", "running", "interrupted", "missing", "failed", "diverged")
 
 
 def si(value: float) -> str:
@@ -87,20 +91,35 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial]) -> list[str]:
     ]
 
 
-def plan_summary(plan: Plan) -> list[str]:
-    """What will run, why, and how long it takes, in lines."""
+def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
+    """What will run, why, how long it takes, and at `price` dollars a device-hour what it costs, in lines."""
     to_run = plan.to_run
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
     lines = [f"{count(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
-    states = [planned.state for planned in to_run]
-    lines += [
-        f"  {states.count(state)}: {why}" for state, why in WHY.items() if 0 < states.count(state) < len(plan.trials)
-    ]
+    whys = Counter(": ".join(filter(None, [WHY[planned.state], planned.reason])) for planned in to_run)
+    if set(whys) != {WHY["new"]}:
+        lines += [f"  {number}: {why}" for why, number in whys.most_common(MAX_REASONS)]
     if to_run:
         tokens, flops = sum(p.trial.tokens for p in to_run), sum(p.trial.flops for p in to_run)
         time = "unknown (not measured here)" if plan.seconds is None else f"about {duration(plan.seconds)}"
         lines.append(f"{si(tokens)} tokens, {si(flops)} FLOPs; expected time {time}")
+    if to_run and plan.device_hours:
+        hours, device = plan.device_hours
+        cost = f", ${hours * price:,.2f} at ${price:g} a {device}-hour" if price is not None else ""
+        lines.append(f"{hours:.3g} {device}-hours{cost}")
     return lines + [f"warning: {warning}" for warning in plan.warnings]
+
+
+def status_table(status: Status) -> Table:
+    """One row a sweep: how many of its trials are in which state."""
+    table = Table(box=None, header_style="bold")
+    counts = {sweep.name: status.counts(sweep) for sweep in status.sweeps}
+    present = [state for state in STATUS_ORDER if any(each[state] for each in counts.values())]
+    for name in ("sweep", "trials", *present):
+        table.add_column(name, justify="left" if name == "sweep" else "right")
+    for name, each in counts.items():
+        table.add_row(name, str(each.total()), *(str(each[state]) for state in present))
+    return table
 
 
 def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:

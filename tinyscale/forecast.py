@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from filelock import FileLock
 
@@ -35,7 +36,9 @@ def this_machine() -> tuple[int, int]:
         return usable_cores(), 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return usable_cores(), len(visible.split(",")) if visible else listed.count("GPU ")
+    if visible is None:
+        return usable_cores(), listed.count("GPU ")
+    return usable_cores(), len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
 
 
 def slots(config: TrialConfig, cpus: float, gpus: float) -> int:
@@ -55,7 +58,7 @@ def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
     path = cache_folder() / "calibration.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+        known = _measured_before(path)
         unknown = [key for key in keys if key not in known]
         measured = _measure([keys[key] for key in unknown], at_once)
         if measured is None:
@@ -64,6 +67,14 @@ def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
         if unknown:
             path.write_text(json.dumps(known, indent=1))
     return [_seconds(trial, known[shape_key(trial, at_once)]) for trial in trials]
+
+
+def _measured_before(path: Path) -> dict[str, dict[str, float]]:
+    """What the cache holds; nothing when a process was killed while it wrote."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def shape_key(trial: Trial, at_once: int) -> str:

@@ -48,7 +48,7 @@ class Lease:
         """Renew the lease when it is due; False when another process has taken it over and this one must not write."""
         if not self.folder.is_local or time.monotonic() - self.renewed < RENEW_SECONDS:
             return True
-        held = self._read()
+        held = self.holder()
         if held is None or held["token"] != self.token:
             return False
         self._write()
@@ -56,7 +56,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, if it is still ours."""
-        if self.folder.is_local and (held := self._read()) and held["token"] == self.token:
+        if self.folder.is_local and (held := self.holder()) and held["token"] == self.token:
             self.folder.delete(self._name)
 
     @property
@@ -66,7 +66,7 @@ class Lease:
     def _claim_now(self) -> bool:
         Path(self.folder.path).mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.folder.path}/.lock"):
-            held = self._read()
+            held = self.holder()
             if held is not None and held["token"] != self.token and alive(held):
                 return False
             self._write()
@@ -77,12 +77,21 @@ class Lease:
         claim = {"token": self.token, "host": platform.node(), "pid": os.getpid(), "time": time.time()}
         self.folder.write(self._name, json.dumps(claim).encode())
 
-    def _read(self) -> dict[str, Any] | None:
+    def holder(self) -> dict[str, Any] | None:
+        """Who holds the lease (`token`, `host`, `pid`, and `time` of the last sign of life), alive or not."""
         try:
             found: dict[str, Any] = json.loads(self.folder.read(self._name))
         except (FileNotFoundError, ValueError):
             return None
         return found
+
+
+def held_trials(folder: Folder) -> set[str]:
+    """Trials whose lease is held by a process that lives."""
+    if not folder.is_local:
+        return set()
+    claims = ((name, Lease(folder, name.removesuffix(".json")).holder()) for name in folder.names(".json"))
+    return {name.removesuffix(".json") for name, held in claims if held is not None and alive(held)}
 
 
 def alive(held: dict[str, Any]) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyscale import forecast
-from tinyscale.config import DataConfig
+from tinyscale.config import ALTERNATIVES, DataConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
@@ -20,6 +21,7 @@ WHY = {
     "new": "not trained yet",
     "failed": "failed before",
     "running": "was interrupted; goes on from its last checkpoint",
+    "changed": "was trained under another configuration",
 }
 
 
@@ -30,7 +32,7 @@ class PlannedTrial:
     trial: Trial
     arm: str
     axes: Mapping[str, Any]
-    state: str  # new, running, failed, finished or diverged
+    state: str  # new, changed, running, failed, finished or diverged
     reason: str | None
     seconds: float | None = None  # expected, of training; None: not forecast
 
@@ -78,6 +80,16 @@ class Plan:
             return None
         return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
 
+    @property
+    def device_hours(self) -> tuple[float, str] | None:
+        """Hours of GPUs (or of CPU cores, where none is asked for) that the trials take; None where not forecast."""
+        resources = self.trials[0].trial.config.resources
+        share, device = (resources.gpu, "GPU") if resources.gpu else (resources.cpu, "core")
+        seconds = [planned.seconds for planned in self.to_run if planned.seconds is not None]
+        if len(seconds) < len(self.to_run):
+            return None
+        return sum(seconds) * share * resources.workers / 3600, device
+
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` prints."""
         return {
@@ -109,10 +121,11 @@ def make_plan(
     trials = []
     for variant in sweep.variants:
         corpus = corpora[_text_of(variant)]
-        trial = _resolve(sweep, variant, corpus)
+        trial = _resolve(variant, corpus)
         state, reason = states.get(trial.identity, ("new", None))
         trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason))
     _refuse_idle_axes(sweep, trials)
+    trials = _explain_changes(sweep, results, trials)
     at_once = min(forecast.slots(v.config, cpus, gpus) for v in sweep.variants)
     if with_forecast and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
@@ -128,20 +141,29 @@ def _text_of(variant: Variant) -> DataConfig:
 
 def _prepare_all(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
     """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
-    corpora = {}
-    for data in dict.fromkeys(_text_of(variant) for variant in sweep.variants):
+    corpora: dict[DataConfig, TokenizedCorpus] = {}
+    for variant in sweep.variants:
+        data = _text_of(variant)
+        if data in corpora:
+            continue
         try:
             corpora[data] = prepare(data)
             require_enough_validation(corpora[data], data)
         except TinyscaleError as error:
-            raise type(error)(f"{sweep.path}: {error}") from error
+            raise type(error)(f"{_blamed(variant, error)}: {error}") from error
     return corpora
 
 
-def _resolve(sweep: Sweep, variant: Variant, corpus: TokenizedCorpus) -> Trial:
+def _blamed(variant: Variant, error: TinyscaleError) -> str:
+    """Where the field that the message names was written, else where the corpus was."""
+    named = [origin for path, origin in variant.origins.items() if path in str(error)]
+    return named[0] if named else variant.origins["data.corpus"]
+
+
+def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
     """The variant as a trial; ConfigError when the text cannot give what it asks for."""
     config = variant.config
-    where = f"{sweep.path}: {' '.join(f'{name}={value}' for name, value in variant.axes.items()) or 'base'}"
+    budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
     try:
         trial = resolve(
             config,
@@ -152,27 +174,68 @@ def _resolve(sweep: Sweep, variant: Variant, corpus: TokenizedCorpus) -> Trial:
             train_tokens=corpus.train_tokens,
         )
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{budget}: {error}") from error
     if (config.data.unique_tokens or 0) > corpus.train_tokens:
         raise ConfigError(
-            f"{where}: data.unique_tokens = {config.data.unique_tokens:,} is more than the {corpus.train_tokens:,} "
-            f"training tokens of {config.data.corpus}; give at most that"
+            f"{variant.where('data.unique_tokens')}: data.unique_tokens = {config.data.unique_tokens:,} is more than "
+            f"the {corpus.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
         )
     if trial.epochs > 1 and not config.train.repeats:
         raise ConfigError(
-            f"{where}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
+            f"{budget}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
             f"{trial.epochs:.2f} times; lower the budget, use a longer corpus, or set train.repeats: true"
         )
     try:
         require_whole_records(corpus, config.model.context_length)
     except DataError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if config.model.context_length > corpus.longest_document:
+        raise ConfigError(f"{context}: {error}") from error
+    longest = min(corpus.longest_document, trial.unique_tokens - 1)
+    if config.model.context_length > longest:
         raise ConfigError(
-            f"{where}: model.context_length = {config.model.context_length:,} is longer than any document of "
-            f"{config.data.corpus} (at most {corpus.longest_document:,} tokens)"
+            f"{context}: model.context_length = {config.model.context_length:,} is longer than any document to train "
+            f"on of {config.data.corpus} (at most {longest:,} tokens)"
         )
     return trial
+
+
+def _explain_changes(sweep: Sweep, results: Results, trials: list[PlannedTrial]) -> list[PlannedTrial]:
+    """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
+    before = {
+        _place(group): group["trial"] for r in results.read_sweeps() if r.name == sweep.name for group in r.groups
+    }
+    explained = []
+    for planned in trials:
+        place = {"arm": planned.arm, "seed": planned.trial.config.seed, "axes": planned.axes}
+        former = before.get(_place(place))
+        if planned.state == "new" and former is not None and results.state(former) is not None:
+            reason = "; ".join(_differences(planned.trial, *results.read_trial(former)))
+            explained.append(replace(planned, state="changed", reason=reason))
+        else:
+            explained.append(planned)
+    return explained
+
+
+def _place(group: Mapping[str, Any]) -> str:
+    return json.dumps([group["arm"], group["seed"], group["axes"]], sort_keys=True)
+
+
+def _differences(trial: Trial, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> list[str]:
+    """What separates a trial from one that was trained: fields, the text, the tokenizer, or the code's own numbers."""
+    old, new = dict(_leaves(metadata["config"])), dict(_leaves(trial.config.model_dump(mode="json")))
+    found = [f"{path} was {old[path]}, is {value}" for path, value in new.items() if old.get(path, value) != value]
+    if rows[-1]["corpus_hash"] != trial.corpus_hash:
+        found.append("the text changed")
+    elif rows[-1]["tokenizer_hash"] != trial.tokenizer_hash:
+        found.append("the tokenizer changed")
+    return found or ["the code's numbers changed"]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif not path.startswith("resources"):
+        yield path, value
 
 
 def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
@@ -181,9 +244,10 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
     for planned in trials:
         twin = seen.setdefault((planned.arm, planned.trial.identity), planned)
         if twin is not planned:
-            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)] or ["seed"]
+            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)]
+            what = " and ".join(moved) or "a value written twice"
             raise ConfigError(
-                f"{sweep.path}: {' and '.join(moved)} moves nothing: ({twin.label}) and ({planned.label}) are the same "
+                f"{sweep.path}: {what} moves nothing: ({twin.label}) and ({planned.label}) are the same "
                 "trial; remove the repeated value, or the axis"
             )
 

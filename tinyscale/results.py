@@ -13,7 +13,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ SCHEMA_VERSION = 1
 
 STATES = ("running", "finished", "failed", "diverged")
 KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
+
+MAX_EXPONENT = math.log(sys.float_info.max)
+DAMAGE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises on bytes that are no whole Parquet file
 
 _STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -132,7 +137,8 @@ class SweepRecord:
 def trial_columns(trial: Trial) -> dict[str, Any]:
     """The columns that are the same in all of a trial's rows: its configuration, and what the data made of it."""
     config = trial.config
-    described = {**config.data.model_dump(), **config.model.model_dump(), **config.train.model_dump()}
+    data = config.data.model_dump(exclude={"val_bytes"})  # what is asked for; the column is what was held out
+    described = {**data, **config.model.model_dump(), **config.train.model_dump()}
     described |= {
         "run": trial.identity,
         "tokenizer": config.data.tokenizer.kind,
@@ -152,7 +158,7 @@ def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_b
         **point,
         **{name: per_token * tokens for name, per_token in trial.flops_per_token.items()},
         "epochs": tokens / trial.unique_tokens,
-        "perplexity": math.exp(loss),
+        "perplexity": math.exp(loss) if loss < MAX_EXPONENT else math.inf,
         "bits_per_byte": loss * val_tokens / val_bytes / math.log(2),
         "val_tokens": val_tokens,
         "val_bytes": val_bytes,
@@ -195,8 +201,13 @@ class Results:
         self.trials.write(f"{trial.identity}.parquet", buffer.getvalue())
 
     def read_trial(self, identity: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """A trial's rows, and its metadata (`config`, `provenance`). FileNotFoundError when it has no file."""
-        table = pq.read_table(io.BytesIO(self.trials.read(f"{identity}.parquet")))
+        """A trial's rows, and its metadata (`config`, `provenance`). FileNotFoundError or ResultsError."""
+        content = self.trials.read(f"{identity}.parquet")
+        try:
+            table = pq.read_table(io.BytesIO(content))
+            table.validate(full=True)
+        except DAMAGE as error:
+            raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
         footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
         ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
         return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
@@ -204,25 +215,37 @@ class Results:
     def mark_failed(self, trial: Trial, reason: str, provenance: Mapping[str, Any]) -> None:
         """Record that a trial failed without being able to say so itself; the points it wrote are kept."""
         points = []
-        if self.trials.exists(f"{trial.identity}.parquet"):
+        with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
             rows, _ = self.read_trial(trial.identity)
-            points = [row for row in rows if row["val_loss"] is not None]
+            points = [{name: row.get(name) for name in SCHEMA.names} for row in rows if row["val_loss"] is not None]
         self.write_trial(trial, points, "failed", reason, provenance)
 
     def state(self, identity: str) -> str | None:
         """A trial's state; None when it has no file that can be read."""
         try:
             rows, _ = self.read_trial(identity)
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except (FileNotFoundError, ResultsError):
             return None
         return str(rows[-1]["state"])
 
+    def forget(self, identity: str) -> None:
+        """Remove a trial's rows and what it kept."""
+        kept = self.checkpoints(identity)
+        for name in kept.names():
+            kept.delete(name)
+        self.trials.delete(f"{identity}.parquet")
+
     def states(self) -> dict[str, tuple[str, str | None]]:
         """State and reason of every trial that has a file, by identity."""
-        frame, _ = self.read(columns=["trial", "state", "reason"])
+        return self.states_and_unreadable()[0]
+
+    def states_and_unreadable(self) -> tuple[dict[str, tuple[str, str | None]], list[str]]:
+        """The states, and a line for each file that could not be read."""
+        frame, set_aside = self.read(columns=["trial", "state", "reason"])
         last = frame.drop_duplicates("trial", keep="last")
         reasons = last["reason"].astype(object).where(last["reason"].notna(), None)
-        return {str(t): (str(s), r) for t, s, r in zip(last["trial"], last["state"], reasons, strict=True)}
+        states = zip(last["trial"], last["state"], reasons, strict=True)
+        return {str(trial): (str(state), reason) for trial, state, reason in states}, set_aside
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
@@ -233,9 +256,11 @@ class Results:
                 file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
                 if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
                     raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
-                tables.append(_unify(file.read(columns=columns), wanted))
-            except (pa.ArrowInvalid, OSError) as error:
-                set_aside.append(f"{self.trials}/{name}: set aside, {str(error).splitlines()[0]}")
+                table = _unify(file.read(columns=columns), wanted)
+                table.validate(full=True)
+                tables.append(table)
+            except DAMAGE as error:
+                set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(error)}")
         table = pa.concat_tables(tables) if tables else wanted.empty_table()
         return table.to_pandas(), set_aside
 
@@ -254,6 +279,10 @@ class Results:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
                 raise ResultsError(message) from error
         return records
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _unify(table: pa.Table, schema: pa.Schema) -> pa.Table:

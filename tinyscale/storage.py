@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class Folder:
         except (ArrowInvalid, OSError, ValueError) as error:
             message = f"{text}: not a folder that can be reached ({error}); give a path, s3:// or gs://"
             raise ResultsError(message) from error
+        if isinstance(fs, pafs.LocalFileSystem) and Path(path).is_file():
+            raise ResultsError(f"{text}: a file, not a folder that can be reached; give a folder")
         return cls(fs, path, path)
 
     def __truediv__(self, name: str) -> Folder:
@@ -77,14 +80,17 @@ class Folder:
                 stream.write(content)
             return
         temporary = f"{self.root}/.tmp/{uuid.uuid4().hex}"
-        self.fs.create_dir(f"{self.root}/.tmp", recursive=True)
-        self.fs.create_dir(self.path, recursive=True)
         try:
+            self.fs.create_dir(f"{self.root}/.tmp", recursive=True)
+            self.fs.create_dir(self.path, recursive=True)
             with self.fs.open_output_stream(temporary) as stream:
                 stream.write(content)
             self.fs.move(temporary, target)
+        except OSError as error:
+            raise ResultsError(f"{target}: cannot be written ({error}); choose another folder") from error
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens when it is not there."""

@@ -194,6 +194,13 @@ class Variant:
     config: TrialConfig
     arm: str
     axes: Mapping[str, Any]
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def where(self, *paths: str) -> str:
+        """Where the first of these fields that is set was written, and which cell of the grid this is."""
+        origin = next((self.origins[path] for path in paths if path in self.origins), "")
+        cell = " ".join(f"{name}={value}" for name, value in self.axes.items())
+        return ": ".join(filter(None, [origin, cell]))
 
 
 @dataclass(frozen=True)
@@ -296,23 +303,25 @@ def _zipped(axes: list[Axis], document: Document) -> Axis:
 
 
 def _expand(
-    base: Layer, arm: str, settings: Layer, axes: list[Axis], seeds: Axis, document: Document
+    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, document: Document
 ) -> Iterator[Variant]:
     """All variants of one arm: its lists are axes of its own."""
-    own = {path: setting for path, setting in settings.items() if _is_axis(path, setting.value)}
+    own = {path: setting for path, setting in overrides.items() if _is_axis(path, setting.value)}
     own_axes = [[dict(_flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
     axes = [*axes, *own_axes]
     if math.prod(map(len, axes)) * len(seeds) > MAX_TRIALS:
         raise ConfigError(f"{document.origin(('arms', arm))}: more than {MAX_TRIALS:,} trials; split the sweep")
-    under = _over(base, {path: setting for path, setting in settings.items() if path not in own})
+    under = _over(base, {path: setting for path, setting in overrides.items() if path not in own})
     for cell in itertools.product(*axes):
         values = functools.reduce(_over, cell, under)
         varied = dict.fromkeys(_shown(path) for layer in cell for path in layer)
         for seed in seeds:
             if seed and "seed" in values:
                 raise ConfigError(f"{values['seed'].origin}: seed is set here and by seeds; keep one of them")
-            config = _validate(values | seed, document)
-            yield Variant(config, arm, {path.rpartition(".")[2]: config_value(config, path) for path in varied})
+            settings = values | seed
+            config = _validate(settings, document)
+            shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
+            yield Variant(config, arm, shown, {path: setting.origin for path, setting in settings.items()})
 
 
 def _is_axis(path: str, value: Any) -> bool:

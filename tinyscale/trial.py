@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tinyscale.config import TrialConfig
+from tinyscale.config import TrainConfig, TrialConfig
 from tinyscale.costs import Parameters, flops_per_token, parameters, training_steps
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
@@ -69,11 +69,12 @@ def resolve(
     steps = training_steps(config.model, config.train, vocab_size)
     budget = {"tokens_budget": steps * config.train.batch_tokens, "tokens_per_param": None, "flops_budget": None}
     resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
-    by_hash: Any = {
+    left_out: Any = {
         "resources": True,
-        "data": {"corpus", "max_bytes", "zipf", "tokenizer"},
-    }  # hashes say what these hold
-    described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=by_hash)
+        "data": {"corpus", "max_bytes", "zipf", "tokenizer"},  # hashes say what these hold
+        "train": _idle(config.train),
+    }
+    described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
     described |= {
         "corpus": corpus_hash,
         "tokenizer": tokenizer_hash,
@@ -84,3 +85,9 @@ def resolve(
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
     unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
     return Trial(identity, resolved, corpus_hash, tokenizer_hash, vocab_size, unique_tokens)
+
+
+def _idle(train: TrainConfig) -> set[str]:
+    """Fields of the training that no number depends on, as the others are set."""
+    of_schedule = {"constant": {"min_lr_ratio", "decay_fraction"}, "wsd": set[str]()}
+    return {"repeats"} | of_schedule.get(train.schedule, {"decay_fraction"})  # repeats is a permission

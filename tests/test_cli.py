@@ -1,0 +1,126 @@
+"""The command line as a user meets it: run as a program, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from making import SWEEP, write_sweep
+
+from tinyscale.cli import cli
+
+
+def tinyscale(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "tinyscale", *map(str, arguments)]
+    return subprocess.run(program, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, long_corpus: Path) -> Path:
+    text = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")
+    return write_sweep(tmp_path, text + "axes: {d_model: [16, 32]}\nseeds: [0, 1]\n", corpus=long_corpus)
+
+
+COMMANDS = sorted(cli.commands)
+
+
+def test_the_commands_promised_are_there() -> None:
+    assert {"plan", "launch", "fit"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_command_is_documented(name: str) -> None:
+    command = cli.commands[name]
+    assert command.help, "says what it does"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            assert parameter.help.endswith((".", "]")), parameter.name
+
+
+@pytest.mark.parametrize("arguments", [("--help",), *((name, "--help") for name in COMMANDS)], ids=" ".join)
+def test_help_tells_all_and_comes_at_once(tmp_path: Path, arguments: tuple[str, ...], record_property: object) -> None:
+    begun = time.monotonic()
+    done = tinyscale(*arguments, cwd=tmp_path)
+    print(f"{' '.join(arguments)}: {time.monotonic() - begun:.2f} s")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    wanted = COMMANDS
+    if len(arguments) == 2:
+        options = [p for p in cli.commands[arguments[0]].params if isinstance(p, click.Option)]
+        wanted = [name for option in options for name in option.opts]
+    assert all(name in done.stdout for name in wanted)
+    assert list(tmp_path.iterdir()) == [], "help writes nothing"
+
+
+@pytest.mark.parametrize("name", ["plan", "launch"])
+def test_the_options_that_hold_on_every_command_of_a_sweep(name: str) -> None:
+    options = {option for parameter in cli.commands[name].params for option in parameter.opts}
+    assert {"--results", "--set", "--select"} <= options
+    assert ("--json" in options) == (name == "plan")
+    assert ("-y" in options) == (name == "launch")
+
+
+def test_plan_prints_json_and_nothing_else(sweep: Path, tmp_path: Path) -> None:
+    done = tinyscale("plan", sweep, "--json", "--set", "n_layers=2", "--select", "seed=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [trial["d_model"] for trial in told["trials"]] == [16, 32]
+    for trial in told["trials"]:
+        assert len(trial["trial"]) == 16
+        assert trial["seed"] == 1
+        assert trial["n_total"] == trial["n_non_embedding"] + trial["n_embedding"] + trial["n_lm_head"]
+        assert trial["tokens"] == 5120
+        assert trial["flops"] > 6 * trial["n_matmul"] * trial["tokens"]
+        assert trial["state"] == "new"
+        assert trial["seconds"] > 0
+    assert told["seconds"] > 0
+    assert not (tmp_path / "results").exists(), "planning writes no results"
+
+
+def test_plan_prints_a_table_the_work_and_its_warnings(sweep: Path, tmp_path: Path) -> None:
+    done = tinyscale("plan", sweep, "--results", "elsewhere", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for told in ("d_model", "FLOPs", "2 new", "4 trials: 0 done, 4 to run", "expected time", "only 20 optimizer steps"):
+        assert told in done.stdout, told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("plan", "nowhere.yaml"), "error: nowhere.yaml: no such file"),
+        (("launch", "nowhere.yaml", "-y"), "error: nowhere.yaml: no such file"),
+        (
+            ("plan", "tiny.yaml", "--set", "d_mode=3"),
+            "error: --set d_mode=3: 'd_mode' names no field; nearest: model.d_model",
+        ),
+        (("plan", "tiny.yaml", "--select", "d_model=3"), "error: --select d_model=3: d_model never is 3; it is 16, 32"),
+        (
+            ("plan", "tiny.yaml", "--set", "corpus=no.txt"),
+            "error: --set corpus=no.txt: data.corpus 'no.txt' is neither",
+        ),
+        (("plan", "tiny.yaml", "--results", "gopher://x"), "error: gopher://x: not a folder that can be reached"),
+        (("fit", "nowhere"), "error: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_block_and_exit_status_1(
+    sweep: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    done = tinyscale(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(says)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_wrong_option_is_clicks_own_error(sweep: Path, tmp_path: Path) -> None:
+    done = tinyscale("plan", sweep, "--frobnicate", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such option" in done.stderr

@@ -1,0 +1,133 @@
+"""How long a launch will take: slots, order, and a real measurement."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import known_trial, make_trial, trial_config
+
+from tinyscale import forecast
+from tinyscale.calibrate import FLOPS, lighten, measure
+from tinyscale.config import DataConfig
+from tinyscale.forecast import makespan, shape_key, slots, this_machine, trial_seconds
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "expected"),
+    [
+        ({"cpu": 1}, 2, 0, 2), ({"cpu": 3}, 8, 0, 2), ({"cpu": 4}, 2, 0, 0), ({"gpu": 0.25}, 16, 1, 4),
+        ({"gpu": 0.25}, 2, 1, 2), ({"gpu": 1 / 3}, 16, 2, 6), ({"gpu": 0.1}, 16, 1, 10), ({"gpu": 1}, 16, 0, 0),
+        ({"workers": 4, "gpu": 1}, 64, 8, 2), ({"workers": 2, "cpu": 2}, 9, 0, 2),
+    ],
+)  # fmt: skip
+def test_as_many_trials_run_at_once_as_fit(
+    resources: dict[str, float], cpus: float, gpus: float, expected: int
+) -> None:
+    config = trial_config({"corpus": "x", "tokenizer": {"kind": "byte"}}, resources=resources)
+    assert slots(config, cpus, gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at_once", "expected"),
+    [
+        ([], 2, 0),
+        ([3], 2, 3),
+        ([3, 2, 1], 1, 6),
+        ([3, 2, 1], 2, 3),
+        ([1, 1, 1, 9], 2, 10),
+        ([9, 1, 1, 1], 2, 9),
+        ([1], 0, 1),
+    ],
+)
+def test_the_makespan_of_trials_in_their_order(seconds: list[float], at_once: int, expected: float) -> None:
+    assert makespan(seconds, at_once) == expected
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=30), st.integers(1, 8))
+def test_a_makespan_is_between_its_bounds(seconds: list[float], at_once: int) -> None:
+    found = makespan(sorted(seconds, reverse=True), at_once)
+    least = max(*seconds, sum(seconds) / at_once)
+    assert least - 1e-6 <= found <= 4 / 3 * least + max(seconds) / 3 + 1e-6, (
+        "longest first is near the best (Graham 1969)"
+    )
+    assert found <= sum(seconds) + 1e-6
+
+
+def test_trials_of_one_shape_share_a_measurement_and_others_do_not() -> None:
+    key = shape_key(known_trial(), 2)
+    for same in ({"seed": 1}, {"lr": 1e-3}, {"tokens_budget": 512_000}, {"weight_decay": 0}):
+        assert shape_key(known_trial(**same), 2) == key
+    for other in (
+        {"d_model": 32},
+        {"batch_tokens": 512},
+        {"precision": "bf16"},
+        {"optimizer": "lion"},
+        {"resources": {"cpu": 2}},
+    ):
+        assert shape_key(known_trial(**other), 2) != key
+    assert shape_key(known_trial(), 1) != key
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, 2), ("0", 1), ("0,1,3", 3), ("", 0), ("-1", 0)])
+def test_the_gpus_of_this_machine_are_those_it_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: int
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: 1)'\necho 'GPU 1: B (UUID: 2)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert this_machine()[1] == expected
+
+
+def test_without_a_gpu_trials_of_one_have_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert trial_seconds([known_trial(resources={"gpu": 0.5})], 2) is None
+
+
+def test_a_measurement_is_positive_kept_and_grows_with_the_steps(tiny_corpus: DataConfig, own_cache: Path) -> None:
+    trials = [make_trial(trial_config(tiny_corpus, tokens_budget=steps * 256))[0] for steps in (20, 40, 80)]
+    first = trial_seconds(trials, 1)
+    assert first is not None
+    assert 0 < first[0] < first[1] < first[2] < 60
+    steps = [b - a for a, b in pairwise(first)]
+    assert steps[1] == pytest.approx(2 * steps[0]), "one measurement serves all lengths"
+    known = json.loads((own_cache / "calibration.json").read_text())
+    assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation"}
+    assert trial_seconds(trials, 1) == first, "measured once"
+
+
+def test_a_damaged_cache_of_measurements_is_made_anew(tiny_corpus: DataConfig, own_cache: Path) -> None:
+    (own_cache / "calibration.json").write_text('{"half": ')
+    trial, _ = make_trial(trial_config(tiny_corpus))
+    assert trial_seconds([trial], 1) is not None
+    assert shape_key(trial, 1) in json.loads((own_cache / "calibration.json").read_text())
+
+
+def test_trials_that_cannot_be_measured_have_no_forecast(own_cache: Path) -> None:
+    assert trial_seconds([known_trial(seed=77, d_ff=100)], 1) is None, "its text is nowhere"
+
+
+def test_a_measured_step_is_near_what_training_takes(tiny_corpus: DataConfig) -> None:
+    from tinyscale.train import train
+
+    trial, corpus = make_trial(trial_config(tiny_corpus, tokens_budget=200 * 256, repeats=True, eval_points=1))
+    expected = forecast._seconds(trial, measure(trial))
+    assert 0.2 < train(trial, corpus, lambda _: None).seconds / expected < 5
+
+
+def test_a_step_too_large_to_time_is_measured_on_a_part_of_its_batch() -> None:
+    large = known_trial(d_model=1024, n_layers=24, context_length=64, batch_tokens=64 * 4096, tokens_budget="1M")
+    light = lighten(large).config.train.batch_tokens
+    assert light % 64 == 0
+    assert 64 <= light <= max(64, FLOPS / large.flops_per_token["flops"])
+    small = known_trial()
+    assert lighten(small).config == small.config

@@ -1,0 +1,52 @@
+"""What starting up loads: commands answer at once because they load little."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from making import ROOT
+
+HEAVY = {"torch", "ray", "pandas", "pyarrow", "matplotlib", "pydantic", "scipy", "numpy", "ruamel", "rich"}
+
+
+def loaded(program: str) -> set[str]:
+    """The top-level packages that a fresh process has loaded after the program."""
+    report = "; import sys; print('\\n'.join({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program + report], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["tinyscale", "tinyscale.cli"])
+def test_the_command_line_starts_with_click_alone(module: str) -> None:
+    assert not loaded(f"import {module}") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "plan",
+        "forecast",
+        "results",
+        "sweep",
+        "display",
+        "data",
+        "fitting.fit",
+        "plot",
+        "trial",
+        "costs",
+        "storage",
+        "provenance",
+    ],
+)
+def test_planning_reading_and_fitting_need_neither_torch_nor_ray(module: str) -> None:
+    assert not loaded(f"import tinyscale.{module}") & {"torch", "ray"}
+
+
+@pytest.mark.parametrize("module", ["train", "calibrate", "data.batches"])
+def test_training_needs_no_ray(module: str) -> None:
+    found = loaded(f"import tinyscale.{module}")
+    assert "torch" in found, "or this test would see nothing"
+    assert not found & {"ray", "matplotlib"}

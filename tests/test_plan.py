@@ -1,0 +1,190 @@
+# ruff: noqa: E501 - tables of messages
+"""What a launch would do: what runs and why, in which order, and what is refused before anything has started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import SWEEP, write_sweep
+
+from tinyscale import forecast
+from tinyscale.errors import ConfigError, DataError
+from tinyscale.plan import Plan, make_plan
+from tinyscale.results import Results
+from tinyscale.sweep import load_sweep
+
+HELD_OUT = ("{kind: byte}", "{kind: byte}, val_bytes: 101K")
+POINT = {"step": 1, "tokens": 256, "val_loss": 3.0, "decayed": False}
+
+
+@pytest.fixture
+def planned(tmp_path: Path, long_corpus: Path) -> Any:
+    """Plan the tiny sweep with more lines, on the long corpus, against results in the test's own folder."""
+
+    def make(
+        more: str = "", *, replace: tuple[str, str] = ("", ""), overrides: tuple[str, ...] = (), **options: Any
+    ) -> Plan:
+        path = write_sweep(tmp_path, SWEEP.replace(*HELD_OUT).replace(*replace) + more, corpus=long_corpus)
+        sweep = load_sweep(path, overrides=overrides)
+        options = {"cpus": 2, "gpus": 0, "with_forecast": False, **options}
+        return make_plan(sweep, Results(str(tmp_path / "results")), **options)
+
+    return make
+
+
+@pytest.fixture
+def refused(planned: Any, tmp_path: Path, long_corpus: Path) -> Any:
+    def message(*args: Any, error: type[Exception] = ConfigError, **options: Any) -> str:
+        with pytest.raises(error) as caught:
+            planned(*args, **options)
+        assert not (tmp_path / "results").exists(), "nothing has started"
+        return str(caught.value).replace(f"{tmp_path}/", "").replace(str(long_corpus), "TEXT")
+
+    return message
+
+
+GRID = "axes: {d_model: [16, 32], lr: [1e-3, 1e-2]}\n"
+
+
+def test_a_new_sweep_runs_all_of_its_trials_the_longest_first(planned: Any) -> None:
+    plan = planned("axes: {tokens_budget: [5120, 20480, 10240]}\nseeds: [0, 1]\n")
+    assert [p.state for p in plan.trials] == ["new"] * 6
+    assert [p.trial.tokens for p in plan.trials] == [5120, 5120, 20480, 20480, 10240, 10240], "the sweep's own order"
+    assert [p.trial.tokens for p in plan.to_run] == [20480, 20480, 10240, 10240, 5120, 5120]
+    assert [p.label for p in plan.trials][:2] == ["tokens_budget=5120 seed=0", "tokens_budget=5120 seed=1"]
+
+
+def test_finished_and_diverged_trials_are_done_and_the_others_run(planned: Any, tmp_path: Path) -> None:
+    results = Results(str(tmp_path / "results"))
+    states = ("finished", "diverged", "failed", "running")
+    for each, state in zip(planned(GRID).trials, states, strict=True):
+        results.write_trial(each.trial, [POINT], state, f"why {state}", {})
+    plan = planned(GRID)
+    assert [p.state for p in plan.trials] == list(states)
+    assert [p.reason for p in plan.trials] == [f"why {state}" for state in states]
+    assert {p.state for p in plan.to_run} == {"failed", "running"}
+    assert any("1 trials diverged before and would again" in warning for warning in plan.warnings)
+
+
+def test_a_larger_sweep_runs_only_what_it_adds(planned: Any, tmp_path: Path) -> None:
+    results = Results(str(tmp_path / "results"))
+    for each in planned(GRID).trials:
+        results.write_trial(each.trial, [POINT], "finished", None, {})
+    assert planned(GRID).to_run == []
+    assert planned(GRID).seconds == 0.0
+    more = planned("axes: {d_model: [16, 32, 64], lr: [1e-3, 1e-2]}\nseeds: [0, 1]\n")
+    assert [(p.axes["d_model"], p.trial.config.seed) for p in more.trials if not p.will_run] == [(16, 0)] * 2 + [
+        (32, 0)
+    ] * 2
+    assert len(more.to_run) == 8
+
+
+def test_a_trial_of_two_arms_is_trained_once(planned: Any) -> None:
+    plan = planned("arms: {a: {}, b: {lr: 1e-2}, c: {lr: 2e-2}}\n")
+    assert len(plan.trials) == 3
+    assert len(plan.to_run) == 2
+    assert [p.label for p in plan.trials] == ["a seed=0", "b seed=0", "c seed=0"]
+
+
+def test_an_edited_text_is_another_trial(tmp_path: Path, planned: Any, long_corpus: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in long_corpus.iterdir():
+        (copy / f"renamed-{path.name}").write_text(path.read_text())
+    overrides = (f"corpus={copy}",)
+    before = planned().trials[0].trial
+    assert planned(overrides=overrides).trials[0].trial.identity == before.identity, "names and places do not count"
+    first = next(copy.iterdir())
+    first.write_text(first.read_text() + " more")
+    assert planned(overrides=overrides).trials[0].trial.identity != before.identity
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "says"),
+    [
+        ("axes:\n  tokens_budget: [5120,\n    1G]\n", {}, "tiny.yaml, line 8: tokens_budget=1000000000: the budget of 1,000,000,"),
+        ("", {"overrides": ("tokens_budget=5M",)}, "--set tokens_budget=5M: the budget of 4,999,936 tokens reads the "),
+        ("", {"overrides": ("tokens_budget=127",)}, "--set tokens_budget=127: the budget allows 127 tokens, less than one step of train.batch_tokens = 256: raise"),
+        ("arms:\n  a: {flops_budget: 1e6}\n", {}, "tiny.yaml, line 7: the budget allows"),
+        ("axes:\n  context_length: [32, 32768]\n", {"overrides": ("batch_tokens=65536", "tokens_budget=131072")}, "tiny.yaml, line 7: context_length=32768: model.context_length = 32,768 is longer than any document"),
+        ("", {"overrides": ("unique_tokens=1000", "context_length=1024", "batch_tokens=1024", "repeats=true")}, "--set context_length=1024: model.context_length = 1,024 is longer"),
+        ("", {"overrides": ("unique_tokens=900M",)}, "--set unique_tokens=900M: data.unique_tokens = 900,000,000 is more than the "),
+        ("axes: {lr: [1e-3, 0.001]}\n", {}, "tiny.yaml: a value written twice moves nothing: (lr=0.001 seed=0) and (lr=0.001 seed=0) are the same trial"),
+        ("axes: {resources.cpu: [1, 2]}\n", {}, "tiny.yaml: cpu moves nothing: (cpu=1 seed=0) and (cpu=2 seed=0) are the same"),
+        ("axes: {tokens_budget: [5120, 5121]}\n", {}, "tiny.yaml: tokens_budget moves nothing"),
+        ("axes: {decay_fraction: [0.1, 0.2]}\n", {}, "tiny.yaml: decay_fraction moves nothing"),
+        ("seeds: [1, 2, 1]\n", {}, "tiny.yaml: a value written twice moves nothing: (seed=1) and (seed=1)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_that_only_the_text_shows_is_told_with_its_place(
+    refused: Any, more: str, options: Any, says: str
+) -> None:
+    assert says in refused(more, **options)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("corpus=nowhere.txt",), "--set corpus=nowhere.txt: data.corpus 'nowhere.txt' is neither a named corpus nor"),
+        (("val_bytes=50K",), "--set val_bytes=50K: data.val_bytes 50000 holds out "),
+        (("val_bytes=100M",), "--set val_bytes=100M: holding out "),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_a_data_error_with_its_place(refused: Any, overrides: Any, says: str) -> None:
+    assert refused(overrides=overrides, error=DataError).startswith(says)
+
+
+def test_a_held_out_part_that_is_too_small_is_told_with_its_line(refused: Any) -> None:
+    told = refused(replace=("val_bytes: 101K", "val_bytes: 50K"), error=DataError)
+    assert told.startswith("tiny.yaml, line 3: data.val_bytes 50000 holds out ")
+
+
+def test_several_epochs_run_when_they_are_allowed(planned: Any) -> None:
+    (trial,) = planned(overrides=("tokens_budget=5M", "repeats=true")).trials
+    assert trial.trial.epochs > 2
+
+
+def test_few_steps_are_warned_of(planned: Any) -> None:
+    (warning,) = planned("axes: {d_model: [16, 32]}\n").warnings
+    assert "d_model=16 seed=0 takes only 20 optimizer steps" in warning
+    assert planned(overrides=("tokens_budget=51200",)).warnings == ()
+
+
+# what it tells
+
+
+def test_slots_follow_the_most_demanding_trial(planned: Any) -> None:
+    assert planned(cpus=8).at_once == 8
+    assert planned("resources: {cpu: 3}\n", cpus=8).at_once == 2
+    assert planned("resources: {gpu: 0.25}\n", cpus=8, gpus=1).at_once == 4
+    assert planned("resources: {gpu: 1}\n", cpus=8, gpus=0).at_once == 0
+
+
+def test_the_json_lists_each_trial_with_place_counts_and_costs(planned: Any) -> None:
+    plan = planned("axes: {d_model: [16, 32]}\nseeds: [4]\n")
+    told = plan.as_json()
+    assert told["sweep"] == "tiny"
+    assert told["at_once"] == 2
+    first, second = told["trials"]
+    trial = plan.trials[0].trial
+    assert first == {
+        "trial": trial.identity, "arm": "base", "seed": 4, "d_model": 16,
+        "n_non_embedding": trial.parameters.n_non_embedding, "n_embedding": trial.parameters.n_embedding,
+        "n_lm_head": 257 * 16, "n_matmul": trial.parameters.n_matmul, "n_total": trial.parameters.n_total,
+        "steps": 20, "tokens": 5120, "flops": trial.flops, "epochs": trial.epochs,
+        "state": "new", "reason": None, "seconds": None,
+    }  # fmt: skip
+    assert second["d_model"] == 32
+
+
+def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(planned: Any) -> None:
+    plan = planned("axes: {d_model: [16, 32]}\n", with_forecast=True, cpus=1)
+    seconds = [p.seconds for p in plan.trials]
+    assert all(each > 0 for each in seconds)
+    assert plan.seconds == pytest.approx(sum(seconds) + forecast.LAUNCH_SECONDS)
+    assert [p.seconds for p in plan.to_run] == sorted(seconds, reverse=True)

@@ -1,0 +1,77 @@
+"""What a results folder tells without Ray, and forgetting trials so that they are trained again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from launching import write_sweep
+
+from tinyscale.leases import Lease
+from tinyscale.orchestration.launch import record_sweep
+from tinyscale.plan import Plan, make_plan
+from tinyscale.results import Results
+from tinyscale.status import read_status
+from tinyscale.sweep import load_sweep
+
+POINT = {"tokens": 512, "val_loss": 2.0, "decayed": True}
+
+
+@pytest.fixture
+def results(tmp_path) -> Results:
+    return Results(str(tmp_path / "results"))
+
+
+@pytest.fixture
+def plan(tmp_path, results) -> Plan:
+    """Six trials: one finished, one failed, one diverged, one interrupted, one running, one missing."""
+    made = planned(tmp_path, results)
+    for state, each in zip(("finished", "failed", "diverged", "running", "running"), made.trials, strict=False):
+        points = [] if state == "failed" else [POINT]
+        results.write_trial(each.trial, points, state, "why" if state in ("failed", "diverged") else None, {})
+    assert Lease(results.folder / "leases", made.trials[4].trial.identity).claim()
+    record_sweep(made, results)
+    return made
+
+
+def planned(folder, results, *overrides: str) -> Plan:
+    sweep = load_sweep(write_sweep(folder, seeds="[0, 1, 2]"), overrides=overrides)
+    return make_plan(sweep, results, cpus=2, gpus=0, with_forecast=False)
+
+
+def test_each_trial_is_in_its_state_and_failures_have_reasons(results, plan):
+    status = read_status(results)
+    expected = ("finished", "failed", "diverged", "interrupted", "running", "missing")
+    assert status.counts(status.sweeps[0]) == dict.fromkeys(expected, 1)
+    assert status.failures() == ["failed: small d_model=8 seed=1: why", "diverged: small d_model=8 seed=2: why"]
+    trials = status.as_json()["sweeps"][0]["trials"]
+    assert [trial["state"] for trial in trials] == list(expected)
+    json.dumps(status.as_json())
+
+
+def test_forgotten_trials_are_new_again_and_the_others_stay(tmp_path, results, plan):
+    forgotten = read_status(results).trials_in(["diverged"], None)
+    assert forgotten == [plan.trials[2].trial.identity]
+    kept = results.checkpoints(forgotten[0])
+    kept.write("weights.pt", b"")
+    results.forget(forgotten[0])
+    assert kept.names() == []
+    assert [each.state for each in planned(tmp_path, results).trials] == [
+        "finished", "failed", "new", "running", "running", "new",
+    ]  # fmt: skip
+
+
+def test_trials_can_be_chosen_by_sweep(results, plan):
+    assert read_status(results).trials_in(["finished", "failed"], "other") == []
+    assert len(read_status(results).trials_in(["finished", "failed"], "small")) == 2
+
+
+def test_a_plan_says_which_field_changed_since_a_trial_was_trained(tmp_path, results, plan):
+    first, *_ = planned(tmp_path, results, "lr=0.02").trials
+    assert (first.state, first.reason) == ("changed", "train.lr was 0.01, is 0.02")
+
+
+def test_a_plan_says_that_the_text_changed(tmp_path, results, plan):
+    with (tmp_path / "text.txt").open("a") as text:
+        text.write(" and more")
+    assert planned(tmp_path, results).trials[0].reason == "the text changed"

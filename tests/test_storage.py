@@ -1,0 +1,103 @@
+"""Files by name in a folder: whole or not at all."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from tinyscale.errors import ResultsError
+from tinyscale.storage import Folder
+
+
+def test_what_was_written_is_read_and_listed_by_name(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "new") / "deeper"
+    assert folder.names() == []
+    folder.write("b.txt", b"two")
+    folder.write("a.txt", b"one")
+    folder.write("c.bin", b"")
+    assert folder.names() == ["a.txt", "b.txt", "c.bin"]
+    assert folder.names(".txt") == ["a.txt", "b.txt"]
+    assert folder.read("b.txt") == b"two"
+    assert folder.exists("c.bin")
+    assert not folder.exists("d")
+    with pytest.raises(FileNotFoundError):
+        folder.read("d")
+
+
+def test_a_file_is_replaced_and_deleted_and_deleting_nothing_is_no_error(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    folder.write("a", b"1")
+    folder.write("a", b"2")
+    assert folder.read("a") == b"2"
+    folder.delete("a")
+    folder.delete("a")
+    assert folder.names() == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path) / "trials"
+    folder.write("a", b"old")
+    with pytest.raises(TypeError):
+        folder.write("a", object())  # type: ignore[arg-type]
+    assert folder.read("a") == b"old"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "trials" / "a"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    folder, contents, seen = Folder.at(tmp_path) / "trials", [bytes([n]) * 2_000_000 for n in range(8)], set()
+    folder.write("a", contents[0])
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            content = folder.read("a")
+            seen.add((len(content), len(set(content[::1000]))))
+            assert set(Path(folder.path).iterdir()) == {Path(folder.path) / "a"}, "temporary files lie elsewhere"
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for content in contents * 5:
+        folder.write("a", content)
+    stop.set()
+    reader.join()
+    assert seen == {(2_000_000, 1)}
+
+
+def test_a_folder_is_named_by_path_home_or_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for location in (tmp_path / "r", "r", "~/r", f"file://{tmp_path}/r"):
+        folder = Folder.at(location)
+        assert folder.is_local
+        assert folder.path == str(tmp_path / "r")
+        assert str(folder) == "r", "as a user would type it"
+    assert str(Folder.at("/elsewhere/r")) == "/elsewhere/r"
+
+
+@pytest.mark.parametrize("location", ["gopher://x/y", "s3:///", "://"])
+def test_a_location_that_cannot_be_one_is_an_error_that_says_so(location: str) -> None:
+    with pytest.raises(ResultsError, match="not a folder that can be reached"):
+        Folder.at(location)
+
+
+def test_a_file_in_the_folders_place_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResultsError, match="a file, not a folder"):
+        Folder.at(tmp_path / "file")
+    with pytest.raises(ResultsError, match="cannot be written"):
+        Folder.at(tmp_path / "file" / "below").write("a", b"1")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_on_an_object_store_a_file_is_one_put_of_the_whole(tmp_path: Path) -> None:
+    """pyarrow's own in-process store of another kind stands in for one that cannot rename."""
+    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    (tmp_path / "trials").mkdir()
+    folder = Folder(store, "trials", "trials")
+    assert not folder.is_local
+    folder.write("a", b"whole")
+    assert folder.read("a") == b"whole"
+    assert [path.name for path in tmp_path.rglob("*")] == ["trials", "a"]
