@@ -164,7 +164,7 @@ def test_every_convention_that_the_columns_allow_is_printed(tmp_path: Path) -> N
     output = invoke(str(tmp_path), "--convention", "all", "--bootstrap", "100").output
     assert "counted as tinyscale (n = n_non_embedding): E" in output
     (option,) = [each for each in fit_command.params if each.name == "convention"]
-    assert option.type.to_info_dict()["choices"] == [*CONVENTIONS, "all"]
+    assert list(option.type.to_info_dict()["choices"]) == [*CONVENTIONS, "all"]
 
 
 def test_an_arm_without_finished_runs_is_named_and_does_not_stop_the_others(tmp_path: Path) -> None:
