@@ -87,15 +87,26 @@ def memory_bytes(config: TrialConfig, vocab_size: int) -> float:
     return 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
 
 
-def training_steps(model: ModelConfig, train: TrainConfig, vocab_size: int) -> int:
-    """Optimizer steps that come closest to the budget, whichever of the three forms it takes. ConfigError below one."""
+def decay_steps(steps: int, train: TrainConfig) -> int:
+    """Steps in which the wsd schedule of a trial of so many steps falls."""
+    return max(1, round(train.decay_fraction * steps))
+
+
+def training_steps(model: ModelConfig, train: TrainConfig, vocab_size: int, unique_tokens: int = 0) -> int:
+    """Optimizer steps that come closest to the budget, whichever form it takes. ConfigError below one.
+
+    A budget in epochs counts passes over unique_tokens; its last, partial step is left out, so that one epoch repeats
+    nothing.
+    """
     if train.tokens_budget is not None:
         tokens = float(train.tokens_budget)
     elif train.tokens_per_param is not None:
         tokens = train.tokens_per_param * parameters(model, vocab_size).n_non_embedding
-    else:
-        assert train.flops_budget is not None, "TrainConfig has exactly one budget"
+    elif train.flops_budget is not None:
         tokens = train.flops_budget / flops_per_token(model, vocab_size)["flops"]
+    else:
+        assert train.epochs_budget is not None, "TrainConfig has exactly one budget"
+        tokens = train.epochs_budget * (unique_tokens - 1) // train.batch_tokens * train.batch_tokens
     steps = round(tokens / train.batch_tokens)
     if steps < 1:
         raise ConfigError(
