@@ -1,5 +1,7 @@
 """`fit` on data whose law is known."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,6 +103,46 @@ def test_a_prediction_interval_is_wider_than_the_curves_and_grows_with_distance(
 def test_data_that_cannot_support_the_law_are_refused_with_the_reason(change: dict, reason: str) -> None:
     with pytest.raises(FitError, match=reason):
         fit_law(runs_of_sizes().assign(**change), "power-n")
+
+
+@pytest.mark.parametrize("intervals", ["profile", "wild", "bootstrap"])
+def test_each_kind_of_interval_holds_the_estimate_and_says_how_it_was_made(intervals: Any) -> None:
+    found = fit_law(runs_of_sizes(sizes=8), "power-n", intervals=intervals, draws=300)
+    low, high = found.interval("alpha")
+    assert low < found.params["alpha"] < high
+    assert intervals in found.method
+
+
+def test_a_profile_of_a_robust_objective_is_refused_for_it_is_no_likelihood() -> None:
+    with pytest.raises(FitError, match="for least squares"):
+        fit_law(runs_of_sizes(), "power-n", intervals="profile", delta=1e-3)
+
+
+def test_one_wild_run_among_many_hardly_moves_the_robust_fit() -> None:
+    frame = runs_of_sizes(sizes=60, seeds=1, sd=0.002)
+    wild = frame.assign(val_loss=frame["val_loss"].where(frame.index != 30, 2 * frame["val_loss"]))
+    clean, robust = fit_law(frame, "power-n", draws=200), fit_law(wild, "power-n", draws=200)
+    assert robust.delta == 1e-3
+    assert robust.params["alpha"] == pytest.approx(clean.params["alpha"], abs=0.01)
+
+
+def test_the_influence_table_shows_the_size_that_bends_the_exponent() -> None:
+    frame = runs_of_sizes(sizes=7, seeds=2, sd=0.0)
+    bent = frame.assign(val_loss=frame["val_loss"].where(frame["n_non_embedding"] < 2.9e6, 1.03 * frame["val_loss"]))
+    found = fit_law(bent, "power-n")
+    without = found.influence[-1]
+    assert without["without_n"] == pytest.approx(3e6)
+    assert without["alpha"] == pytest.approx(TRUE["alpha"], rel=1e-5)
+    assert abs(found.params["alpha"] - TRUE["alpha"]) > 0.02
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_four_sizes_are_just_enough_and_say_how_little_that_is(seeds: int) -> None:
+    found = fit_law(runs_of_sizes(sizes=4, seeds=seeds), "power-n")
+    low, high = found.interval("alpha")
+    assert low < TRUE["alpha"] < high
+    assert found.held_out is not None
+    assert found.held_out.fitted_sizes == 3
 
 
 def test_three_sizes_are_too_few() -> None:

@@ -13,10 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tinyscale.cli import cli
+from tinyscale.cli import fit as fit_command
 from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import laws_for
 from tinyscale.fitting.groups import Group, by_setting, read_groups, refuse_mixed
+from tinyscale.fitting.honesty import CONVENTIONS
 from tinyscale.results import SCHEMA, Results, SweepRecord
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
@@ -155,6 +157,24 @@ def test_json_prints_json_only_and_the_same_as_the_file(tmp_path: Path) -> None:
     write_results(tmp_path)
     result = invoke("--results", str(tmp_path), "--json", "--bootstrap", "100")
     assert json.loads(result.stdout) == json.loads((tmp_path / "fits/fits.json").read_text())
+
+
+def test_every_convention_that_the_columns_allow_is_printed(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    output = invoke(str(tmp_path), "--convention", "all", "--bootstrap", "100").output
+    assert "counted as tinyscale (n = n_non_embedding): E" in output
+    (option,) = [each for each in fit_command.params if each.name == "convention"]
+    assert list(option.type.to_info_dict()["choices"]) == [*CONVENTIONS, "all"]
+
+
+def test_an_arm_without_finished_runs_is_named_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    results = write_results(tmp_path, arms=("base", "lion"))
+    for name in [name for name in results.trials.names() if name.startswith("lion")]:
+        write_rows(results, name.removesuffix(".parquet"), [{"state": "failed", "reason": "out of memory"}])
+    result = invoke(str(tmp_path), "--bootstrap", "100")
+    assert result.exit_code == 0
+    assert "width-lion: not fitted" in result.output
+    assert "trial failed" in result.output
 
 
 def test_fitting_leaves_the_trials_readable_as_they_were(tmp_path: Path) -> None:

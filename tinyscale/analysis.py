@@ -15,7 +15,6 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.groups import READERS, Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS, under_conventions
 from tinyscale.fitting.isoflop import Optima
-from tinyscale.fitting.points import read_points
 from tinyscale.fitting.tables import Found, label, slug, write_contrasts, write_fits
 from tinyscale.fitting.tuning import SETTINGS, Tuning
 from tinyscale.storage import Folder
@@ -111,7 +110,7 @@ def tuned(group: Group, columns: Mapping[str, str] | None) -> list[Found]:
 def _conventions(group: Group, found: Found, wanted: bool) -> dict[str, Any]:
     if not wanted or not isinstance(found, Fit):
         return {}
-    return {"conventions": under_conventions(group.frame, found.law, read_points, found.delta)}
+    return {"conventions": under_conventions(group.frame, found.law, found.delta)}
 
 
 def write_plots(folder: Folder, fits: list[Found]) -> list[str]:

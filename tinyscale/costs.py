@@ -1,4 +1,4 @@
-"""What a trial's model costs, in closed form: parameters, and training FLOPs per token in four conventions.
+"""What a trial costs, in closed form: parameters, training FLOPs per token in four conventions, memory.
 
 Symbols: L layers, d width, f the MLP's hidden width, h heads of width k, T context length, V vocabulary.
 Training is three times the forward pass: the backward pass costs two (Hoffmann et al. 2022, appendix F).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyscale.config import ModelConfig, TrainConfig
+from tinyscale.config import ModelConfig, TrainConfig, TrialConfig
 from tinyscale.errors import ConfigError
 
 
@@ -67,6 +67,24 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> dict[str, float]:
         "flops_hoffmann": 3.0 * forward,
         "flops_palm": 6.0 * (counts.n_total - positions) + 12.0 * L * d * T,
     }
+
+
+def memory_bytes(config: TrialConfig, vocab_size: int) -> float:
+    """Bytes that a worker's training step holds at its peak: weights, gradients, optimizer state and activations.
+
+    Activations are what the backward pass needs, by token: in a block 8 d + 2 f (gelu) or 4 f (swiglu), 3 d for rotary
+    positions, one a head; of the head the logits, their softmax and its gradient. bf16 keeps half of it at two bytes.
+    The process itself (Python, torch, Ray; on a GPU its context) comes on top.
+    """
+    model, train = config.model, config.train
+    state = 3 if train.optimizer == "lion" else 4  # weights, gradients and one or two averages, in fp32
+    mlp = (4 if model.activation == "swiglu" else 2) * model.d_ff
+    rotary = 3 * model.d_model if model.positions == "rotary" else 0
+    block = 8 * model.d_model + mlp + rotary + model.n_heads
+    block_bytes = 4 if train.precision == "fp32" else 3
+    per_token = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + 2 * model.d_model)
+    tokens = train.batch_tokens / config.resources.workers
+    return 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
 
 
 def decay_steps(steps: int, train: TrainConfig) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -18,6 +20,7 @@ from tinyscale.fitting.tuning import Tuning
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+LEGEND: dict[str, Any] = {"framealpha": 0.9, "edgecolor": "none"}  # white behind the words, no box
 MOST_NAMED = 8  # sizes named in a legend; more would cover the plot
 
 
@@ -64,7 +67,7 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_ylim(max(shown.min() - pad, 0), shown.max() + 2.2 * pad)
     symbol, unit = VARIABLES[name]
     ax.set_xlabel(f"{symbol}: {unit} ({fit.points.counts[name]})" if name == "n" else f"{symbol}: {unit}")
-    ax.legend(frameon=False, fontsize=8.5, loc="upper right", title=law_text(fit), title_fontsize=10, alignment="left")
+    ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=law_text(fit), title_fontsize=10, alignment="left")
 
 
 def _draw_seeds(ax: Axes, x: Array, loss: Array, size: Index) -> None:
@@ -98,7 +101,7 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_xlabel(f"{symbol}: {unit}")
     ax.set_ylim(top=points["loss"].max() + 0.12 * np.ptp(points["loss"]))
     title = law_text(fit)
-    ax.legend(frameon=False, fontsize=8, title=title, title_fontsize=9, alignment="left", ncols=2, loc="upper right")
+    ax.legend(**LEGEND, fontsize=8, title=title, title_fontsize=9, alignment="left", ncols=2, loc="upper right")
 
 
 def _sorted(x: pd.Series[float], y: pd.Series[float]) -> tuple[Array, Array]:
@@ -152,7 +155,7 @@ def plot_budgets(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None
     ax.set_xlabel(f"N: parameters ({fit.columns['n']})")
     ax.set_ylabel("Validation loss (nats per token)")
     ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
-    ax.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
+    ax.legend(**LEGEND, fontsize=8, loc="upper center", ncols=2)
     ax.set_ylim(top=points["loss"].max() + 0.35 * np.ptp(points["loss"]))
     _tidy(ax)
     return ax
@@ -202,9 +205,13 @@ def plot_tuning(fit: Tuning, frame: pd.DataFrame | None = None, ax: Axes | None 
     ax.set_xlabel(f"N: parameters ({fit.columns['n']})")
     ax.set_ylabel(f"Best {fit.columns['setting']}")
     ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
+    ax.set_ylim(best.min() / 3, best.max() * 3)  # a factor is what matters in a setting: do not magnify less
     powers = ", ".join(f"{name} = {fit.params[name]:.3f}" for name in fit.params if name != "k")
-    ax.legend(frameon=False, fontsize=8.5, title=f"{fit.formula}: {powers}", title_fontsize=9, alignment="left")
+    ax.legend(**LEGEND, fontsize=8.5, title=f"{fit.formula}: {powers}", title_fontsize=9, alignment="left")
     _tidy(ax)
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
     return ax
 
 

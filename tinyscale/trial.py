@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyscale.config import ALTERNATIVES, TrainConfig, TrialConfig
-from tinyscale.costs import Parameters, decay_steps, flops_per_token, parameters, training_steps
+from tinyscale.costs import Parameters, decay_steps, flops_per_token, memory_bytes, parameters, training_steps
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
 
@@ -63,6 +63,11 @@ class Trial:
     def flops_per_token(self) -> dict[str, float]:
         """Training FLOPs per token, by convention."""
         return flops_per_token(self.config.model, self.vocab_size)
+
+    @property
+    def memory_bytes(self) -> float:
+        """Forecast peak memory of a worker's training step, in bytes."""
+        return memory_bytes(self.config, self.vocab_size)
 
     @property
     def flops(self) -> float:

@@ -28,9 +28,7 @@ from tinyscale.fitting.uncertainty import (
 )
 
 DELTA = 1e-3  # Hoffmann et al. 2022, appendix D.2
-FEW_CLUSTERS = (
-    30  # below this a bootstrap holds too few different clusters, and least squares has a likelihood to profile
-)
+FEW_CLUSTERS = 50  # below, a bootstrap covers too much, and least squares has a likelihood to profile
 DRAWS = 1000
 LEAST_DRAWS, MOST_REFITTED = 200, 20_000_000  # above 20,000 points fewer refits, as the points they refit are many
 

@@ -62,7 +62,9 @@ def spaced(counts: list[int]) -> list[int]:
 
 def window_errors(law: Law, points: Points, delta: float, counts: list[int]) -> list[dict[str, float]]:
     """Errors on the next size up, the law fitted to the smallest sizes, for each count of them that converged."""
-    windows = []
+    windows: list[dict[str, float]] = []
+    if not counts:
+        return windows
     for count, theta in zip(counts, _fit_smallest(law, points, delta, counts), strict=True):
         if theta is not None:
             actual, predicted, carried = _errors(law, points, theta, count, count)

@@ -12,7 +12,7 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.holdout import HeldOut, spaced, window_errors
 from tinyscale.fitting.laws import LAWS, Law, find_law
-from tinyscale.fitting.points import Points, count, group_sizes
+from tinyscale.fitting.points import Points, count, group_sizes, read_points
 from tinyscale.fitting.solve import Certificate, Problem, minimise, solve
 from tinyscale.fitting.uncertainty import Noise
 
@@ -96,15 +96,12 @@ def rivals(law: Law, points: Points, delta: float) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["held_out_rms_percent"])
 
 
-def under_conventions(frame: pd.DataFrame, law: Law, read: Any, delta: float) -> list[dict[str, Any]]:
-    """The law's parameters under each convention of N and FLOPs whose columns the frame has, one row each.
-
-    read: (frame, law, columns) -> Points, so that this module does not care where points come from.
-    """
+def under_conventions(frame: pd.DataFrame, law: Law, delta: float) -> list[dict[str, Any]]:
+    """The law's parameters under each convention of N and FLOPs whose columns the frame has, one row each."""
     rows = []
     for name, columns in CONVENTIONS.items():
         if all(columns[v] in frame.columns for v in law.variables if v in columns):
-            points = read(frame, law, columns)
+            points = read_points(frame, law, columns)
             solution, _ = solve(points.problem(law, delta))
             used = {variable: column for variable, column in columns.items() if variable in law.variables}
             rows.append({"convention": name, **used, **_named(law, solution.theta[0])})

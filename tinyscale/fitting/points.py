@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array, Index, Mask
@@ -109,10 +107,15 @@ def _clusters(x: Array, run: pd.Series[Any] | None) -> Index:
     config = config.ravel()
     if run is None or run.isna().any():
         return config
-    codes = pd.factorize(run)[0]
-    offset = config.max() + 1
-    edges = coo_array((np.ones(len(codes)), (config, offset + codes)), shape=(offset + codes.max() + 1,) * 2)
-    return np.unique(connected_components(edges, directed=False)[1][config], return_inverse=True)[1]
+    label, before = config, None
+    runs = pd.factorize(run)[0]
+    while before is None or (label != before).any():
+        before = label
+        for groups in (runs, config):  # the smallest label of a group spreads to all of it
+            least = np.full(groups.max() + 1, len(label))
+            np.minimum.at(least, groups, label)
+            label = least[groups]
+    return np.unique(label, return_inverse=True)[1]
 
 
 def describe_slice(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = None) -> str:
