@@ -68,6 +68,7 @@ def test_branches_cost_their_decay_only(tiny_corpus: DataConfig) -> None:
     trial, _ = make_trial(trial_config(tiny_corpus, **BRANCHED))
     assert trial.branch_ends == (10, 20, 30)
     assert trial.steps_trained == 40 + 2 + 4 + 6
+    assert trial.flops == trial.flops_per_token["flops"] * 52 * BATCH
     calls: list[int] = []
     run(tiny_corpus, **BRANCHED, should_stop=lambda step: bool(calls.append(step)))
     assert len(calls) == trial.steps_trained - 1, "asked after every step but the last"
