@@ -10,6 +10,7 @@ from making import make_trial, train_config, trial_config
 from pydantic import ValidationError
 
 from tinyscale.config import DataConfig
+from tinyscale.costs import memory_bytes, parameters
 from tinyscale.progress import Outcome
 from tinyscale.results import Results, point_columns, read_results
 from tinyscale.storage import Folder
@@ -72,6 +73,12 @@ def test_branches_cost_their_decay_only(tiny_corpus: DataConfig) -> None:
     calls: list[int] = []
     run(tiny_corpus, **BRANCHED, should_stop=lambda step: bool(calls.append(step)))
     assert len(calls) == trial.steps_trained - 1, "asked after every step but the last"
+
+
+def test_a_branch_holds_the_trunks_weights_and_averages_too(tiny_corpus: DataConfig) -> None:
+    branched, plain = (trial_config(tiny_corpus, **changes) for changes in (BRANCHED, WSD))
+    total = parameters(plain.model, 257).n_total
+    assert memory_bytes(branched, 257) - memory_bytes(plain, 257) == 3 * 4 * total
 
 
 def test_the_rows_of_branches_share_a_run_and_count_their_own_tokens(
