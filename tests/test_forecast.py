@@ -15,7 +15,7 @@ from making import known_trial, make_trial, trial_config
 from tinyscale import forecast
 from tinyscale.calibrate import FLOPS, lighten, measure
 from tinyscale.config import DataConfig
-from tinyscale.forecast import makespan, shape_key, slots, this_machine, trial_seconds
+from tinyscale.forecast import learn, makespan, shape_key, slots, this_machine, trial_seconds
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,14 @@ def test_a_measurement_is_positive_kept_and_grows_with_the_steps(tiny_corpus: Da
     known = json.loads((own_cache / "calibration.json").read_text())
     assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation"}
     assert trial_seconds(trials, 1) == first, "measured once"
+
+
+def test_what_trials_took_corrects_the_forecast_of_their_shape(tiny_corpus: DataConfig, own_cache: Path) -> None:
+    trial, _ = make_trial(trial_config(tiny_corpus))
+    expected = trial_seconds([trial], 1)
+    assert expected is not None
+    learn([(trial, 3 * expected[0])], 1)
+    assert trial_seconds([trial], 1) == [pytest.approx(3 * expected[0])]
 
 
 def test_a_damaged_cache_of_measurements_is_made_anew(tiny_corpus: DataConfig, own_cache: Path) -> None:

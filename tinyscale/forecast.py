@@ -12,8 +12,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from filelock import FileLock
 
@@ -55,26 +55,42 @@ def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
     if any(trial.config.resources.gpu for trial in trials) and not this_machine()[1]:
         return None
     keys = {shape_key(trial, at_once): trial for trial in trials}
-    path = cache_folder() / "calibration.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        known = _measured_before(path)
+    with _kept_measurements() as known:
         unknown = [key for key in keys if key not in known]
         measured = _measure([keys[key] for key in unknown], at_once)
         if measured is None:
             return None
         known |= dict(zip(unknown, measured, strict=True))
-        if unknown:
+        return [_seconds(trial, known[shape_key(trial, at_once)]) for trial in trials]
+
+
+def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
+    """Correct what is kept of each shape by the seconds that whole trials of it took: half a second measures less."""
+    by_shape: dict[str, list[tuple[Trial, float]]] = {}
+    for trial, seconds in trained:
+        by_shape.setdefault(shape_key(trial, at_once), []).append((trial, seconds))
+    with _kept_measurements() as known:
+        for key, each in by_shape.items():
+            if key in known:
+                expected = sum(_seconds(trial, known[key]) for trial, _ in each)
+                ratio = sum(seconds for _, seconds in each) / expected
+                known[key] = {what: value * ratio for what, value in known[key].items()}
+
+
+@contextmanager
+def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
+    """Seconds of a step and of an evaluation by shape, from the cache, written back at the end."""
+    path = cache_folder() / "calibration.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        try:
+            known = dict(json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError):  # none yet, or a process was killed while it wrote
+            known = {}
+        before = json.dumps(known)
+        yield known
+        if json.dumps(known) != before:
             path.write_text(json.dumps(known, indent=1))
-    return [_seconds(trial, known[shape_key(trial, at_once)]) for trial in trials]
-
-
-def _measured_before(path: Path) -> dict[str, dict[str, float]]:
-    """What the cache holds; nothing when a process was killed while it wrote."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def shape_key(trial: Trial, at_once: int) -> str:
@@ -102,7 +118,8 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
 
 def _seconds(trial: Trial, measured: dict[str, float]) -> float:
     workers = trial.config.resources.workers
-    training = trial.steps * measured["step"] + trial.config.train.eval_points * measured["evaluation"]
+    evaluations = trial.config.train.eval_points + len(trial.branch_ends)
+    training = trial.steps_trained * measured["step"] + evaluations * measured["evaluation"]
     return training if workers == 1 else training / workers + WORKER_GROUP_SECONDS
 
 

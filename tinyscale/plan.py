@@ -53,6 +53,7 @@ class PlannedTrial:
         counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
         place = {"trial": trial.identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
+        costs["memory_bytes"] = trial.memory_bytes
         return {**place, **costs, "state": self.state, "reason": self.reason, "seconds": self.seconds}
 
 

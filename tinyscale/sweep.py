@@ -325,8 +325,9 @@ def _expand(
 
 
 def _is_axis(path: str, value: Any) -> bool:
-    """Whether an arm's value lists several: betas is the one field that takes a list itself."""
-    return isinstance(value, list) and (path != "train.betas" or any(isinstance(item, list) for item in value))
+    """Whether an arm's value lists several; a field that takes a list itself needs a list of lists for that."""
+    takes_list = path in ("train.betas", "train.branches")
+    return isinstance(value, list) and (not takes_list or any(isinstance(item, list) for item in value))
 
 
 def _shown(path: str) -> str:

@@ -17,6 +17,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
+from tinyscale import forecast
 from tinyscale.errors import LaunchError
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.session import Cluster
@@ -32,6 +33,7 @@ DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers 
 class Timing:
     """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between."""
 
+    trial: str
     process: int
     began: float
     ended: float
@@ -108,7 +110,8 @@ class _Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         if last.get("state", "running") == "running" and "process" not in last:
             self._end(trial, "failed", "it ended without saying how: its last report was lost")
             return
-        self.summary.timings.append(Timing(last["process"], last["began"], last["ended"], last["train_seconds"]))
+        timing = Timing(trial.config["trial"], last["process"], last["began"], last["ended"], last["train_seconds"])
+        self.summary.timings.append(timing)
         self._end(trial, last["state"], last["reason"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -230,6 +233,8 @@ def launch(
         tuner.fit()
         summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
+    finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]
+    forecast.learn([(planned[timing.trial].trial, timing.train_seconds) for timing in finished], plan.at_once)
     return summary
 
 
