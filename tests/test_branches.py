@@ -10,9 +10,11 @@ from making import make_trial, train_config, trial_config
 from pydantic import ValidationError
 
 from tinyscale.config import DataConfig
+from tinyscale.costs import memory_bytes, parameters
+from tinyscale.progress import Outcome
 from tinyscale.results import Results, point_columns, read_results
 from tinyscale.storage import Folder
-from tinyscale.train import Outcome, train
+from tinyscale.train import train
 
 STEPS, BATCH = 40, 256
 WSD = {"schedule": "wsd", "tokens_budget": STEPS * BATCH, "repeats": True, "eval_points": 3, "warmup_fraction": 0.1}
@@ -67,9 +69,16 @@ def test_branches_cost_their_decay_only(tiny_corpus: DataConfig) -> None:
     trial, _ = make_trial(trial_config(tiny_corpus, **BRANCHED))
     assert trial.branch_ends == (10, 20, 30)
     assert trial.steps_trained == 40 + 2 + 4 + 6
+    assert trial.flops == trial.flops_per_token["flops"] * 52 * BATCH
     calls: list[int] = []
     run(tiny_corpus, **BRANCHED, should_stop=lambda step: bool(calls.append(step)))
     assert len(calls) == trial.steps_trained - 1, "asked after every step but the last"
+
+
+def test_a_branch_holds_the_trunks_weights_and_averages_too(tiny_corpus: DataConfig) -> None:
+    branched, plain = (trial_config(tiny_corpus, **changes) for changes in (BRANCHED, WSD))
+    total = parameters(plain.model, 257).n_total
+    assert memory_bytes(branched, 257) - memory_bytes(plain, 257) == 3 * 4 * total
 
 
 def test_the_rows_of_branches_share_a_run_and_count_their_own_tokens(

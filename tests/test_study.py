@@ -158,7 +158,7 @@ def test_arms_that_are_compared_at_equal_flops_spend_them(name: str) -> None:
         ("schedule", "train.schedule", ["cosine", "linear", "constant", "wsd"]),
         ("context", "model.context_length", [128, 256, 512, 1024]),
         ("data", "data.unique_tokens", [2_000_000, 4_000_000, 8_000_000, 16_000_000]),
-        ("precision", "train.precision", ["fp32", "bf16"]),
+        ("precision", "train.precision", ["fp32", "bf16", "fp16"]),
     ],
 )
 def test_the_arms_of_an_ablation_differ_in_its_field_and_budget_only(
@@ -218,6 +218,20 @@ def test_mup_lr_crosses_the_same_rates_and_widths_in_both_parametrizations() -> 
             rates = [trial.config.train.lr for trial in trials]
             assert all(b == pytest.approx(2 * a) for a, b in pairwise(rates))
     assert [v.axes for v, _ in arms["standard"]] == [v.axes for v, _ in arms["mup"]]
+
+
+def test_lr_tries_the_same_rates_at_each_width_and_other_batches_at_the_ends() -> None:
+    rates = {name: by(cells("lr", arm=name), axis) for name, axis in BATCHES.items()}
+    tried = {tuple(t.config.train.lr for t in trials) for groups in rates.values() for trials in groups}
+    assert len(tried) == 1
+    assert all(b == pytest.approx(2 * a) for a, b in pairwise(tried.pop()))
+    widths = [[trials[0].config.model.d_model for trials in groups] for groups in rates.values()]
+    assert widths == [[32, 64, 128, 256], [32, 32], [256, 256]]
+    batches = {trials[0].config.train.batch_tokens for groups in rates.values() for trials in groups}
+    assert batches == {1024, 4096, 16384}
+
+
+BATCHES = {"rate": "d_model", "smallest": "batch_tokens", "largest": "batch_tokens"}
 
 
 def test_known_floor_crosses_sizes_with_tokens_on_whole_records_read_once() -> None:

@@ -26,8 +26,9 @@ from tinyscale.data.batches import TrainBatches, val_windows
 from tinyscale.evaluate import Evaluation, clustered_mean
 from tinyscale.model import GPT
 from tinyscale.optim import lr_at
+from tinyscale.progress import Outcome, Point
 from tinyscale.storage import Folder
-from tinyscale.train import RESUME, WEIGHTS, Outcome, Point, Run, eval_steps, train
+from tinyscale.train import RESUME, WEIGHTS, Run, eval_steps, train
 from tinyscale.trial import Trial
 
 

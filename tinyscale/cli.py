@@ -105,6 +105,11 @@ def plan(
     show_default=True,
     help="What to keep of finished trials beside their rows.",
 )
+@click.option(
+    "--log",
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    help="Tell progress and losses to one of these as well; the last two are packages to install.",
+)
 def launch(
     sweep_path: Path,
     overrides: tuple[str, ...],
@@ -116,6 +121,7 @@ def launch(
     dry_run: bool,
     quiet: bool,
     keep: str,
+    log: str | None,
 ) -> None:
     """Train the trials of SWEEP that the results lack, as a Ray Tune grid.
 
@@ -145,7 +151,9 @@ def launch(
             cluster = stack.enter_context(ray_session(None))
         if cluster is not None and cluster.dashboard_url:
             console.print(f"dashboard: {cluster.dashboard_url}", style="dim")
-        summary = launch_plan(made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet)
+        summary = launch_plan(
+            made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
+        )
     record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
     console.print(results_table(sweep_points(store.read()[0], record), made.sweep.axes))
     for line in launch_summary(summary, len(made.to_run)):

@@ -204,7 +204,9 @@ class TrainConfig(BaseModel):
         strict=False,
     )
     grad_clip: Quantity = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of matrix products")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="arithmetic of matrix products; fp16, with a loss scaler, on GPUs only"
+    )
     repeats: bool = Field(default=False, description="allow more than one epoch over the unique tokens")
     eval_points: Int = Field(
         default=6, ge=1, le=1000, description="evaluations, log-spaced in tokens, the last at the end"

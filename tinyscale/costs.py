@@ -78,6 +78,7 @@ def memory_bytes(config: TrialConfig, vocab_size: int) -> float:
     """
     model, train = config.model, config.train
     state = 3 if train.optimizer == "lion" else 4  # weights, gradients and one or two averages, in fp32
+    state += state - 1 if train.branches else 0  # the trunk's weights and averages, set aside during a branch
     mlp = (4 if model.activation == "swiglu" else 2) * model.d_ff
     rotary = 3 * model.d_model if model.positions == "rotary" else 0
     block = 8 * model.d_model + mlp + rotary + model.n_heads

@@ -165,6 +165,11 @@ def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
     """The variant as a trial; ConfigError when the text cannot give what it asks for."""
     config = variant.config
     budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
+    if config.train.precision == "fp16" and not config.resources.gpu:
+        raise ConfigError(
+            f"{variant.where('train.precision')}: train.precision = 'fp16' needs a GPU, and resources.gpu is 0: CPUs "
+            "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
+        )
     try:
         trial = resolve(
             config,

@@ -69,7 +69,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("weight_decay", _FLOAT, "decoupled decay of matrices"),
     ("betas", _STRING, "the optimizer's averages, as a JSON list"),
     ("grad_clip", _FLOAT, "largest gradient norm; 0: no clipping"),
-    ("precision", _STRING, "fp32 or bf16"),
+    ("precision", _STRING, "fp32, bf16 or fp16"),
     ("repeats", _BOOL, "whether more than one epoch was allowed"),
     ("eval_points", _INT, "evaluations asked for"),
     ("seed", _INT, "seeds initialisation and batch order"),

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -28,63 +27,13 @@ from tinyscale.data.batches import TrainBatches
 from tinyscale.evaluate import Evaluation, rank_and_world
 from tinyscale.model import GPT, width_scale
 from tinyscale.optim import build_optimizer, lr_at
+from tinyscale.progress import Outcome, Point, Progress
 from tinyscale.storage import Folder
 from tinyscale.trial import Trial
 
 CHECKPOINT_SECONDS = 60.0  # most work that a killed process loses
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUME, WEIGHTS = "resume.pt", "weights.pt"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluation inside a trial; the names are columns of the results."""
-
-    step: int
-    tokens: int
-    decayed: bool
-    lr_now: float
-    train_loss: float  # nats per token, mean since the point before
-    val_loss: float  # nats per token
-    val_loss_se: float
-    wall_seconds: float
-    tokens_per_second: float
-    peak_memory_bytes: int
-    entropy_rate: float | None = None  # of the source, nats per token, where it is known
-    excess: float | None = None
-    excess_se: float | None = None
-    loss_by_position: list[float] | None = None  # where decayed
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended: `finished`; `diverged` with a reason; or still `running`, when it was asked to stop."""
-
-    state: str
-    reason: str | None
-    points: list[Point]
-    seconds: float  # of training, evaluation included
-
-
-@dataclass
-class Progress:
-    """What must survive an interruption beside weights and optimizer state."""
-
-    step: int = 0
-    branches: int = 0  # decay branches that have ended
-    seconds: float = 0.0
-    points: list[Point] = field(default_factory=list)
-    loss_sum: float = 0.0  # over the steps since the last point
-    steps_timed: int = 0
-    seconds_timed: float = 0.0
-
-    def state(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint holds them."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
-        """The inverse of `state`."""
-        return cls(**{**state, "points": [Point(**point) for point in state["points"]]})
 
 
 def eval_steps(steps: int, eval_points: int) -> set[int]:
@@ -116,6 +65,7 @@ class Run:
         self.gpt = GPT(trial.config.model, trial.vocab_size).to(self.device)
         self.model = DistributedDataParallel(self.gpt) if self.world > 1 else self.gpt
         self.optimizer = build_optimizer(self.gpt, self.train, width_scale(trial.config.model))
+        self.scaler: Any = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
         context = trial.config.model.context_length
         rows = self.train.batch_tokens // context
         unique = trial.config.data.unique_tokens
@@ -154,10 +104,10 @@ class Run:
         self.progress.branches, self.progress.points = branches, points
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 matrix products where asked for."""
+        """Matrix products in the precision asked for."""
         if self.train.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.train.precision])
 
     def update(self) -> None:
         """One optimizer step on the batch of this step."""
@@ -169,10 +119,12 @@ class Run:
         with self.autocast():
             loss = self.model(inputs.to(self.device), targets.to(self.device))[1]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
         if self.train.grad_clip:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.gpt.parameters(), self.train.grad_clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.progress.step += 1
         self.progress.loss_sum += self._over_workers(loss.detach().double())
         self.progress.steps_timed += 1
@@ -234,12 +186,14 @@ class Run:
         return {
             "model": self.gpt.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "progress": self.progress.state(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.gpt.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress.of(state["progress"])
 
     def close(self) -> None:

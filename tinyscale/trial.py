@@ -71,8 +71,8 @@ class Trial:
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of the whole trial."""
-        return self.flops_per_token["flops"] * self.tokens
+        """Training FLOPs of the whole trial, its branches included."""
+        return self.flops_per_token["flops"] * self.steps_trained * self.config.train.batch_tokens
 
 
 def resolve(

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from tinyscale import forecast
 from tinyscale.errors import LaunchError
+from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, Launch, run_trial
@@ -190,11 +191,13 @@ def launch(
     console: Console,
     keep_weights: bool = True,
     quiet: bool = False,
+    log: str | None = None,
 ) -> Summary:
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
-    cluster: the Ray to run on; may be None when nothing is missing.
+    cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, beside the rows.
     """
+    loggers = [build_logger(log, plan.sweep.name)] if log else []
     record_sweep(plan, results)
     to_run = plan.to_run
     summary = Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
@@ -227,10 +230,12 @@ def launch(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                callbacks=[_Watch(planned, monitor, summary, results)],
+                callbacks=[_Watch(planned, monitor, summary, results), *loggers],
             ),
         )
         tuner.fit()
+        if log == "tensorboard":
+            keep_events(Path(scratch), plan.sweep.name, results)
         summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
     finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]

@@ -24,9 +24,10 @@ from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import DataError, LaunchError
 from tinyscale.evaluate import rank_and_world
 from tinyscale.leases import Lease
+from tinyscale.progress import Outcome, Point
 from tinyscale.provenance import machine_provenance
 from tinyscale.results import KEPT_STATES, Results, point_columns
-from tinyscale.train import WEIGHTS, Outcome, Point, peak_memory, train
+from tinyscale.train import WEIGHTS, peak_memory, train
 from tinyscale.trial import Trial
 
 STOP_KEY, NAMESPACE = b"stop", b"tinyscale"
