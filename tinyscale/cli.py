@@ -241,6 +241,7 @@ def _plan(
 
     sweep = load_sweep(sweep_path, overrides=overrides, select=select)
     results, cluster = Results(location), None
+    results.folder.require_reachable()
     cpus, gpus = map(float, this_machine())
     if address:
         from tinyscale.orchestration.session import ray_session
