@@ -8,7 +8,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+
+import grpc
 
 from tinyscale.errors import LaunchError
 from tinyscale.forecast import this_machine
@@ -57,12 +58,12 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     cpus, gpus = this_machine()
     try:
         if address:
-            _use_token_if_there_is_one()
             _require_answer(address)
+            _use_token_if_it_is_asked_for(address)
             context = ray.init(address=address, **quiet)
         else:
             context = ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise LaunchError(_explain(address, error)) from error
     try:
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
@@ -88,12 +89,17 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
 
 
-def _use_token_if_there_is_one() -> None:
-    """Ray looks for its token by itself only at address auto, not at one that is spelled out."""
-    places = [os.environ.get("RAY_AUTH_TOKEN_PATH"), "~/.ray/auth_token"]
-    has_token = os.environ.get("RAY_AUTH_TOKEN") or any(p and Path(p).expanduser().exists() for p in places)
-    if has_token:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def _use_token_if_it_is_asked_for(address: str) -> None:
+    """Ray looks for its token by itself only at address auto, and a token breaks a cluster that has none."""
+    method = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+    if "/" in address or ":" not in address:
+        return
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(method)(b"", timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _explain(address: str | None, error: Exception) -> str:
