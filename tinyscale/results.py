@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tinyscale import snapshot
 from tinyscale.errors import ResultsError
 from tinyscale.storage import Folder
 from tinyscale.trial import Trial
@@ -178,13 +179,14 @@ def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_b
 
 
 class Results:
-    """A results folder. Nothing is written until a method that says so is called."""
+    """A results folder. Nothing but a cache is written until a method that says so is called."""
 
     def __init__(self, location: str) -> None:
         self.location = location if "://" in location else str(Path(location).expanduser().absolute())
         self.folder = Folder.at(location)
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
+        self.cache = self.folder / ".cache"
 
     def checkpoints(self, trial: str) -> Folder:
         """Where a trial keeps its weights."""
@@ -261,20 +263,35 @@ class Results:
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
-        tables, set_aside = [], []
         wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
-        for name in self.trials.names(".parquet"):
+        set_aside: list[str] = []
+        stamps = self.trials.stamps(".parquet")
+        known = snapshot.load(self.cache, stamps, wanted)
+        seen = set(known[snapshot.STAMP].unique().to_pylist())
+        unseen = sorted(name for name, stamp in stamps.items() if stamp not in seen)
+        if columns and len(unseen) >= snapshot.FEWEST:  # worth a snapshot, of all columns
+            frame, set_aside = self.read()
+            return frame[columns], set_aside
+        tables = [known]
+        for name in unseen:
             try:
-                file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
-                if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
-                    raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
-                table = _unify(file.read(columns=columns), wanted)
-                table.validate(full=True)
-                tables.append(table)
+                rows = self._read_rows(name, columns, wanted)
+                tables.append(rows.append_column(snapshot.STAMP, pa.repeat(stamps[name], len(rows))))
             except DAMAGE as error:
                 set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(error)}")
-        table = pa.concat_tables(tables) if tables else wanted.empty_table()
-        return table.to_pandas(), set_aside
+        table = pa.concat_tables(tables)
+        if len(unseen) >= snapshot.FEWEST:
+            snapshot.save(self.cache, table)
+        return snapshot.by_file(table).to_pandas(), set_aside
+
+    def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
+        """One file's rows; one of `DAMAGE` when it is no trial's."""
+        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
+        if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
+            raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
+        table = _unify(file.read(columns=columns), wanted)
+        table.validate(full=True)
+        return table
 
     def write_sweep(self, record: SweepRecord) -> None:
         """Record which trials a sweep consists of."""
@@ -299,6 +316,8 @@ def _first_line(error: Exception) -> str:
 
 def _unify(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give a file of another schema version this version's columns; what it lacks is null."""
+    if table.schema.equals(schema):
+        return table.replace_schema_metadata(None)
     columns = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema

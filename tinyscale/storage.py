@@ -76,9 +76,14 @@ class Folder:
 
     def names(self, suffix: str = "") -> list[str]:
         """Sorted names of the files in this folder that end so; empty when the folder is absent."""
+        return sorted(self.stamps(suffix))
+
+    def stamps(self, suffix: str = "") -> dict[str, str]:
+        """For each file here that ends so, a text that changes when the file does: name, size, time of change."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         found = self._reach(lambda: self.fs.get_file_info(selector))
-        return sorted(info.base_name for info in found if info.is_file and info.base_name.endswith(suffix))
+        files = (info for info in found if info.is_file and info.base_name.endswith(suffix))
+        return {info.base_name: f"{info.base_name} {info.size} {info.mtime_ns}" for info in files}
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name is here."""

@@ -8,7 +8,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+
+import grpc
 
 from tinyscale.errors import LaunchError
 from tinyscale.forecast import this_machine
@@ -50,19 +51,20 @@ class Cluster:
 def ray_session(address: str | None) -> Iterator[Cluster]:
     """Attach to the Ray at `address` (`host:port`, `auto`), or start one here with all cores and stop it at the end."""
     os.environ |= {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-    import ray
+    if address:
+        _require_answer(address)
+        _use_token_if_it_is_asked_for(address)
+    import ray  # reads the environment
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failures are shown by the launch, with their reasons
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     cpus, gpus = this_machine()
     try:
         if address:
-            _use_token_if_there_is_one()
-            _require_answer(address)
             context = ray.init(address=address, **quiet)
         else:
             context = ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise LaunchError(_explain(address, error)) from error
     try:
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
@@ -82,18 +84,27 @@ def _cluster(dashboard: str | None, *, own: bool) -> Cluster:
 
 
 def _require_answer(address: str) -> None:
-    """OSError within seconds when nothing listens at a spelled-out address."""
+    """LaunchError within seconds when nothing listens at a spelled-out address."""
     host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise LaunchError(_explain(address, error)) from error
 
 
-def _use_token_if_there_is_one() -> None:
-    """Ray looks for its token by itself only at address auto, not at one that is spelled out."""
-    places = [os.environ.get("RAY_AUTH_TOKEN_PATH"), "~/.ray/auth_token"]
-    has_token = os.environ.get("RAY_AUTH_TOKEN") or any(p and Path(p).expanduser().exists() for p in places)
-    if has_token:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def _use_token_if_it_is_asked_for(address: str) -> None:
+    """Ray looks for its token by itself only at address auto, and a token breaks a cluster that has none."""
+    method = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+    if "/" in address or ":" not in address:
+        return
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(method)(b"", timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _explain(address: str | None, error: Exception) -> str:

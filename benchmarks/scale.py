@@ -1,0 +1,62 @@
+"""What 10,000 trials cost without training them: planning, reading results, status.
+
+python benchmarks/scale.py [trials]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tinyscale.orchestration.launch import record_sweep
+from tinyscale.plan import Plan, make_plan
+from tinyscale.results import Results, read_results
+from tinyscale.status import read_status
+from tinyscale.sweep import load_sweep
+
+SWEEP = """\
+name: many
+base:
+  data: {{corpus: text.txt, tokenizer: {{kind: char}}, val_bytes: 101K}}
+  model: {{d_model: 8, n_layers: 1, n_heads: 1, context_length: 32}}
+  train: {{tokens_budget: 512, batch_tokens: 512, lr: 1e-2, eval_points: 1}}
+seeds: {seeds}
+"""
+POINT = {"step": 1, "tokens": 512, "val_loss": 2.0, "decayed": True}
+
+
+def timed(what: str, action: Callable[[], object], figures: dict[str, float]) -> None:
+    began = time.perf_counter()
+    action()
+    figures[what] = round(time.perf_counter() - began, 2)
+
+
+def main() -> None:
+    count, figures = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, {}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "text.txt").write_text("some words in an order of their own " * 30_000)
+        path = Path(folder, "many.yaml")
+        path.write_text(SWEEP.format(seeds=list(range(count))))
+        results = Results(f"{folder}/results")
+
+        def plan() -> Plan:
+            return make_plan(load_sweep(path), results, cpus=2, gpus=0, with_forecast=False)
+
+        made = plan()  # tokens are cached from here on
+        timed("plan, nothing done", plan, figures)
+        for each in made.trials:
+            results.write_trial(each.trial, [POINT], "finished", None, {})
+        record_sweep(made, results)
+        timed("read_results, first", lambda: read_results(results.location), figures)
+        timed("read_results, again", lambda: read_results(results.location), figures)
+        timed("status", lambda: read_status(results), figures)
+        timed("plan, all done", plan, figures)
+    print(json.dumps({"trials": count, "seconds": figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Two Ray nodes on one machine: trials spread over both, and move when a node is lost or drained."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from launching import RAY_WARNS, final_losses, planned, run, wait_for, write_sweep
+from ray._private.node import Node
+from ray._private.state import state as ray_state
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster as Nodes
+from ray.core.generated import autoscaler_pb2
+
+from tinyscale.orchestration.session import ray_session
+from tinyscale.results import Results
+from tinyscale.train import RESUME
+
+pytestmark = [*RAY_WARNS, pytest.mark.slow]
+
+LONG = "300K"  # tokens of a trial that lasts some seconds
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A head and a worker, a core each, without a token."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    running = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    running.add_node(num_cpus=1)
+    yield running
+    running.shutdown()
+
+
+def places(results: Results) -> dict[str, str]:
+    """The node of each trial under way: its lease names the process, Ray the node of that."""
+    leases = results.folder / "leases"
+    pids = {name.removesuffix(".json"): json.loads(leases.read(name))["pid"] for name in leases.names(".json")}
+    node_of = {actor["Pid"]: actor["Address"]["NodeID"] for actor in ray_state.actor_table(None, None, None).values()}
+    return {trial: node_of[pid] for trial, pid in pids.items() if pid in node_of}
+
+
+def undisturbed(path: Path) -> pd.Series:
+    results = Results(str(path.parent / "undisturbed"))
+    with ray_session(None) as cluster:
+        run(planned(path, results), results, cluster)
+    return final_losses(path.parent / "undisturbed")
+
+
+def lose(worker: Node, nodes: Nodes) -> None:
+    nodes.remove_node(worker, allow_graceful=False)
+
+
+def drain(worker: Node, nodes: Nodes) -> None:
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=nodes.gcs_address).drain_node(
+        worker.node_id, reason, "spot", int((time.time() + 60) * 1000)
+    )
+    assert accepted, why
+
+
+@pytest.mark.parametrize("fault", [lose, drain])
+def test_trials_of_a_node_that_goes_away_continue_on_the_other_to_the_same_numbers(tmp_path, nodes, fault):
+    path, results = write_sweep(tmp_path, tokens=LONG, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
+    (worker,) = nodes.worker_nodes
+    moved: list[str] = []
+
+    def disturb() -> None:
+        wait_for(lambda: len(set(places(results).values())) == 2 and len(results.trials.names()) == 2, 120)
+        (victim,) = (trial for trial, node in places(results).items() if node == worker.node_id)
+        fault(worker, nodes)
+        if fault is drain:
+            wait_for(lambda: results.checkpoints(victim).exists(RESUME), 60)
+        wait_for(lambda: places(results).get(victim) == nodes.head_node.node_id, 120)
+        moved.append(victim)
+
+    thread = threading.Thread(target=disturb)
+    with ray_session(nodes.address) as cluster:
+        assert (cluster.own, cluster.grows, cluster.nodes) == (False, False, ((1, 0), (1, 0)))
+        thread.start()
+        summary = run(planned(path, results), results, cluster)
+    thread.join()
+    assert set(summary.states.values()) == {"finished"}, summary.reasons
+    assert len(moved) == 1
+    pd.testing.assert_series_equal(final_losses(tmp_path / "results"), undisturbed(path))

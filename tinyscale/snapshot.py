@@ -1,0 +1,44 @@
+"""Rows of trials that ended, of thousands of files in one, so that each file is opened once.
+
+Only a cache: a file whose size or time of change differs is read again, and without the snapshot everything works as
+before. It lies beside `trials/`, never in it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tinyscale.errors import ResultsError
+from tinyscale.storage import Folder
+
+FEWEST = 200  # files worth a new snapshot; below, reading them takes a moment
+NAME, STAMP = "rows.parquet", "_stamp"  # the file, and its column that says which file a row is of, as it was then
+
+
+def load(folder: Folder, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, and `_stamp`, of the files that are as they were when the snapshot was made."""
+    wanted = schema.append(pa.field(STAMP, pa.string()))
+    try:
+        table = pq.read_table(io.BytesIO(folder.read(NAME)), columns=wanted.names).cast(wanted)
+    except (FileNotFoundError, pa.ArrowException, ValueError):  # none, or one of another schema
+        return wanted.empty_table()
+    return table.filter(pc.is_in(table[STAMP], pa.array(stamps.values(), pa.string())))
+
+
+def save(folder: Folder, table: pa.Table) -> None:
+    """Replace the snapshot by the rows of trials that ended; a folder that cannot be written goes without."""
+    buffer = io.BytesIO()
+    pq.write_table(table.filter(pc.not_equal(table["state"], "running")), buffer)
+    with suppress(ResultsError):
+        folder.write(NAME, buffer.getvalue())
+
+
+def by_file(table: pa.Table) -> pa.Table:
+    """The rows in the order of the files' names, without the stamps; within a file as they were."""
+    return table.take(pc.sort_indices(table, sort_keys=[(STAMP, "ascending")])).drop_columns(STAMP)
