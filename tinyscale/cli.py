@@ -405,6 +405,23 @@ def report(folder: str) -> None:
     click.echo(f"wrote {len(files)} tables and plots\nwrote {page}")
 
 
+@cli.command()
+@results_option
+@click.option("--no-ray", is_flag=True, help="Do not start Ray, which takes some seconds.")
+def doctor(results: str, no_ray: bool) -> None:
+    """Check this machine: Python, packages, cores, GPUs, the results folder, free disk, Ray.
+
+    One line a check: ok, warn or fail, with what to do. Exit status: 0, or 1 when a check fails.
+    """
+    from tinyscale.doctor import examine
+
+    failed = False
+    for check in examine(results, with_ray=not no_ray):
+        click.echo(str(check))
+        failed |= check.level == "fail"
+    sys.exit(int(failed))
+
+
 def main() -> None:
     """Run the command line; an error the user can mend is printed as one block, exit status 1."""
     try:
