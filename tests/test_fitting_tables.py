@@ -188,6 +188,7 @@ def test_fitting_leaves_the_trials_readable_as_they_were(tmp_path: Path) -> None
 def test_a_table_of_ones_own_is_fitted_with_named_columns(tmp_path: Path, kind: str) -> None:
     n = np.geomspace(1e5, 1e8, 8)
     frame = pd.DataFrame({"params": n, "final": 1.7 + 40 * n**-0.25, "note": "x"})
+    frame.loc[8] = [1e9, np.nan, "died"]
     path = tmp_path / f"runs.{kind}"
     writers = {
         "csv": frame.to_csv,
@@ -199,3 +200,4 @@ def test_a_table_of_ones_own_is_fitted_with_named_columns(tmp_path: Path, kind: 
     (record,) = json.loads(result.stdout)
     assert record["params"]["alpha"]["value"] == pytest.approx(0.25, rel=1e-5)
     assert record["columns"] == {"n": "params", "loss": "final"}
+    assert record["rows"] == {"kept": 8, "dropped": {"no loss": 1}}

@@ -5,17 +5,22 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from test_fitting_fit import runs_of_sizes
+from test_fitting_laws import grid_of
+from test_fitting_published import HOFFMANN
 
 from tinyscale.fitting.fit import fit_law
+from tinyscale.fitting.isoflop import fit_isoflop
+from tinyscale.fitting.laws import find_law
 
 mpl.use("Agg")
 import itertools
 
 from matplotlib import pyplot as plt
 
-from tinyscale.plot import plot_fit
+from tinyscale.plot import plot_budgets, plot_fit, plot_optima
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +61,23 @@ def test_every_seed_is_a_point() -> None:
     found = fit_law(runs_of_sizes(), "power-n")
     (seeds,) = [line for line in plot_fit(found).lines if line.get_label() == "seeds"]
     np.testing.assert_allclose(np.sort(seeds.get_ydata()), np.sort(found.points.frame["loss"]))
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "data-constrained", "kaplan", "width-depth", "broken"])
+def test_every_kind_of_law_can_be_drawn(name: str) -> None:
+    found = fit_law(grid_of(find_law(name)).sample(40, random_state=0, replace=True), name, draws=100, holdout=0)
+    ax = plot_fit(found)
+    ax.figure.draw_without_rendering()
+    assert ax.get_legend() is not None
+
+
+def test_budgets_and_their_optima_are_drawn_with_the_refused_ones_left_out() -> None:
+    truth = find_law("chinchilla")
+    rows = []
+    for c in np.geomspace(1e15, 1e18, 4):
+        n = 0.05 * c**0.51 * (np.geomspace(0.2, 5, 8) if c < 1e18 else np.geomspace(2, 9, 8))
+        rows.append(pd.DataFrame({"n": n, "d": c / 6 / n, "c": c, "loss": truth.loss(HOFFMANN, n=n, d=c / 6 / n)}))
+    found = fit_isoflop(pd.concat(rows))
+    assert plot_budgets(found).get_xlabel() == "N: parameters (n)"
+    (line,) = [each for each in plot_optima(found).lines if len(each.get_xdata()) == 3]
+    assert line.get_marker() == "*"

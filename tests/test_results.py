@@ -286,6 +286,7 @@ EXCEPTIONS = {
     "model.head_dim": "d_model / n_heads",
     "train.tokens_per_param": "resolved to tokens_budget",
     "train.flops_budget": "resolved to tokens_budget",
+    "train.epochs_budget": "resolved to tokens_budget",
 }
 
 
@@ -308,7 +309,13 @@ def test_every_field_of_a_trial_is_a_column_of_its_value() -> None:
         value: Any = trial.config
         for part in field.split("."):
             value = getattr(value, part)
-        expected = trial.unique_tokens if name == "unique_tokens" else json.dumps(value) if name == "betas" else value
+        expected = (
+            trial.unique_tokens
+            if name == "unique_tokens"
+            else json.dumps(value)
+            if name in ("betas", "branches")
+            else value
+        )
         assert row[name] == expected, field
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -87,7 +89,7 @@ def test_a_file_in_the_folders_place_is_an_error_that_says_so(tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResultsError, match="a file, not a folder"):
         Folder.at(tmp_path / "file")
-    with pytest.raises(ResultsError, match="cannot be written"):
+    with pytest.raises(ResultsError, match="cannot be used"):
         Folder.at(tmp_path / "file" / "below").write("a", b"1")
     assert (tmp_path / "file").read_text() == "x"
 
@@ -101,3 +103,19 @@ def test_on_an_object_store_a_file_is_one_put_of_the_whole(tmp_path: Path) -> No
     folder.write("a", b"whole")
     assert folder.read("a") == b"whole"
     assert [path.name for path in tmp_path.rglob("*")] == ["trials", "a"]
+
+
+def test_a_full_disk_is_an_error_in_words_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a disk without room: the system refuses the bytes in the same way."""
+    folder = Folder.at(tmp_path / "results") / "trials"
+    folder.write("a", b"old")
+    write = (
+        "import resource, sys; from tinyscale.storage import Folder; resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9));"
+        "(Folder.at(sys.argv[1]) / 'trials').write('a', bytes(100_000))"
+    )
+    done = subprocess.run([sys.executable, "-c", write, tmp_path / "results"], capture_output=True, text=True)
+    assert "ResultsError" in done.stderr.splitlines()[-1]
+    assert "File too large" in done.stderr
+    assert "free space there, or give another folder" in done.stderr
+    assert folder.read("a") == b"old"
+    assert list((tmp_path / "results" / ".tmp").iterdir()) == []

@@ -216,7 +216,7 @@ MISTAKES = [
         "tiny.yaml, line 8: train.flops_budget is varied beside train.tokens_budget (tiny.yaml, line 7)",
     ),
     ("zip:\n  d_model: [16, 32]\n  lr: [1e-3]\n", "tiny.yaml, line 6: zipped fields need lists of one length, not [1, 2]"),
-    ("arms:\n  a:\n    optimizer: adam\n", "tiny.yaml, line 8: train.optimizer = 'adam' is not legal; nearest: adamw; legal: 'adamw' or 'lion'"),
+    ("arms:\n  a:\n    optimizer: adam\n", "tiny.yaml, line 8: train.optimizer = 'adam' is not legal; nearest: adamw; legal: 'adamw', 'lion' or 'muon'"),
     ("arms:\n  a: 3\n", "tiny.yaml, line 7: arms.a = 3: it should be a valid dictionary"),
     ("arms:\n  a:\n    lr: 1\n    train: {lr: 2}\n", "tiny.yaml, line 9: train.lr is set a second time, after tiny.yaml, line 8"),
     ("arms:\n  a: {tokenizer: char}\n", "tiny.yaml, line 7: data.tokenizer = 'char': write its fields"),

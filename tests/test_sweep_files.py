@@ -9,6 +9,7 @@ import pytest
 from making import SWEEPS
 
 from tinyscale.config import TrialConfig
+from tinyscale.document import load_document
 from tinyscale.sweep import Sweep, load_sweep
 from tinyscale.trial import Trial, resolve
 
@@ -50,13 +51,15 @@ def test_each_axis_changes_the_resolved_trial(path: Path) -> None:
     sweep = load_sweep(path)
     found = list(zip(sweep.variants, trials(sweep), strict=True))
     assert sweep.axes or len({variant.arm for variant, _ in found}) > 1
+    together = {name.rpartition(".")[2] for name in load_document(path).content.get("zip", {})}
     for axis in sweep.axes:
         groups: dict[object, dict[str, str]] = {}
         for variant, trial in found:
             if axis in variant.axes:
-                rest = {name: value for name, value in variant.axes.items() if name != axis}
+                beside = together if axis in together else {axis}
+                rest = {name: value for name, value in variant.axes.items() if name not in beside}
                 key = (variant.arm, str(rest), variant.config.seed)
-                groups.setdefault(key, {})[str(variant.axes[axis])] = trial.identity
+                groups.setdefault(key, {})[str([variant.axes[name] for name in sorted(beside)])] = trial.identity
         assert any(len(group) > 1 for group in groups.values()), f"{axis} has several values"
         for group in groups.values():
             assert len(set(group.values())) == len(group), axis
@@ -77,9 +80,10 @@ def test_n_strictly_grows_along_width(path: Path) -> None:
 def test_the_width_study_is_the_one_promised() -> None:
     (path,) = (path for path in SWEEPS if path.stem == "width")
     sweep = load_sweep(path)
-    assert sorted({v.config.model.d_model for v in sweep.variants}) == [64, 128, 256, 512]
+    for arm in ("ratio", "tokens"):
+        assert sorted({v.config.model.d_model for v in sweep.variants if v.arm == arm}) == [64, 128, 256, 512]
     assert sorted({v.config.seed for v in sweep.variants}) == [0, 1, 2]
-    options = {"overrides": ["resources.gpu=0", "precision=fp32"], "select": ["d_model=64", "seed=0"]}
+    options = {"overrides": ["resources.gpu=0", "precision=fp32"], "select": ["arm=ratio", "d_model=64", "seed=0"]}
     (small,) = load_sweep(path, **options).variants
     assert (small.config.resources.gpu, small.config.train.precision) == (0, "fp32")
 

@@ -18,14 +18,17 @@ from making import make_trial, trial_config
 from markov import MarkovChain
 from torch import nn
 
+from tinyscale import evaluate as evaluate_module
 from tinyscale import train as train_module
 from tinyscale.config import DataConfig, TrialConfig
 from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import TrainBatches, val_windows
+from tinyscale.evaluate import Evaluation, clustered_mean
 from tinyscale.model import GPT
 from tinyscale.optim import lr_at
+from tinyscale.progress import Outcome, Point
 from tinyscale.storage import Folder
-from tinyscale.train import RESUME, WEIGHTS, Evaluation, Outcome, Point, Run, clustered_mean, eval_steps, train
+from tinyscale.train import RESUME, WEIGHTS, Run, eval_steps, train
 from tinyscale.trial import Trial
 
 
@@ -266,8 +269,9 @@ def test_the_validation_loss_does_not_depend_on_how_many_tokens_go_through_at_on
     gpt = Run(trial, corpus, None).gpt
     found = []
     for tokens in (1, 64, 1000, 1 << 20):
-        monkeypatch.setattr(train_module, "EVAL_TOKENS", tokens)
-        found.append(Evaluation(corpus, 32, torch.device("cpu")).loss(gpt, torch.autocast("cpu", enabled=False)))
+        monkeypatch.setattr(evaluate_module, "EVAL_TOKENS", tokens)
+        scores = Evaluation(corpus, 32, torch.device("cpu")).scores(gpt, torch.autocast("cpu", enabled=False))
+        found.append((scores.val_loss, scores.val_loss_se))
     for loss, error in found:
         assert loss == pytest.approx(found[0][0], abs=1e-5)
         assert error == pytest.approx(found[0][1], abs=1e-5)

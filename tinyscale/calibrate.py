@@ -48,7 +48,7 @@ def _evaluation(run: Run) -> float:
     evaluation.rows = max(1, min(evaluation.rows, windows))
     evaluation.inputs = evaluation.inputs[: evaluation.rows]
     begun = time.monotonic()
-    evaluation.loss(run.gpt, run.autocast())
+    evaluation.scores(run.gpt, run.autocast())
     return (time.monotonic() - begun) * windows / len(evaluation.inputs)
 
 

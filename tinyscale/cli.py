@@ -106,6 +106,11 @@ def plan(
     show_default=True,
     help="What to keep of finished trials beside their rows.",
 )
+@click.option(
+    "--log",
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    help="Tell progress and losses to one of these as well; the last two are packages to install.",
+)
 def launch(
     sweep_path: Path,
     overrides: tuple[str, ...],
@@ -117,6 +122,7 @@ def launch(
     dry_run: bool,
     quiet: bool,
     keep: str,
+    log: str | None,
 ) -> None:
     """Train the trials of SWEEP that the results lack, as a Ray Tune grid.
 
@@ -146,7 +152,9 @@ def launch(
             cluster = stack.enter_context(ray_session(None))
         if cluster is not None and cluster.dashboard_url:
             console.print(f"dashboard: {cluster.dashboard_url}", style="dim")
-        summary = launch_plan(made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet)
+        summary = launch_plan(
+            made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
+        )
     record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
     console.print(results_table(sweep_points(store.read()[0], record), made.sweep.axes))
     for line in launch_summary(summary, len(made.to_run)):
@@ -234,6 +242,7 @@ def _plan(
 
     sweep = load_sweep(sweep_path, overrides=overrides, select=select)
     results, cluster = Results(location), None
+    results.folder.require_reachable()
     cpus, gpus = map(float, this_machine())
     if address:
         from tinyscale.orchestration.session import ray_session
@@ -420,6 +429,65 @@ def doctor(results: str, no_ray: bool) -> None:
         click.echo(str(check))
         failed |= check.level == "fail"
     sys.exit(int(failed))
+
+
+@cli.command()
+@click.argument("trial")
+@click.option("--prompt", default="", help="Text to go on from.  [default: the beginning of a document]")
+@click.option("--tokens", default=200, show_default=True, type=click.IntRange(1), help="Most tokens to add.")
+@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0), help="0: the likeliest token.")
+@click.option("--top-k", type=click.IntRange(1), help="Draw among so many likeliest tokens only.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Seed of the draws.")
+@results_option
+def sample(
+    trial: str, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int, results: str
+) -> None:
+    """Let a trained TRIAL (the beginning of its identity) go on from a prompt."""
+    from tinyscale.results import Results
+    from tinyscale.use import load_trained
+    from tinyscale.use import sample as draw
+
+    trained = load_trained(Results(results), trial)
+    click.echo(draw(trained, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
+
+
+@cli.command("eval")
+@click.argument("trial")
+@click.option("--corpus", required=True, help="A named corpus, or a path to .txt, .jsonl, .parquet or a folder.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Read only the first so many bytes of a corpus of the hub.")
+@results_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_json: bool) -> None:
+    """Score all documents of another corpus with a trained TRIAL (the beginning of its identity).
+
+    Standard errors are over documents. Text that the trial was trained on scores too well.
+    """
+    from tinyscale.results import Results
+    from tinyscale.use import load_trained, score
+
+    found = score(load_trained(Results(results), trial), corpus, max_bytes)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(
+        "{corpus}: {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes\n"
+        "loss {loss:.4f} ± {loss_se:.4f} nats a token, perplexity {perplexity:.2f}\n"
+        "{bits_per_byte:.4f} ± {bits_per_byte_se:.4f} bits a byte".format(**found)
+    )
+
+
+@cli.command()
+@click.argument("trial")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@results_option
+def export(trial: str, folder: Path, results: str) -> None:
+    """Write a trained TRIAL (the beginning of its identity) to FOLDER, as the transformers library loads it."""
+    from tinyscale.export import export as write
+    from tinyscale.results import Results
+    from tinyscale.use import load_trained
+
+    for path in write(load_trained(Results(results), trial), folder):
+        click.echo(f"wrote {path}")
 
 
 def main() -> None:

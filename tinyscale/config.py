@@ -16,9 +16,11 @@ STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=Fals
 
 # A layer that sets one member of a group drops the others of lower layers: they say one thing in other words.
 ALTERNATIVES = (
-    ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget"),
+    ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget", "train.epochs_budget"),
     ("model.n_heads", "model.head_dim"),
 )
+
+MUP_BASE_WIDTH = 64
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", re.IGNORECASE)
@@ -125,6 +127,10 @@ class ModelConfig(BaseModel):
     activation: Literal["gelu", "swiglu"] = Field(default="gelu", description="the MLP's non-linearity")
     tie_embeddings: bool = Field(default=False, description="the head shares the token embedding's matrix")
     bias: bool = Field(default=False, description="biases in linear layers and norms")
+    parametrization: Literal["standard", "mup"] = Field(
+        default="standard",
+        description=f"mup: lr is that of width {MUP_BASE_WIDTH}; scaled so that the best one stays as d_model grows",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +160,8 @@ class ModelConfig(BaseModel):
     def _heads_fit(self) -> Self:
         if self.n_heads * self.head_dim != self.d_model:
             raise _refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
+        if self.parametrization == "mup" and self.tie_embeddings:
+            raise _refuse("tie_embeddings", "mup gives embedding and head learning rates of their own: they cannot tie")
         if self.positions == "rotary" and self.head_dim % 2:
             raise _refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         return self
@@ -169,8 +177,13 @@ class TrainConfig(BaseModel):
         default=None, gt=0, le=1e9, description="training tokens per n_non_embedding"
     )
     flops_budget: Quantity | None = Field(default=None, gt=0, le=1e30, description="training FLOPs; the tokens follow")
+    epochs_budget: Quantity | None = Field(
+        default=None, gt=0, le=1e4, description="passes over the unique tokens, in whole steps"
+    )
     batch_tokens: Count = Field(ge=2, le=10**12, description="tokens of one optimizer step, over all workers")
-    optimizer: Literal["adamw", "lion"] = Field(default="adamw", description="the update rule")
+    optimizer: Literal["adamw", "lion", "muon"] = Field(
+        default="adamw", description="the update rule; muon: for the blocks' matrices, with adamw for all else"
+    )
     lr: Quantity = Field(gt=0, le=10, description="peak learning rate")
     min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate over the peak")
     warmup_fraction: Quantity = Field(default=0.05, ge=0, lt=1, description="share of steps that raise the rate to lr")
@@ -178,12 +191,22 @@ class TrainConfig(BaseModel):
         default="cosine", description="the rate after warm-up; wsd is flat, then falls linearly over decay_fraction"
     )
     decay_fraction: Quantity = Field(default=0.2, gt=0, le=1, description="share of steps in which wsd falls")
+    branches: tuple[Quantity, ...] = Field(
+        default=(),
+        max_length=100,
+        strict=False,
+        description="shares of the tokens at which wsd also decays on a branch of its own, each a shorter trial's end",
+    )
     weight_decay: Quantity = Field(default=0.1, ge=0, description="decoupled decay of matrices (not of vectors)")
     betas: tuple[Quantity, Quantity] = Field(
-        default=(0.9, 0.95), description="decay rates of the optimizer's averages", strict=False
+        default=(0.9, 0.95),
+        description="decay rates of the optimizer's averages (muon's own momentum is 0.95)",
+        strict=False,
     )
     grad_clip: Quantity = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of matrix products")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="arithmetic of matrix products; fp16, with a loss scaler, on GPUs only"
+    )
     repeats: bool = Field(default=False, description="allow more than one epoch over the unique tokens")
     eval_points: Int = Field(
         default=6, ge=1, le=1000, description="evaluations, log-spaced in tokens, the last at the end"
@@ -198,6 +221,20 @@ class TrainConfig(BaseModel):
             raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(names)}; found {found}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise _refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
+        return self
+
+    @model_validator(mode="after")
+    def _branches_leave_a_flat_trunk(self) -> Self:
+        if not self.branches:
+            return self
+        if self.schedule != "wsd":
+            raise _refuse("branches", f"only schedule wsd has a trunk to branch off, not {self.schedule}")
+        if list(self.branches) != sorted(set(self.branches)) or not 0 < self.branches[0] <= self.branches[-1] < 1:
+            raise _refuse("branches", f"branches are rising shares between 0 and 1, not {list(self.branches)}")
+        if self.branches[0] * (1 - self.decay_fraction) < self.warmup_fraction:
+            raise _refuse(
+                "branches", f"the branch at {self.branches[0]:g} would decay before warm-up ends; lower warmup_fraction"
+            )
         return self
 
 
@@ -237,6 +274,8 @@ class TrialConfig(BaseModel):
     @model_validator(mode="after")
     def _batch_holds_whole_contexts(self) -> Self:
         batch, context, workers = self.train.batch_tokens, self.model.context_length, self.resources.workers
+        if self.model.parametrization == "mup" and self.train.optimizer == "muon":
+            raise _refuse("model.parametrization", "mup's rates are for adamw and lion; muon scales its own steps")
         if batch % context:
             raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:

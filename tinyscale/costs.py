@@ -1,4 +1,4 @@
-"""What a trial's model costs, in closed form: parameters, and training FLOPs per token in four conventions.
+"""What a trial costs, in closed form: parameters, training FLOPs per token in four conventions, memory.
 
 Symbols: L layers, d width, f the MLP's hidden width, h heads of width k, T context length, V vocabulary.
 Training is three times the forward pass: the backward pass costs two (Hoffmann et al. 2022, appendix F).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyscale.config import ModelConfig, TrainConfig
+from tinyscale.config import ModelConfig, TrainConfig, TrialConfig
 from tinyscale.errors import ConfigError
 
 
@@ -69,15 +69,45 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> dict[str, float]:
     }
 
 
-def training_steps(model: ModelConfig, train: TrainConfig, vocab_size: int) -> int:
-    """Optimizer steps that come closest to the budget, whichever of the three forms it takes. ConfigError below one."""
+def memory_bytes(config: TrialConfig, vocab_size: int) -> float:
+    """Bytes that a worker's training step holds at its peak: weights, gradients, optimizer state and activations.
+
+    Activations are what the backward pass needs, by token: in a block 8 d + 2 f (gelu) or 4 f (swiglu), 3 d for rotary
+    positions, one a head; of the head the logits, their softmax and its gradient. bf16 keeps half of it at two bytes.
+    The process itself (Python, torch, Ray; on a GPU its context) comes on top.
+    """
+    model, train = config.model, config.train
+    state = 3 if train.optimizer == "lion" else 4  # weights, gradients and one or two averages, in fp32
+    state += state - 1 if train.branches else 0  # the trunk's weights and averages, set aside during a branch
+    mlp = (4 if model.activation == "swiglu" else 2) * model.d_ff
+    rotary = 3 * model.d_model if model.positions == "rotary" else 0
+    block = 8 * model.d_model + mlp + rotary + model.n_heads
+    block_bytes = 4 if train.precision == "fp32" else 3
+    per_token = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + 2 * model.d_model)
+    tokens = train.batch_tokens / config.resources.workers
+    return 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
+
+
+def decay_steps(steps: int, train: TrainConfig) -> int:
+    """Steps in which the wsd schedule of a trial of so many steps falls."""
+    return max(1, round(train.decay_fraction * steps))
+
+
+def training_steps(model: ModelConfig, train: TrainConfig, vocab_size: int, unique_tokens: int = 0) -> int:
+    """Optimizer steps that come closest to the budget, whichever form it takes. ConfigError below one.
+
+    A budget in epochs counts passes over unique_tokens; its last, partial step is left out, so that one epoch repeats
+    nothing.
+    """
     if train.tokens_budget is not None:
         tokens = float(train.tokens_budget)
     elif train.tokens_per_param is not None:
         tokens = train.tokens_per_param * parameters(model, vocab_size).n_non_embedding
-    else:
-        assert train.flops_budget is not None, "TrainConfig has exactly one budget"
+    elif train.flops_budget is not None:
         tokens = train.flops_budget / flops_per_token(model, vocab_size)["flops"]
+    else:
+        assert train.epochs_budget is not None, "TrainConfig has exactly one budget"
+        tokens = train.epochs_budget * (unique_tokens - 1) // train.batch_tokens * train.batch_tokens
     steps = round(tokens / train.batch_tokens)
     if steps < 1:
         raise ConfigError(

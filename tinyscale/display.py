@@ -61,7 +61,7 @@ def plan_table(plan: Plan) -> Table:
     table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", box=None, header_style="bold")
     for name in ("arm", *plan.sweep.axes):
         table.add_column(name)
-    for name in ("seeds", "N", "tokens", "steps", "FLOPs", "time each", "state"):
+    for name in ("seeds", "N", "tokens", "steps", "FLOPs", "memory", "time each", "state"):
         table.add_column(name, justify="left" if name == "state" else "right")
     cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
     for planned in plan.trials:
@@ -86,6 +86,7 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial]) -> list[str]:
         si(trial.tokens),
         f"{trial.steps:,}",
         si(trial.flops),
+        f"{si(trial.memory_bytes)}B",
         duration(first.seconds) if first.seconds is not None else "",
         counted,
     ]

@@ -118,7 +118,8 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
 
 def _seconds(trial: Trial, measured: dict[str, float]) -> float:
     workers = trial.config.resources.workers
-    training = trial.steps * measured["step"] + trial.config.train.eval_points * measured["evaluation"]
+    evaluations = trial.config.train.eval_points + len(trial.branch_ends)
+    training = trial.steps_trained * measured["step"] + evaluations * measured["evaluation"]
     return training if workers == 1 else training / workers + WORKER_GROUP_SECONDS
 
 

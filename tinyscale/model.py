@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyscale.config import ModelConfig
+from tinyscale.config import MUP_BASE_WIDTH, ModelConfig
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -35,6 +35,12 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def width_scale(config: ModelConfig) -> float:
+    """Under maximal-update parametrization, what the rate of matrices inside the model and of the head, and the head's
+    initial size, shrink by (Yang et al. 2022, table 8, with heads of a fixed width); else 1."""
+    return MUP_BASE_WIDTH / config.d_model if config.parametrization == "mup" else 1.0
 
 
 class Attention(nn.Module):
@@ -128,7 +134,7 @@ class GPT(nn.Module):
                 continue  # norms start at one, their biases at zero, as PyTorch makes them
             deviation = 0.02 if name.startswith(("embedding", "positions", "head")) else parameter.shape[1] ** -0.5
             if name.startswith(into_logits):
-                deviation = near_uniform
+                deviation = near_uniform if width_scale(self.config) == 1 else 0.02 * width_scale(self.config)
             if name.endswith("out.weight"):
                 deviation /= math.sqrt(2 * self.config.n_layers)
             nn.init.normal_(parameter, std=deviation)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import pandas as pd
 
 from tinyscale import forecast
 from tinyscale.config import ALTERNATIVES, DataConfig
@@ -53,6 +56,7 @@ class PlannedTrial:
         counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
         place = {"trial": trial.identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
+        costs["memory_bytes"] = trial.memory_bytes
         return {**place, **costs, "state": self.state, "reason": self.reason, "seconds": self.seconds}
 
 
@@ -89,6 +93,14 @@ class Plan:
         if len(seconds) < len(self.to_run):
             return None
         return sum(seconds) * share * resources.workers / 3600, device
+
+    def __repr__(self) -> str:
+        return f"Plan({self.sweep.name!r}: {len(self.trials)} trials, {len(self.to_run)} to run)"
+
+    def _repr_html_(self) -> str:
+        rows = [{**planned.as_json(), "seconds": planned.seconds} for planned in self.trials]
+        shown = pd.DataFrame(rows).drop(columns=["trial", "reason", *PARAMETER_COLUMNS[1:]])
+        return f"<p>{html.escape(repr(self))}</p>{shown.to_html(index=False, float_format='{:.4g}'.format)}"
 
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` prints."""
@@ -164,6 +176,11 @@ def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
     """The variant as a trial; ConfigError when the text cannot give what it asks for."""
     config = variant.config
     budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
+    if config.train.precision == "fp16" and not config.resources.gpu:
+        raise ConfigError(
+            f"{variant.where('train.precision')}: train.precision = 'fp16' needs a GPU, and resources.gpu is 0: CPUs "
+            "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
+        )
     try:
         trial = resolve(
             config,

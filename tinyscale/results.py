@@ -28,7 +28,7 @@ from tinyscale.errors import ResultsError
 from tinyscale.storage import Folder
 from tinyscale.trial import Trial
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STATES = ("running", "finished", "failed", "diverged")
 KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
@@ -69,7 +69,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("weight_decay", _FLOAT, "decoupled decay of matrices"),
     ("betas", _STRING, "the optimizer's averages, as a JSON list"),
     ("grad_clip", _FLOAT, "largest gradient norm; 0: no clipping"),
-    ("precision", _STRING, "fp32 or bf16"),
+    ("precision", _STRING, "fp32, bf16 or fp16"),
     ("repeats", _BOOL, "whether more than one epoch was allowed"),
     ("eval_points", _INT, "evaluations asked for"),
     ("seed", _INT, "seeds initialisation and batch order"),
@@ -107,6 +107,17 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("cpu", _INT, "CPU cores of a worker"),
     ("gpu", _FLOAT, "GPUs of a worker"),
     ("schema_version", _INT, "version of this schema"),
+    # since version 2
+    ("parametrization", _STRING, "standard, or mup: rates and sizes that follow the width"),
+    ("branches", _STRING, "shares of the tokens at which wsd also decayed on a branch, as a JSON list"),
+    ("entropy_rate", _FLOAT, "least loss that any model can have, nats per token, where the source is known"),
+    ("excess", _FLOAT, "val_loss above the source's own loss on the same targets, nats per token"),
+    ("excess_se", _FLOAT, "standard error of excess, clustered by document"),
+    (
+        "loss_by_position",
+        pa.list_(_FLOAT),
+        "val_loss of targets after 2^k to 2^(k+1) - 1 tokens of their document, k = 0, 1, ...; where decayed",
+    ),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -143,6 +154,7 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "run": trial.identity,
         "tokenizer": config.data.tokenizer.kind,
         "betas": json.dumps(config.train.betas),
+        "branches": json.dumps(config.train.branches),
         "seed": config.seed,
         **config.resources.model_dump(),
     }

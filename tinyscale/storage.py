@@ -2,21 +2,29 @@
 
 A reader never sees half a file: locally it is written under a temporary name elsewhere and renamed;
 on an object store it is serialised first and put in one piece (an exception inside an open output
-stream would publish the half object).
+stream would publish the half object). A store that the network has lost is waited for.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 
 from tinyscale.errors import ResultsError
+
+PATIENCE_SECONDS = 120.0  # for a store that does not answer
+RETRY_SECONDS = 1.0  # between tries, beside the seconds that a try itself takes
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -58,23 +66,46 @@ class Folder:
         """Whether a file here can be renamed in one step (local disk, NFS)."""
         return isinstance(self.fs, pafs.LocalFileSystem)
 
+    def require_reachable(self) -> None:
+        """ResultsError unless the store answers now and has the bucket; a folder on this machine can be made."""
+        if self.is_local:
+            return
+        bucket = self.path.split("/")[0]
+        if self._reach(lambda: self.fs.get_file_info(bucket), patience=0.0).type == pafs.FileType.NotFound:
+            raise ResultsError(f"{self}: there is no bucket {bucket}; create it, or correct the address")
+
     def names(self, suffix: str = "") -> list[str]:
         """Sorted names of the files in this folder that end so; empty when the folder is absent."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        found = self._reach(lambda: self.fs.get_file_info(selector))
         return sorted(info.base_name for info in found if info.is_file and info.base_name.endswith(suffix))
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name is here."""
-        return bool(self.fs.get_file_info(f"{self.path}/{name}").is_file)
+        return bool(self._reach(lambda: self.fs.get_file_info(f"{self.path}/{name}").is_file))
 
     def read(self, name: str) -> bytes:
         """The file's content. FileNotFoundError when there is none."""
-        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
-            return bytes(stream.read())
+
+        def get() -> bytes:
+            with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+                return bytes(stream.read())
+
+        return get() if self.is_local else self._reach(get)
 
     def write(self, name: str, content: bytes) -> None:
         """Put the whole file in place, replacing an older one."""
-        target = f"{self.path}/{name}"
+        try:
+            self._reach(lambda: self._put(f"{self.path}/{name}", content))
+        except FileNotFoundError as error:  # a bucket, not the file
+            raise self._unusable(error) from error
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens when it is not there."""
+        if self.exists(name):
+            self._reach(lambda: self.fs.delete_file(f"{self.path}/{name}"))
+
+    def _put(self, target: str, content: bytes) -> None:
         if not self.is_local:
             with self.fs.open_output_stream(target) as stream:
                 stream.write(content)
@@ -86,13 +117,23 @@ class Folder:
             with self.fs.open_output_stream(temporary) as stream:
                 stream.write(content)
             self.fs.move(temporary, target)
-        except OSError as error:
-            raise ResultsError(f"{target}: cannot be written ({error}); choose another folder") from error
         finally:
             with suppress(OSError):
                 Path(temporary).unlink(missing_ok=True)
 
-    def delete(self, name: str) -> None:
-        """Remove a file; nothing happens when it is not there."""
-        if self.exists(name):
-            self.fs.delete_file(f"{self.path}/{name}")
+    def _reach(self, ask: Callable[[], Answer], patience: float | None = None) -> Answer:
+        """The store's answer, waited for while the network is away; ResultsError for what waiting does not mend."""
+        deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
+        while True:
+            try:
+                return ask()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if "NETWORK_CONNECTION" not in str(error) or time.monotonic() > deadline:
+                    raise self._unusable(error) from error
+            time.sleep(RETRY_SECONDS)
+
+    def _unusable(self, error: OSError) -> ResultsError:
+        remedy = "free space there, or give another folder" if self.is_local else "check the address and the network"
+        return ResultsError(f"{self}: cannot be used ({error}); {remedy}, then launch again: what finished is kept")

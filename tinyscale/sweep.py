@@ -214,6 +214,9 @@ class Sweep:
     axes: tuple[str, ...]
     variants: tuple[Variant, ...] = field(repr=False)
 
+    def __repr__(self) -> str:
+        return f"Sweep({self.name!r}: {len(self.variants)} trials over {', '.join(self.axes) or 'seeds'})"
+
 
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
     """Read a sweep file and expand it.
@@ -325,8 +328,9 @@ def _expand(
 
 
 def _is_axis(path: str, value: Any) -> bool:
-    """Whether an arm's value lists several: betas is the one field that takes a list itself."""
-    return isinstance(value, list) and (path != "train.betas" or any(isinstance(item, list) for item in value))
+    """Whether an arm's value lists several; a field that takes a list itself needs a list of lists for that."""
+    takes_list = path in ("train.betas", "train.branches")
+    return isinstance(value, list) and (not takes_list or any(isinstance(item, list) for item in value))
 
 
 def _shown(path: str) -> str:

@@ -6,6 +6,7 @@ and goes on from its checkpoint: initialisation depends on the seed alone, a bat
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import resource
@@ -13,75 +14,26 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tinyscale.costs import decay_steps
 from tinyscale.data import TokenizedCorpus
-from tinyscale.data.batches import TrainBatches, val_windows
-from tinyscale.model import GPT
+from tinyscale.data.batches import TrainBatches
+from tinyscale.evaluate import Evaluation, rank_and_world
+from tinyscale.model import GPT, width_scale
 from tinyscale.optim import build_optimizer, lr_at
+from tinyscale.progress import Outcome, Point, Progress
 from tinyscale.storage import Folder
 from tinyscale.trial import Trial
 
 CHECKPOINT_SECONDS = 60.0  # most work that a killed process loses
-EVAL_TOKENS = 16384  # tokens of one forward pass in evaluation; the loss does not depend on it
-STRETCH_TOKENS = 2048  # of a validation text in one piece, taken as independent for the standard error
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUME, WEIGHTS = "resume.pt", "weights.pt"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluation inside a trial; the names are columns of the results."""
-
-    step: int
-    tokens: int
-    decayed: bool
-    lr_now: float
-    train_loss: float  # nats per token, mean since the point before
-    val_loss: float  # nats per token
-    val_loss_se: float
-    wall_seconds: float
-    tokens_per_second: float
-    peak_memory_bytes: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended: `finished`; `diverged` with a reason; or still `running`, when it was asked to stop."""
-
-    state: str
-    reason: str | None
-    points: list[Point]
-    seconds: float  # of training, evaluation included
-
-
-@dataclass
-class Progress:
-    """What must survive an interruption beside weights and optimizer state."""
-
-    step: int = 0
-    seconds: float = 0.0
-    points: list[Point] = field(default_factory=list)
-    loss_sum: float = 0.0  # over the steps since the last point
-    steps_timed: int = 0
-    seconds_timed: float = 0.0
-
-    def state(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint holds them."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
-        """The inverse of `state`."""
-        return cls(**{**state, "points": [Point(**point) for point in state["points"]]})
 
 
 def eval_steps(steps: int, eval_points: int) -> set[int]:
@@ -103,54 +55,6 @@ def prepare_process(trial: Trial) -> torch.device:
     return device
 
 
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of workers that share the trial."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-class Evaluation:
-    """The fixed validation set in windows of the trial's context; each target is scored once, whatever the context."""
-
-    def __init__(self, corpus: TokenizedCorpus, context_length: int, device: torch.device) -> None:
-        stream, documents = corpus.val()
-        self.inputs, self.targets, documents_of = val_windows(stream, documents, context_length, corpus.eot)
-        if corpus.val_documents == 1:  # one long text: stretches of it stand in for documents
-            stretch = torch.arange(len(self.inputs)) // max(1, STRETCH_TOKENS // context_length)
-            documents_of = stretch[:, None].expand_as(self.inputs)
-        self.documents = documents_of.clamp(min=0)  # what is after the end belongs to none, and is not scored
-        self.rows = max(1, EVAL_TOKENS // context_length)
-        self.device = device
-
-    @torch.inference_mode()
-    def loss(self, model: nn.Module, autocast: AbstractContextManager[Any]) -> tuple[float, float]:
-        """Mean loss in nats per token, and its standard error over documents. Workers share the windows."""
-        rank, world = rank_and_world()
-        clusters = int(self.documents.max()) + 1
-        sums = torch.zeros(2, clusters, dtype=torch.float64, device=self.device)  # nats, scored tokens; by document
-        for start in range(rank * self.rows, len(self.inputs), world * self.rows):
-            rows = slice(start, start + self.rows)
-            targets = self.targets[rows].to(self.device).flatten()
-            with autocast:
-                logits = model(self.inputs[rows].to(self.device))[0]
-            nats = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="none")
-            values = torch.stack([nats.double(), (targets != -100).double()])
-            sums.index_add_(1, self.documents[rows].to(self.device).flatten(), values)
-        if world > 1:
-            dist.all_reduce(sums)
-        nats_by_document, tokens = sums.cpu().numpy()
-        return clustered_mean(nats_by_document, tokens)
-
-
-def clustered_mean(totals: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Mean per count and its standard error, from totals and counts by cluster (ratio estimator; Cochran 1977, 6.4)."""
-    mean = totals.sum() / counts.sum()
-    clusters = int((counts > 0).sum())
-    if clusters < 2:
-        return float(mean), math.nan
-    spread = np.square(totals - mean * counts).sum() * clusters / (clusters - 1)
-    return float(mean), float(math.sqrt(spread) / counts.sum())
-
-
 class Run:
     """The moving parts of one trial: model, optimizer, batches, evaluation, and how far they have come."""
 
@@ -160,23 +64,50 @@ class Run:
         self.rank, self.world = rank_and_world()
         self.gpt = GPT(trial.config.model, trial.vocab_size).to(self.device)
         self.model = DistributedDataParallel(self.gpt) if self.world > 1 else self.gpt
-        self.optimizer = build_optimizer(self.gpt, self.train)
+        self.optimizer = build_optimizer(self.gpt, self.train, width_scale(trial.config.model))
+        self.scaler: Any = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
         context = trial.config.model.context_length
         rows = self.train.batch_tokens // context
         unique = trial.config.data.unique_tokens
         self.batches = TrainBatches(corpus.train(), context, rows, trial.config.seed, unique_tokens=unique)
         self.evaluation = Evaluation(corpus, context, self.device)
+        self.entropy_rate = corpus.entropy_rate
         self.progress = Progress()
+        self.trunk: dict[str, Any] | None = None  # what a decay branch goes back to; None on the trunk itself
         if checkpoints is not None and checkpoints.exists(RESUME):
             self._resume(checkpoints.read(RESUME))
         self.started = time.monotonic() - self.progress.seconds
         self.saved = time.monotonic()
 
+    @property
+    def end(self) -> int:
+        """Steps of the whole trial, or of the one that the present branch stands for."""
+        return self.trial.steps if self.trunk is None else self.trial.branch_ends[self.progress.branches]
+
+    def branch_off(self) -> None:
+        """Remember the trunk where the next branch's decay begins."""
+        ends, progress = self.trial.branch_ends, self.progress
+        if self.trunk is not None or progress.branches == len(ends):
+            return
+        end = ends[progress.branches]
+        if progress.step == end - decay_steps(end, self.train):
+            self.trunk = copy.deepcopy(self._state())
+            progress.loss_sum, progress.steps_timed, progress.seconds_timed = 0.0, 0, 0.0
+
+    def rejoin(self) -> None:
+        """Go on with the trunk when a branch has reached its end; what was learned there stays in the points."""
+        if self.trunk is None or self.progress.step < self.end:
+            return
+        branches, points = self.progress.branches + 1, self.progress.points
+        self._restore(self.trunk)
+        self.trunk = None
+        self.progress.branches, self.progress.points = branches, points
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 matrix products where asked for."""
+        """Matrix products in the precision asked for."""
         if self.train.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.train.precision])
 
     def update(self) -> None:
         """One optimizer step on the batch of this step."""
@@ -184,14 +115,16 @@ class Run:
         step = self.progress.step
         inputs, targets = self.batches.batch(step, self.rank, self.world)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(step, self.trial.steps, self.train)
+            group["lr"] = lr_at(step, self.end, self.train) * group.get("scale", 1.0)
         with self.autocast():
             loss = self.model(inputs.to(self.device), targets.to(self.device))[1]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
         if self.train.grad_clip:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.gpt.parameters(), self.train.grad_clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.progress.step += 1
         self.progress.loss_sum += self._over_workers(loss.detach().double())
         self.progress.steps_timed += 1
@@ -211,21 +144,25 @@ class Run:
 
     def evaluate(self) -> Point:
         """Score the validation set and close the stretch of training since the point before."""
-        loss, error = self.evaluation.loss(self.gpt, self.autocast())
+        scores = self.evaluation.scores(self.gpt, self.autocast())
         progress, step = self.progress, self.progress.step
         progress.seconds = time.monotonic() - self.started
-        timed = max(progress.seconds_timed, 1e-9)
+        timed, decayed = max(progress.seconds_timed, 1e-9), step == self.end
         point = Point(
             step=step,
             tokens=step * self.train.batch_tokens,
-            decayed=step == self.trial.steps,
-            lr_now=lr_at(step - 1, self.trial.steps, self.train),
+            decayed=decayed,
+            lr_now=lr_at(step - 1, self.end, self.train),
             train_loss=progress.loss_sum / progress.steps_timed,
-            val_loss=loss,
-            val_loss_se=error,
+            val_loss=scores.val_loss,
+            val_loss_se=scores.val_loss_se,
             wall_seconds=progress.seconds,
             tokens_per_second=progress.steps_timed * self.train.batch_tokens / timed,
             peak_memory_bytes=peak_memory(self.device),
+            entropy_rate=self.entropy_rate,
+            excess=scores.excess,
+            excess_se=scores.excess_se,
+            loss_by_position=scores.loss_by_position if decayed else None,
         )
         progress.points.append(point)
         progress.loss_sum, progress.steps_timed, progress.seconds_timed = 0.0, 0, 0.0
@@ -237,17 +174,26 @@ class Run:
         if self.checkpoints is None or self.rank:
             return
         self.progress.seconds = time.monotonic() - self.started
-        state = {
-            "model": self.gpt.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": self.progress.state(),
-        }
-        self.checkpoints.write(RESUME, _serialise(state))
+        self.checkpoints.write(RESUME, _serialise({**self._state(), "trunk": self.trunk}))
 
     def _resume(self, content: bytes) -> None:
         state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
+        self.trunk = state.pop("trunk")
+        self._restore(state)
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next update depends on."""
+        return {
+            "model": self.gpt.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": self.progress.state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.gpt.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress.of(state["progress"])
 
     def close(self) -> None:
@@ -285,20 +231,22 @@ def train(
     where the final weights are left. A loss that is no longer finite ends the trial as diverged.
     """
     run = Run(trial, corpus, checkpoints)
-    evaluate_after = eval_steps(trial.steps, trial.config.train.eval_points)
+    on_trunk = eval_steps(trial.steps, trial.config.train.eval_points)
     for point in run.progress.points:
         report(point)
-    while run.progress.step < trial.steps:
+    while run.progress.step < run.end:
+        run.branch_off()
         run.update()
         step = run.progress.step
         if not math.isfinite(run.progress.loss_sum):
             return _diverged(run, f"training loss not finite at step {step} of {trial.steps}")
-        if step in evaluate_after:
+        if step == run.end or (run.trunk is None and step in on_trunk):
             point = run.evaluate()
             if not math.isfinite(point.val_loss):
                 return _diverged(run, f"validation loss not finite after step {step} of {trial.steps}")
             report(point)
-        if step < trial.steps and run.any_worker(should_stop(step)):
+        run.rejoin()
+        if run.progress.step < run.end and run.any_worker(should_stop(step)):
             run.save()
             return Outcome("running", "stopped on request", run.progress.points, run.progress.seconds)
         if run.any_worker(time.monotonic() - run.saved > CHECKPOINT_SECONDS):

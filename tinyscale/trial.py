@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tinyscale.config import TrainConfig, TrialConfig
-from tinyscale.costs import Parameters, flops_per_token, parameters, training_steps
+from tinyscale.config import ALTERNATIVES, TrainConfig, TrialConfig
+from tinyscale.costs import Parameters, decay_steps, flops_per_token, memory_bytes, parameters, training_steps
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
 
@@ -39,6 +39,17 @@ class Trial:
         return self.tokens // self.config.train.batch_tokens
 
     @property
+    def branch_ends(self) -> tuple[int, ...]:
+        """Steps of the shorter trials that the decay branches stand for, ascending."""
+        ends = {round(share * self.steps) for share in self.config.train.branches}
+        return tuple(sorted(end for end in ends if 0 < end < self.steps))
+
+    @property
+    def steps_trained(self) -> int:
+        """Optimizer steps with those of the branches, which the trunk does not share."""
+        return self.steps + sum(decay_steps(end, self.config.train) for end in self.branch_ends)
+
+    @property
     def epochs(self) -> float:
         """Passes over the unique tokens."""
         return self.tokens / self.unique_tokens
@@ -54,9 +65,14 @@ class Trial:
         return flops_per_token(self.config.model, self.vocab_size)
 
     @property
+    def memory_bytes(self) -> float:
+        """Forecast peak memory of a worker's training step, in bytes."""
+        return memory_bytes(self.config, self.vocab_size)
+
+    @property
     def flops(self) -> float:
-        """Training FLOPs of the whole trial."""
-        return self.flops_per_token["flops"] * self.tokens
+        """Training FLOPs of the whole trial, its branches included."""
+        return self.flops_per_token["flops"] * self.steps_trained * self.config.train.batch_tokens
 
 
 def resolve(
@@ -66,8 +82,10 @@ def resolve(
 
     The identity leaves out resources, paths and fields at their default: it moves with none of them.
     """
-    steps = training_steps(config.model, config.train, vocab_size)
-    budget = {"tokens_budget": steps * config.train.batch_tokens, "tokens_per_param": None, "flops_budget": None}
+    unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
+    steps = training_steps(config.model, config.train, vocab_size, unique_tokens)
+    budget: dict[str, Any] = {name.removeprefix("train."): None for name in ALTERNATIVES[0]}
+    budget["tokens_budget"] = steps * config.train.batch_tokens
     resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
     left_out: Any = {
         "resources": True,
@@ -83,7 +101,6 @@ def resolve(
     }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
     return Trial(identity, resolved, corpus_hash, tokenizer_hash, vocab_size, unique_tokens)
 
 

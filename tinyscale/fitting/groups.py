@@ -49,7 +49,7 @@ def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool
     ResultsError when there is nothing to read, FitError when pooled runs do not compare.
     """
     if PurePosixPath(location).suffix in READERS:
-        found = _file_groups(location)
+        found = _file_groups(location, columns)
     else:
         found = _folder_groups(Results(location), columns)
     if pool:
@@ -60,14 +60,14 @@ def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool
     return found
 
 
-def _file_groups(location: str) -> list[Group]:
+def _file_groups(location: str, columns: Mapping[str, str] | None) -> list[Group]:
     path = PurePosixPath(location)
     folder = Folder.at(str(path.parent) if "://" not in location else location.rsplit("/", 1)[0])
     try:
         frame = READERS[path.suffix](io.BytesIO(folder.read(path.name)))
     except (OSError, ValueError) as error:
         raise ResultsError(f"{location}: cannot be read as {path.suffix[1:]} ({error})") from error
-    kept, dropped = keep_final(frame)
+    kept, dropped = keep_final(frame, columns)
     if "arm" not in kept:
         return [Group(path.stem, "", path.stem, kept, dropped)]
     arms = kept.groupby("arm", sort=False)
@@ -107,9 +107,8 @@ def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) ->
                 drop(frame["state"] == state, f"trial {state}")
     if "decayed" in frame:
         drop(~frame["decayed"].fillna(value=False).astype(bool), "before the end of its schedule")
-    loss = column_of(frame, "loss", columns) if len(frame) and (columns or "val_loss" in frame) else None
-    if loss:
-        drop(frame[loss].isna(), "no loss")
+    if len(frame):
+        drop(frame[column_of(frame, "loss", columns)].isna(), "no loss")
     return frame.reset_index(drop=True), dropped
 
 

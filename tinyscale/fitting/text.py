@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from tinyscale.fitting.points import count
 
@@ -55,6 +58,13 @@ def verdict(found: Found) -> str:
     else:
         text += " Nothing could be held out, so nothing shows that it predicts."
     return text
+
+
+def as_html(found: Found) -> str:
+    """A fit for a notebook: what came of it, and its parameters."""
+    ends = pd.DataFrame(found.as_json()["params"]).T
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.warnings)
+    return f"<p>{html.escape(verdict(found))}</p>{ends.to_html(float_format='{:.4g}'.format)}<ul>{notes}</ul>"
 
 
 def _held_out(entry: Mapping[str, Any]) -> str:

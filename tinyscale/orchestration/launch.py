@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
 from tinyscale import forecast
-from tinyscale.errors import LaunchError
+from tinyscale.errors import LaunchError, ResultsError
+from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, Launch, run_trial
@@ -116,7 +117,8 @@ class _Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         planned, reason = self._planned(trial), _reason(trial)
-        self.results.mark_failed(planned.trial, reason, self.provenance)
+        with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
+            self.results.mark_failed(planned.trial, reason, self.provenance)
         self._end(trial, "failed", reason)
 
     def _planned(self, trial: Any) -> PlannedTrial:
@@ -190,11 +192,13 @@ def launch(
     console: Console,
     keep_weights: bool = True,
     quiet: bool = False,
+    log: str | None = None,
 ) -> Summary:
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
-    cluster: the Ray to run on; may be None when nothing is missing.
+    cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, beside the rows.
     """
+    loggers = [build_logger(log, plan.sweep.name)] if log else []
     record_sweep(plan, results)
     to_run = plan.to_run
     summary = Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
@@ -227,10 +231,12 @@ def launch(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                callbacks=[_Watch(planned, monitor, summary, results)],
+                callbacks=[_Watch(planned, monitor, summary, results), *loggers],
             ),
         )
         tuner.fit()
+        if log == "tensorboard":
+            keep_events(Path(scratch), plan.sweep.name, results)
         summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
     finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]
@@ -260,9 +266,10 @@ def _resources(to_run: list[PlannedTrial]) -> dict[str, float]:
 
 
 def _refuse_unplaceable(to_run: list[PlannedTrial], cluster: Cluster) -> None:
-    """LaunchError when a trial can never be placed; a cluster that is not ours may still grow."""
-    if not cluster.own:
+    """LaunchError when a trial can never be placed; a cluster with an autoscaler may still grow."""
+    if cluster.grows:
         return
+    where = "this machine" if cluster.own else "the cluster"
     for each in to_run:
         need = each.trial.config.resources
         for what, wanted, there in (
@@ -271,9 +278,14 @@ def _refuse_unplaceable(to_run: list[PlannedTrial], cluster: Cluster) -> None:
         ):
             if wanted > there:
                 raise LaunchError(
-                    f"{each.label} needs {wanted:g} {what} at once and this machine has {there:g}; "
-                    f"lower them with --set resources.{'cpu' if what == 'CPU cores' else 'gpu'}=..., or use a cluster"
+                    f"{each.label} needs {wanted:g} {what} at once and {where} has {there:g}; lower "
+                    f"them with --set resources.{'cpu' if what == 'CPU cores' else 'gpu'}=..., or use a larger cluster"
                 )
+        if not cluster.holds(need.cpu, need.gpu):
+            raise LaunchError(
+                f"{each.label} needs {need.cpu} CPU cores and {need.gpu:g} GPUs on one node, and none of the "
+                "cluster has both; lower them with --set resources.cpu=..., or add a larger node"
+            )
 
 
 def _name(planned: Mapping[str, PlannedTrial]) -> Any:

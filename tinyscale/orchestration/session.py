@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ ENVIRONMENT = {
 }
 
 
+ANSWER_SECONDS = 5.0  # for a head to accept a connection; Ray itself would try for half a minute
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What trials may use, and where the dashboard is."""
@@ -33,6 +37,13 @@ class Cluster:
     gpus: float
     dashboard_url: str | None
     own: bool
+    nodes: tuple[tuple[float, float], ...] = ()  # cores and GPUs of each; left out: one has it all
+    grows: bool = False  # an autoscaler adds nodes as trials wait
+
+    def holds(self, cpu: float, gpu: float) -> bool:
+        """Whether one node has so much."""
+        each = self.nodes or ((self.cpus, self.gpus),)
+        return any(cpu <= cpus and gpu <= gpus for cpus, gpus in each)
 
 
 @contextmanager
@@ -47,17 +58,34 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     try:
         if address:
             _use_token_if_there_is_one()
+            _require_answer(address)
             context = ray.init(address=address, **quiet)
         else:
             context = ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise LaunchError(_explain(address, error)) from error
     try:
-        total = ray.cluster_resources()
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), dashboard, own=not address)
+        yield _cluster(dashboard, own=not address)
     finally:
         ray.shutdown()
+
+
+def _cluster(dashboard: str | None, *, own: bool) -> Cluster:
+    import ray
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
+    cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
+    return Cluster(cpus, gpus, dashboard, own, nodes, grows=not own and is_autoscaler_v2(fetch_from_server=True))
+
+
+def _require_answer(address: str) -> None:
+    """OSError within seconds when nothing listens at a spelled-out address."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
 
 
 def _use_token_if_there_is_one() -> None:

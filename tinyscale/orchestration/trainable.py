@@ -21,11 +21,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from tinyscale.data import TokenizedCorpus, prepare
-from tinyscale.errors import DataError, LaunchError
+from tinyscale.errors import DataError, LaunchError, ResultsError
+from tinyscale.evaluate import rank_and_world
 from tinyscale.leases import Lease
+from tinyscale.progress import Outcome, Point
 from tinyscale.provenance import machine_provenance
 from tinyscale.results import KEPT_STATES, Results, point_columns
-from tinyscale.train import WEIGHTS, Outcome, Point, peak_memory, rank_and_world, train
+from tinyscale.train import WEIGHTS, peak_memory, train
 from tinyscale.trial import Trial
 
 STOP_KEY, NAMESPACE = b"stop", b"tinyscale"
@@ -134,8 +136,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, NodeDrainedError):
-            return False
+        if not isinstance(error, Exception) or isinstance(error, NodeDrainedError | ResultsError):
+            return False  # Tune places the trial again; where rows cannot be written, none can say that it failed
         if isinstance(error, torch.OutOfMemoryError):
             peak = peak_memory(torch.device("cuda", torch.cuda.current_device())) / 2**30
             reason = f"out of GPU memory at a peak of {peak:.2f} GiB: {str(error).splitlines()[0]}"

@@ -1,0 +1,76 @@
+"""The whole of training against an independent implementation: transformers' GPT-2 with the same weights and data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from making import make_trial, trial_config
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tinyscale.config import DataConfig
+from tinyscale.data.batches import TrainBatches
+from tinyscale.export import _gpt2_tensors
+from tinyscale.model import GPT
+from tinyscale.train import Run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the transformers library's own making
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+STEPS = 200
+
+
+def their_losses(gpt: GPT, batches: TrainBatches, rates: list[float], weight_decay: float) -> list[float]:
+    """Losses of transformers' GPT-2 from the same initial weights, under torch's AdamW and clipping."""
+    model = gpt.config
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=gpt.head.weight.shape[0],
+            n_embd=model.d_model,
+            n_layer=model.n_layers,
+            n_head=model.n_heads,
+            n_inner=model.d_ff,
+            n_positions=model.context_length,
+            activation_function="gelu",
+            tie_word_embeddings=False,
+            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+        )
+    )
+    theirs.load_state_dict({name: tensor.clone() for name, tensor in _gpt2_tensors(gpt.state_dict(), model).items()})
+    decayed = [p for p in theirs.parameters() if p.dim() >= 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}]
+    groups += [{"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
+    losses = []
+    for step, rate in enumerate(rates):
+        inputs, targets = batches.batch(step)
+        loss = theirs(inputs, labels=inputs, shift_labels=targets).loss
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for group in adamw.param_groups:
+            group["lr"] = rate
+        adamw.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_gpt2_of_the_transformers_library_has_the_same_losses_over_200_steps(tiny_corpus: DataConfig) -> None:
+    config = trial_config(tiny_corpus, bias=True, tokens_budget=STEPS * 256, repeats=True, lr=3e-3)
+    trial, corpus = make_trial(config)
+    run = Run(trial, corpus, None)
+    initial = GPT(config.model, trial.vocab_size)
+    initial.load_state_dict(run.gpt.state_dict())
+    ours, rates = [], []
+    for _ in range(STEPS):
+        before = dataclasses.replace(run.progress)
+        run.update()
+        ours.append(run.progress.loss_sum - before.loss_sum)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    batches = TrainBatches(corpus.train(), 32, 8, seed=0)
+    theirs = their_losses(initial, batches, rates, config.train.weight_decay)
+    assert ours[0] - ours[-1] > 1, "it learns"
+    assert np.abs(np.subtract(ours, theirs)).max() < 1e-3

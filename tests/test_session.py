@@ -1,0 +1,40 @@
+"""Reaching a Ray that runs elsewhere, and knowing what it can hold."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from launching import RAY_WARNS, planned, run, write_sweep
+
+from tinyscale.errors import LaunchError
+from tinyscale.orchestration.session import Cluster, ray_session
+from tinyscale.results import Results
+
+pytestmark = RAY_WARNS
+
+
+def test_an_address_where_no_ray_listens_is_an_error_that_says_what_to_do():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"  # bound and not listening: connections are refused
+        with (
+            pytest.raises(LaunchError, match=f"no Ray at {address}: .*refused\n.*`ray start --head`"),
+            ray_session(address),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        (["resources.gpu=1"], "needs 1 GPUs at once and the cluster has 0"),
+        (["resources.cpu=9"], "needs 9 CPU cores at once and the cluster has 8"),
+        (["resources.cpu=6"], "needs 6 CPU cores and 0 GPUs on one node"),
+    ],
+)
+def test_trials_that_no_node_can_ever_hold_are_refused_with_what_is_missing(tmp_path, overrides, missing):
+    results = Results(str(tmp_path / "results"))
+    attached = Cluster(cpus=8, gpus=0, dashboard_url=None, own=False, nodes=((4, 0), (4, 0)))
+    with pytest.raises(LaunchError, match=missing):
+        run(planned(write_sweep(tmp_path), results, *overrides), results, attached)
