@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyscale.api import launch, plan, predict
+    from tinyscale.api import launch, plan_launch, predict
     from tinyscale.fitting import fit
     from tinyscale.plot import plot_fit
     from tinyscale.results import read_results
@@ -27,13 +27,13 @@ _HOMES = {
     "fit": "tinyscale.fitting",
     "launch": "tinyscale.api",
     "load_sweep": "tinyscale.sweep",
-    "plan": "tinyscale.api",
+    "plan_launch": "tinyscale.api",
     "plot_fit": "tinyscale.plot",
     "predict": "tinyscale.api",
     "read_results": "tinyscale.results",
 }
 
-__all__ = ["fit", "launch", "load_sweep", "plan", "plot_fit", "predict", "read_results"]
+__all__ = ["fit", "launch", "load_sweep", "plan_launch", "plot_fit", "predict", "read_results"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tinyscale.orchestration.launch import Summary
 
 
-def plan(sweep: Sweep | str | Path, results: str = "results", *, forecast: bool = True) -> Plan:
+def plan_launch(sweep: Sweep | str | Path, results: str = "results", *, forecast: bool = True) -> Plan:
     """What launching a sweep here would run. forecast: measure this machine's speed, for the expected time."""
     cpus, gpus = this_machine()
     return make_plan(_loaded(sweep), Results(results), cpus=cpus, gpus=gpus, with_forecast=forecast)

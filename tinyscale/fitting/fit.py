@@ -17,8 +17,8 @@ from tinyscale.fitting.holdout import HeldOut, hold_out
 from tinyscale.fitting.honesty import influence, refuse_unsupported, rival_note, rivals, warnings_of
 from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, describe_slice, read_points
-from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.solve import Certificate, Problem, solve
+from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.uncertainty import (
     Noise,
     cluster_draws,
