@@ -1,1 +1,46 @@
-"""tinyscale: how a language model's loss falls with parameters, data, context and compute."""
+"""tinyscale: how a language model's loss falls with parameters, data, context and compute.
+
+    import tinyscale as ts
+
+    ts.launch("sweeps/quickstart.yaml")          # trains what is missing; rows go to results/
+    frame = ts.read_results("results")           # a DataFrame, one row a point
+    law = ts.fit(frame[frame["decayed"]])        # the law for what varies
+    ts.plot_fit(law)
+    ts.predict("results", n=1e7)                 # from the fits that `tinyscale fit` left
+
+Each name is loaded when it is first used, so importing tinyscale loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinyscale.api import launch, plan_launch, predict
+    from tinyscale.fitting import fit
+    from tinyscale.plot import plot_fit
+    from tinyscale.results import read_results
+    from tinyscale.sweep import load_sweep
+
+_HOMES = {
+    "fit": "tinyscale.fitting",
+    "launch": "tinyscale.api",
+    "load_sweep": "tinyscale.sweep",
+    "plan_launch": "tinyscale.api",
+    "plot_fit": "tinyscale.plot",
+    "predict": "tinyscale.api",
+    "read_results": "tinyscale.results",
+}
+
+__all__ = ["fit", "launch", "load_sweep", "plan_launch", "plot_fit", "predict", "read_results"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tinyscale' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

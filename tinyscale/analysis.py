@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.choose import fit, laws_for
@@ -14,25 +15,52 @@ from tinyscale.fitting.efficiency import MATCH
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.groups import READERS, Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS, under_conventions
-from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.tables import Found, label, slug, write_contrasts, write_fits
 from tinyscale.fitting.tuning import SETTINGS, Tuning
 from tinyscale.storage import Folder
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a group of a sweep has no law, or its arms no comparison."""
+
+    sweep: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
 
 @dataclass(frozen=True)
 class Analysis:
-    """fits: of every group that supports a law; contrasts: of arms; refused: a line for each group; written: paths."""
+    """fits: of every group that supports a law; contrasts: of arms; dropped: (sweep, arm) -> rows left out, by reason.
+
+    written: paths, empty until `write_analysis`.
+    """
 
     fits: tuple[Found, ...]
     contrasts: tuple[Contrast, ...]
-    refused: tuple[str, ...]
-    written: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+    dropped: Mapping[tuple[str, str], Mapping[str, int]]
+    written: tuple[str, ...] = ()
 
 
-def analyse(
+def analyse(location: str, results: str, **options: Any) -> Analysis:
+    """Fit every group at `location` (a results folder or a file of runs) and write into the folder `results`.
+
+    options: of `find_laws`. FitError, with all reasons, when no group supports a law.
+    """
+    done = find_laws(location, **options)
+    if not done.fits and not done.contrasts:
+        raise FitError("\n".join(map(str, done.refused)))
+    return write_analysis(Folder.at(results if location.endswith(tuple(READERS)) else location), done)
+
+
+def find_laws(
     location: str,
-    results: str,
     *,
     law: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -40,15 +68,15 @@ def analyse(
     pool: bool = False,
     **options: Any,
 ) -> Analysis:
-    """Fit every group at `location` (a results folder or a file of runs) and write into the folder `results`.
+    """Fit every group at `location` and compare arms; nothing is written.
 
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
-    options: of `fit_law`. FitError, with all reasons, when no group supports a law.
+    options: of `fit_law`.
     """
     if convention and convention != "all":
         columns = {**CONVENTIONS[convention], **(columns or {})}
     fits: list[Found] = []
-    refused: list[str] = []
+    refused: list[Refusal] = []
     groups = read_groups(location, columns=columns, pool=pool)
     for whole in groups:
         parts = [whole] if law in SETTINGS else by_setting(whole)
@@ -56,18 +84,21 @@ def analyse(
             try:
                 fits += fit_group(group, law, columns=columns, every_convention=convention == "all", **options)
             except FitError as error:
-                refused.append(f"{group.title}: not fitted: {error}")
+                refused.append(Refusal(group.sweep, f"{group.title}: not fitted: {error}"))
         if len(parts) > 1 and law is None:
             fits += tuned(whole, columns)
     contrasts = contrasts_of(groups, refused)
-    if not fits and not contrasts:
-        raise FitError("\n".join(refused))
-    folder = Folder.at(results if location.endswith(tuple(READERS)) else location)
-    written = (*write_fits(folder, fits), *write_contrasts(folder, contrasts), *write_plots(folder, fits))
-    return Analysis(tuple(fits), tuple(contrasts), tuple(refused), written)
+    dropped = {(group.sweep, group.arm): group.dropped for group in groups}
+    return Analysis(tuple(fits), tuple(contrasts), tuple(refused), dropped)
 
 
-def contrasts_of(groups: list[Group], refused: list[str]) -> list[Contrast]:
+def write_analysis(folder: Folder, done: Analysis) -> Analysis:
+    """Write fits/, tables/ and plots/ under a results folder; the analysis with the paths written."""
+    files = (*write_fits(folder, done.fits), *write_contrasts(folder, done.contrasts), *write_plots(folder, done.fits))
+    return replace(done, written=files)
+
+
+def contrasts_of(groups: list[Group], refused: list[Refusal]) -> list[Contrast]:
     """The arms of each sweep against its base, where each arm is one group; what cannot be compared joins `refused`."""
     contrasts: list[Contrast] = []
     for sweep in dict.fromkeys(group.sweep for group in groups):
@@ -77,7 +108,7 @@ def contrasts_of(groups: list[Group], refused: list[str]) -> list[Contrast]:
             try:
                 contrasts += compare_arms(arms)
             except FitError as error:
-                refused.append(str(error))
+                refused.append(Refusal(sweep, str(error)))
     return contrasts
 
 
@@ -113,32 +144,43 @@ def _conventions(group: Group, found: Found, wanted: bool) -> dict[str, Any]:
     return {"conventions": under_conventions(group.frame, found.law, found.delta)}
 
 
-def write_plots(folder: Folder, fits: list[Found]) -> list[str]:
+def write_plots(folder: Folder, fits: Sequence[Found]) -> list[str]:
     """Draw each fit as PNG and SVG under plots/; the paths written."""
+    return [
+        path for found in fits for stem, draw in figures_of(found).items() for path in write_figure(folder, stem, draw)
+    ]
+
+
+def figures_of(found: Found) -> dict[str, Callable[..., Axes]]:
+    """The figures of a fit: stem of the file -> what draws it."""
+    from tinyscale import plot
+
+    if isinstance(found, Fit):
+        return {slug(found): partial(plot.plot_fit, found)}
+    if isinstance(found, Tuning):
+        return {slug(found): partial(plot.plot_tuning, found)}
+    return {
+        f"{slug(found)}-budgets": partial(plot.plot_budgets, found),
+        slug(found): partial(plot.plot_optima, found),
+    }
+
+
+def write_figure(folder: Folder, stem: str, draw: Callable[..., object]) -> list[str]:
+    """Draw on new axes and save as PNG and SVG under plots/ of a results folder; the paths written."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "tinyscale"  # the same fit gives the same file
     from matplotlib import pyplot as plt
 
-    from tinyscale.plot import plot_budgets, plot_fit, plot_optima, plot_tuning
-
+    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    draw(ax=ax)
     written = []
-    for found in fits:
-        wide = 2 if isinstance(found, Optima) else 1
-        figure, axes = plt.subplots(1, wide, figsize=(6.4 * wide, 4.4), layout="constrained", squeeze=False)
-        if isinstance(found, Fit):
-            plot_fit(found, ax=axes[0, 0])
-        elif isinstance(found, Tuning):
-            plot_tuning(found, ax=axes[0, 0])
-        else:
-            plot_budgets(found, ax=axes[0, 0])
-            plot_optima(found, ax=axes[0, 1])
-        for kind, about in (("png", None), ("svg", {"Date": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200, metadata=about)
-            figure.set_layout_engine("none")  # what is laid out once need not be again
-            (folder / "plots").write(f"{slug(found)}.{kind}", buffer.getvalue())
-            written.append(f"{folder / 'plots'}/{slug(found)}.{kind}")
-        plt.close(figure)
+    for kind, about in (("png", None), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=200, metadata=about)
+        figure.set_layout_engine("none")  # what is laid out once need not be again
+        (folder / "plots").write(f"{stem}.{kind}", buffer.getvalue())
+        written.append(f"{folder / 'plots'}/{stem}.{kind}")
+    plt.close(figure)
     return written

@@ -30,6 +30,7 @@ def cli() -> None:
     tinyscale plan   SWEEP      what will run, what it costs, what is already done
     tinyscale launch SWEEP      train what is missing; Parquet as it goes
     tinyscale fit    results/   power laws with intervals, held-out error, plots
+    tinyscale report results/   one page to read and to send
     """
 
 
@@ -397,6 +398,37 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
         with path.open("w", encoding="utf-8") as stream:
             YAML(typ="safe").dump(content, stream)
         click.echo(f"wrote {path}")
+
+
+@cli.command()
+@click.argument("folder", metavar="[RESULTS]", default="results")
+def report(folder: str) -> None:
+    """Write report.html into a results folder: one page with each sweep's verdict, law, plots, tables and costs.
+
+    Fits as `tinyscale fit` does without options, and writes what it writes. The page opens from disk and loads
+    nothing; its tables are in tables/ as CSV, its plots in plots/ as PNG and SVG.
+    """
+    from tinyscale.report import write_report
+
+    *files, page = write_report(folder)
+    click.echo(f"wrote {len(files)} tables and plots\nwrote {page}")
+
+
+@cli.command()
+@results_option
+@click.option("--no-ray", is_flag=True, help="Do not start Ray, which takes some seconds.")
+def doctor(results: str, no_ray: bool) -> None:
+    """Check this machine: Python, packages, cores, GPUs, the results folder, free disk, Ray.
+
+    One line a check: ok, warn or fail, with what to do. Exit status: 0, or 1 when a check fails.
+    """
+    from tinyscale.doctor import examine
+
+    failed = False
+    for check in examine(results, with_ray=not no_ray):
+        click.echo(str(check))
+        failed |= check.level == "fail"
+    sys.exit(int(failed))
 
 
 @cli.command()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import pandas as pd
 
 from tinyscale import forecast
 from tinyscale.config import ALTERNATIVES, DataConfig
@@ -90,6 +93,14 @@ class Plan:
         if len(seconds) < len(self.to_run):
             return None
         return sum(seconds) * share * resources.workers / 3600, device
+
+    def __repr__(self) -> str:
+        return f"Plan({self.sweep.name!r}: {len(self.trials)} trials, {len(self.to_run)} to run)"
+
+    def _repr_html_(self) -> str:
+        rows = [{**planned.as_json(), "seconds": planned.seconds} for planned in self.trials]
+        shown = pd.DataFrame(rows).drop(columns=["trial", "reason", *PARAMETER_COLUMNS[1:]])
+        return f"<p>{html.escape(repr(self))}</p>{shown.to_html(index=False, float_format='{:.4g}'.format)}"
 
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` prints."""

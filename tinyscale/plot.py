@@ -37,7 +37,7 @@ def plot_fit(fit: Fit, frame: pd.DataFrame | None = None, ax: Axes | None = None
         _draw_family(fit, points, ax)
     ax.set_ylabel("Validation loss (nats per token)")
     ax.set_title("\n".join(filter(None, [fit.labels.get("title"), fit.slice])), fontsize=10, loc="left")
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -63,11 +63,18 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_xscale("log")
     ax.set_xlim(grid[0], grid[-1])
     shown = np.concatenate([loss, curve["loss"]])
-    pad = 0.06 * np.ptp(shown)
-    ax.set_ylim(max(shown.min() - pad, 0), shown.max() + 2.2 * pad)
+    ax.set_yscale("log")
+    _widen(ax, shown, below=0.06, above=0.14)
     symbol, unit = VARIABLES[name]
     ax.set_xlabel(f"{symbol}: {unit} ({fit.points.counts[name]})" if name == "n" else f"{symbol}: {unit}")
     ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=law_text(fit), title_fontsize=10, alignment="left")
+
+
+def _widen(ax: Axes, loss: Array, *, below: float, above: float) -> None:
+    """Show the losses with room below and above, as shares of their span."""
+    low, high = np.log(loss.min()), np.log(loss.max())
+    span = max(high - low, 1e-3)
+    ax.set_ylim(np.exp(low - below * span), np.exp(high + above * span))
 
 
 def _draw_seeds(ax: Axes, x: Array, loss: Array, size: Index) -> None:
@@ -99,7 +106,8 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_xscale("log")
     symbol, unit = VARIABLES[second]
     ax.set_xlabel(f"{symbol}: {unit}")
-    ax.set_ylim(top=points["loss"].max() + 0.12 * np.ptp(points["loss"]))
+    ax.set_yscale("log")
+    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.3)
     title = law_text(fit)
     ax.legend(**LEGEND, fontsize=8, title=title, title_fontsize=9, alignment="left", ncols=2, loc="upper right")
 
@@ -157,7 +165,7 @@ def plot_budgets(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None
     ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
     ax.legend(**LEGEND, fontsize=8, loc="upper center", ncols=2)
     ax.set_ylim(top=points["loss"].max() + 0.35 * np.ptp(points["loss"]))
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -178,12 +186,10 @@ def plot_optima(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None 
     ax.set_xlabel("C: training compute (FLOPs)")
     ax.set_ylabel(f"N*: compute-optimal parameters ({fit.columns['n']})")
     ax.text(0.04, 0.95, text, transform=ax.transAxes, va="top", fontsize=10)
-    _tidy(ax)
+    tidy(ax)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{np.log10(value):.0f}}}$"))
     ax.xaxis.set_major_locator(LogLocator(base=10))
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-    ax.yaxis.set_minor_locator(NullLocator())
     return ax
 
 
@@ -208,14 +214,12 @@ def plot_tuning(fit: Tuning, frame: pd.DataFrame | None = None, ax: Axes | None 
     ax.set_ylim(best.min() / 3, best.max() * 3)  # a factor is what matters in a setting: do not magnify less
     powers = ", ".join(f"{name} = {fit.params[name]:.3f}" for name in fit.params if name != "k")
     ax.legend(**LEGEND, fontsize=8.5, title=f"{fit.formula}: {powers}", title_fontsize=9, alignment="left")
-    _tidy(ax)
+    tidy(ax)
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
     return ax
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
     """Ticks at 1, 2, 5 (few decades) or at decades, written 100K, 2M, 1B; plain numbers for the loss; a light grid."""
     low, high = ax.get_xlim()
     decades = np.log10(high / low)
@@ -224,8 +228,13 @@ def _tidy(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
-    if ax.get_yscale() == "linear":
-        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    bottom, top = ax.get_ylim()
+    wide = ax.get_yscale() == "log" and top > 8 * bottom
+    ax.yaxis.set_major_locator(
+        LogLocator(base=10, subs=(1.0, 2.0, 5.0)) if wide else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+    )
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.grid(visible=True, which="major", color="0.9", lw=0.7)
     ax.set_axisbelow(True)
     for side in ("top", "right"):

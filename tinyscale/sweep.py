@@ -214,6 +214,9 @@ class Sweep:
     axes: tuple[str, ...]
     variants: tuple[Variant, ...] = field(repr=False)
 
+    def __repr__(self) -> str:
+        return f"Sweep({self.name!r}: {len(self.variants)} trials over {', '.join(self.axes) or 'seeds'})"
+
 
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
     """Read a sweep file and expand it.

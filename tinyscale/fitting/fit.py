@@ -18,6 +18,7 @@ from tinyscale.fitting.honesty import influence, refuse_unsupported, rival_note,
 from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, describe_slice, read_points
 from tinyscale.fitting.solve import Certificate, Problem, solve
+from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.uncertainty import (
     Noise,
     cluster_draws,
@@ -64,6 +65,12 @@ class Fit:
     def params(self) -> Mapping[str, float]:
         """Name -> value of each parameter."""
         return self.curve.params
+
+    def __repr__(self) -> str:
+        return f"Fit({self.law.name}: {verdict(self)})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter. KeyError for a name that the law has not."""

@@ -102,11 +102,22 @@ def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
     """Write fits/contrasts.json and tables/contrasts.csv when there are arms to compare; the paths written."""
     if not contrasts:
         return []
-    rows = [each.as_json() for each in contrasts]
-    flat = pd.DataFrame([{k: v for k, v in row.items() if not isinstance(v, Mapping)} for row in rows])
-    text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
+    text = json.dumps([each.as_json() for each in contrasts], indent=1, allow_nan=False) + "\n"
     written = _write(folder / "fits", {"contrasts.json": text.encode()})
-    return written + _write(folder / "tables", {"contrasts.csv": flat.to_csv(index=False).encode()})
+    return written + _write(
+        folder / "tables", {"contrasts.csv": contrasts_table(contrasts).to_csv(index=False).encode()}
+    )
+
+
+def contrasts_table(contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    """One row an arm; of each efficiency its value and 95 % ends, as `<name>`, `<name>_low`, `<name>_high`."""
+    rows = []
+    for each in contrasts:
+        plain = {name: value for name, value in each.as_json().items() if not isinstance(value, Mapping)}
+        for name, ends in each.efficiency.items():
+            plain |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+        rows.append(plain)
+    return pd.DataFrame(rows)
 
 
 def _draws(found: Fit) -> pd.DataFrame:

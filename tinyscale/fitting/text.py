@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from tinyscale.fitting.points import count
+
+if TYPE_CHECKING:
+    from tinyscale.fitting.tables import Found
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -24,6 +31,40 @@ def describe(entry: Mapping[str, Any]) -> str:
     lines += ["", *(f"  {line}" for line in (_held_out(entry), *_rivals(entry), _rows(entry), _trust(entry)))]
     lines += [f"  {line}" for line in _conventions(entry)]
     return "\n".join(lines + [f"  warning: {note}" for note in entry["warnings"]])
+
+
+def formula_with_numbers(found: Found) -> str:
+    """The law's formula with the fitted values in place of its parameters: L(N) = 2.558 + 34.14 N^-0.3911."""
+    entry = found.as_json()
+    values = {name: number(ends["value"]) for name, ends in entry["params"].items()}
+    return re.sub(r"[A-Za-z]\w*", lambda word: values.get(word[0], word[0]), entry["formula"])
+
+
+def verdict(found: Found) -> str:
+    """What came of a fit, in a sentence or two."""
+    entry = found.as_json()
+    name = next((n for n in ("alpha", "alpha_N", "a", "p", "c0") if n in entry["params"]), next(iter(entry["params"])))
+    value, low, high = (number(entry["params"][name][key], 3) for key in ("value", "low", "high"))
+    where = f" {entry['slice']}" if entry["slice"] else ""
+    text = f"{formula_with_numbers(found)}{where}, with {name} {value} (95 %: {low} to {high})."
+    if held := entry["held_out"]:
+        error, carried = abs(held["error_percent"]), abs(held["carry_forward_percent"])
+        what = "The largest size" if "size" in held else "The best size at the largest budget"
+        better = "better than" if error < carried else "no better than"
+        text += (
+            f" {what}, held out, was predicted with an error of {error:.2g} %, {better} the {carried:.2g} % of "
+            "carrying the last value forward."
+        )
+    else:
+        text += " Nothing could be held out, so nothing shows that it predicts."
+    return text
+
+
+def as_html(found: Found) -> str:
+    """A fit for a notebook: what came of it, and its parameters."""
+    ends = pd.DataFrame(found.as_json()["params"]).T
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.warnings)
+    return f"<p>{html.escape(verdict(found))}</p>{ends.to_html(float_format='{:.4g}'.format)}<ul>{notes}</ul>"
 
 
 def _held_out(entry: Mapping[str, Any]) -> str:

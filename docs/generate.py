@@ -1,0 +1,132 @@
+"""Write docs/sweep-file.md and docs/results-schema.md from the code: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from tinyscale.config import TrialConfig
+from tinyscale.results import COLUMNS, SCHEMA_VERSION
+from tinyscale.sweep import SweepFile
+
+DOCS = Path(__file__).parent
+MADE = "<!-- Made by docs/generate.py from the code: change it there. -->"
+
+SWEEP_FILE = """\
+# The sweep file
+
+{made}
+
+One YAML file is one sweep: what all trials share, what varies, and the seeds. It is read strictly: an unknown key, a
+wrong type or an impossible value is one error that names file, line, field, what was given and what is legal, and
+nothing has started by then. Numbers may be written `20`, `20.0` or `2e1`; counts also `2M` or `1.5B` (powers of
+1,000). Fields may be named in full (`model.d_model`) or by their last part where that is clear (`d_model`).
+
+## Keys of the file
+
+| key | default | what it is |
+|---|---|---|
+{keys}
+
+`axes` multiply: every combination is trained with every seed. Fields under `zip` step together. Each arm under `arms`
+is the whole grid once more with its overrides; a list in an arm is an axis of that arm alone. On the command line,
+`--set FIELD=VALUE` overrides a field of `base`, `--select NAME=VALUE` takes a part of the grid.
+
+## Fields of a trial
+
+Those without a default must be given, save those of which the text beside them says how they follow. Setting one of a
+group of alternatives (the budgets; `n_heads` and `head_dim`) replaces the others of a lower layer.
+{parts}"""
+
+SCHEMA_FILE = """\
+# The columns of the results
+
+{made}
+
+Each file under `results/trials/` is one trial in Parquet; each row is one evaluation. A trial that failed or diverged
+ends with a row that has a reason and no loss. This is version {version} of the schema; columns are only ever added.
+All may be null.
+
+```python
+import pandas as pd
+
+frame = pd.read_parquet("results/trials")
+```
+
+| column | type | what it holds |
+|---|---|---|
+{columns}
+
+The file's own metadata hold the full configuration (`tinyscale.config`) and where it comes from
+(`tinyscale.provenance`: commit, packages, machine, command) as JSON. Sweeps stand in `results/sweeps/<name>.json`,
+fits in `results/fits/fits.json`."""
+
+
+def _default(info: FieldInfo) -> str:
+    if info.default is PydanticUndefined:
+        return "" if info.is_required() else "as below"
+    if isinstance(info.default, BaseModel):
+        return "as below"
+    if isinstance(info.default, list | dict | tuple | str) and not info.default:
+        return "none"
+    if isinstance(info.default, tuple):
+        return f"`[{', '.join(map(str, info.default))}]`"
+    return "none" if info.default is None else f"`{str(info.default).lower()}`"
+
+
+def _legal(info: FieldInfo) -> str:
+    """What values are legal, beyond the type."""
+    if get_origin(info.annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(info.annotation))
+    signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bounds = {name: getattr(rule, name) for rule in info.metadata for name in signs if hasattr(rule, name)}
+    words = [f"{signs[name]} {value:,}" for name, value in bounds.items()]
+    return ", ".join(words) or _type(info.annotation)
+
+
+def _type(annotation: Any) -> str:
+    names = {str: "text", bool: "`true`, `false`", int: "a number", float: "a number"}
+    return next((word for kind, word in names.items() if annotation is kind or kind in get_args(annotation)), "")
+
+
+def _rows(model: type[BaseModel]) -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        if not _is_model(info):
+            yield f"| `{name}` | {_default(info)} | {_legal(info)} | {info.description} |"
+
+
+def _is_model(info: FieldInfo) -> bool:
+    return isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+
+
+def _parts(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """A table for a model's own fields, then one for each model inside it."""
+    rows = "\n".join(_rows(model))
+    if rows:
+        title = f"`{prefix}`" if prefix else "The trial itself"
+        heads = "| field | default | legal | what it is |\n|---|---|---|---|"
+        yield f"\n### {title}\n\n{model.__doc__}\n\n{heads}\n{rows}\n"
+    for name, info in model.model_fields.items():
+        if _is_model(info) and info.annotation is not None:
+            yield from _parts(info.annotation, f"{prefix}.{name}" if prefix else name)
+
+
+def pages() -> dict[Path, str]:
+    """What each generated file should hold."""
+    keys = [f"| `{n}` | {_default(info)} | {info.description} |" for n, info in SweepFile.model_fields.items()]
+    columns = [f"| `{name}` | {kind} | {what} |" for name, kind, what in COLUMNS]
+    parts = "".join(_parts(TrialConfig, ""))
+    return {
+        DOCS / "sweep-file.md": SWEEP_FILE.format(made=MADE, keys="\n".join(keys), parts=parts),
+        DOCS / "results-schema.md": SCHEMA_FILE.format(made=MADE, version=SCHEMA_VERSION, columns="\n".join(columns)),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)

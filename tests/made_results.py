@@ -1,0 +1,80 @@
+"""A results folder as launches would leave it, its losses drawn from a known law: nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from making import known_trial
+
+from tinyscale.results import Results, SweepRecord, point_columns
+from tinyscale.trial import Trial
+
+PROVENANCE = {
+    "commit": "0123abc", "dirty": False, "packages": {"torch": "2.13.0"}, "python": "3.11.7",
+    "command": "tinyscale launch sweeps/width.yaml", "launched": "2026-01-02T03:04:05+00:00",
+    "host": "node", "platform": "Linux", "processor": "a processor", "cores": 2,
+}  # fmt: skip
+NOISE = np.random.default_rng(0)
+
+
+def loss_of(trial: Trial, tokens: float, better: float = 1.0) -> float:
+    """The law behind the made results. better: how much further parameters and tokens go."""
+    n = trial.parameters.n_non_embedding * better
+    return float((1.5 + 40 * n**-0.35 + 90 * (tokens * better) ** -0.4) * np.exp(0.002 * NOISE.standard_normal()))
+
+
+def write(results: Results, trial: Trial, better: float = 1.0, state: str = "finished") -> None:
+    """The rows of a trial: three points on the way, the last one at the end of the schedule."""
+    points = []
+    for share in (0.25, 0.5, 1.0):
+        tokens = int(trial.tokens * share)
+        seconds = 1e-5 * tokens
+        loss = loss_of(trial, tokens, better) * (1.2 if share < 1 else 1)
+        point = {"step": tokens // 256, "tokens": tokens, "val_loss": loss, "decayed": share == 1}
+        point |= {"wall_seconds": seconds, "tokens_per_second": 1e5}
+        points.append(point_columns(trial, point, 100_000, 400_000))
+    reason = None if state == "finished" else "the loss was not finite"
+    results.write_trial(trial, points if state == "finished" else points[:2], state, reason, PROVENANCE)
+
+
+def add_sweep(
+    results: Results, name: str, title: str, cells: list[tuple[str, dict[str, Any]]], seeds: int = 2, **states: str
+) -> None:
+    """Trials of cells (arm, varied fields) and seeds. The arm `lion` is better; states: `cell0` -> its state."""
+    groups = []
+    for index, (arm, axes) in enumerate(cells):
+        for seed in range(seeds):
+            more = {"optimizer": "lion"} if arm == "lion" else {}
+            trial = known_trial(seed=seed, repeats=True, **axes, **more)
+            write(results, trial, 1.3 if arm == "lion" else 1.0, states.get(f"cell{index}", "finished"))
+            groups.append({"trial": trial.identity, "arm": arm, "seed": seed, "axes": axes})
+    results.write_sweep(SweepRecord(name, title, "", tuple(cells[0][1]), tuple(groups), PROVENANCE))
+
+
+def _budget(flops: float, widths: tuple[int, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for width in widths:
+        trial = known_trial(d_model=width)
+        tokens = round(flops / trial.flops_per_token["flops"] / 256) * 256
+        yield "base", {"d_model": width, "tokens_budget": tokens}
+
+
+def make_results(location: str) -> Results:
+    """Five sweeps: sizes with failures, arms, a grid of N and D, budgets of compute, and one that nothing can fit."""
+    results = Results(location)
+    widths = (16, 32, 48, 64, 96, 128)
+    sizes = [("base", {"d_model": width, "tokens_budget": 512_000}) for width in widths]
+    add_sweep(results, "width", "Loss against parameters", sizes, cell5="diverged")
+    arms = [(arm, {"d_model": w, "tokens_budget": 409_600}) for arm in ("base", "lion") for w in (16, 32, 64, 96)]
+    add_sweep(results, "optimizer", "Is Lion better than AdamW?", arms)
+    grid = [
+        ("base", {"d_model": w, "tokens_budget": d}) for w in (16, 32, 64, 128) for d in (51200, 102400, 204800, 819200)
+    ]
+    add_sweep(results, "grid", "Loss against parameters and tokens", grid)
+    budgets = [
+        cell for flops in (4e9, 1.2e10, 4e10, 1.2e11) for cell in _budget(flops, (8, 12, 16, 24, 32, 48, 64, 96))
+    ]
+    add_sweep(results, "budgets", "The best size for a budget", budgets, seeds=1)
+    add_sweep(results, "single", "One size only", [("base", {"d_model": 16, "tokens_budget": 25_600})])
+    return results

@@ -1,0 +1,64 @@
+"""What a notebook calls gives what the command line gives, and importing tinyscale loads nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_results import make_results
+from making import ROOT, SWEEP, write_sweep
+from test_fitting_fit import runs_of_sizes
+from test_imports import HEAVY, loaded
+
+import tinyscale as ts
+from tinyscale.analysis import analyse
+from tinyscale.fitting.predict import predict_all
+from tinyscale.fitting.tables import read_records
+
+
+def test_every_name_is_there_and_is_loaded_only_when_used() -> None:
+    assert all(callable(getattr(ts, name)) for name in ts.__all__)
+    assert set(ts.__all__) <= set(dir(ts))
+    assert not loaded("import tinyscale as ts; assert 'launch' in dir(ts)") & HEAVY
+    assert not loaded("import tinyscale as ts; ts.fit; ts.predict; ts.plan_launch; ts.plot_fit") & {"torch", "ray"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'train_everything'"):
+        ts.train_everything  # noqa: B018
+
+
+def test_predictions_are_those_of_the_command_line(tmp_path: Path) -> None:
+    results = str(tmp_path / "results")
+    make_results(results)
+    analyse(results, results, draws=100)
+    rows = ts.predict(results, flops=1e12)
+    made = predict_all(*read_records(results), {"c": 1e12})
+    assert len(rows) == sum(len(each.values) for each in made)
+    assert rows["value"].tolist() == [value for each in made for value, _, _ in each.values.values()]
+    assert (rows["low"] <= rows["value"]).all()
+
+
+def test_objects_say_in_a_line_what_they_are(tmp_path: Path, long_corpus: Path) -> None:
+    text = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")
+    sweep = ts.load_sweep(write_sweep(tmp_path, text + "axes: {d_model: [16, 32]}\n", corpus=long_corpus))
+    assert repr(sweep) == "Sweep('tiny': 2 trials over d_model)"
+    plan = ts.plan_launch(sweep, str(tmp_path / "results"), forecast=False)
+    assert repr(plan) == "Plan('tiny': 2 trials, 2 to run)"
+    assert plan._repr_html_().count("<tr") == 3
+    fit = ts.fit(runs_of_sizes())
+    assert repr(fit).startswith("Fit(power-n: L(N) = 1.")
+    assert "<td>" in fit._repr_html_()
+
+
+@pytest.mark.slow
+def test_the_example_notebook_runs(tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="needs the test extra: pip install -e '.[test]'")
+    nbformat = pytest.importorskip("nbformat")
+    make_results(str(tmp_path / "results"))
+    notebook = nbformat.read(ROOT / "docs" / "example.ipynb", as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
+    done = client.execute()
+    shown = str([cell.get("outputs") for cell in done.cells])
+    assert "image/png" in shown
+    assert "Fit(power-n" in shown

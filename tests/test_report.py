@@ -1,0 +1,131 @@
+"""The report: what it says of each sweep, that its numbers and plots lie beside it, and how a browser shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from browser import browser, look
+from click.testing import CliRunner
+from made_results import make_results
+
+from tinyscale.cli import cli
+from tinyscale.results import Results
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder of five sweeps with its report."""
+    folder = tmp_path_factory.mktemp("reported") / "results"
+    make_results(str(folder))
+    done = CliRunner().invoke(cli, ["report", str(folder)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "report.html" in done.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(reported: Path) -> str:
+    return (reported / "report.html").read_text()
+
+
+def section(html: str, name: str) -> str:
+    return re.split(r"<section id=", html.split(f'<section id="{name}">')[1])[0]
+
+
+def verdict(html: str, name: str) -> str:
+    sentences = re.findall(r'<p class="verdict">(.*?)</p>', section(html, name))
+    return re.sub(r"<.*?>", "", " ".join(sentences))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("width", r"L\(N\) = .* at fixed tokens D = 512K, with alpha 0\.\d+ \(95 %: .*\).* better than the"),
+        ("optimizer", r"Lion is better than base by .* nats per token .* times the compute"),
+        ("grid", r"L\(N, D\) = .* with alpha 0\.3"),
+        ("budgets", r"N\*\(C\) = .* with a 0\.\d+"),
+        ("single", r"No law is fitted: nothing varies"),
+    ],
+)
+def test_each_sweep_has_its_question_and_a_verdict(html: str, name: str, says: str) -> None:
+    assert re.search(says, verdict(html, name)), verdict(html, name)
+
+
+def test_the_question_is_the_sweeps_title(html: str) -> None:
+    for title in ("Loss against parameters", "Is Lion better than AdamW?", "One size only"):
+        assert f"<h2>{title} " in html
+
+
+def test_every_table_of_the_page_is_a_csv_of_as_many_rows(reported: Path, html: str) -> None:
+    tables = re.findall(r'<table data-csv="(.*?)">(.*?)</table>', html, flags=re.DOTALL)
+    assert len(tables) > 15
+    for name, body in tables:
+        rows = body.split("<tbody>")[1].count("<tr>")
+        assert rows == len(pd.read_csv(reported / "tables" / name)), name
+
+
+def test_numbers_of_the_page_are_those_of_the_csv(reported: Path, html: str) -> None:
+    for row in pd.read_csv(reported / "tables" / "width-power-n-parameters.csv").itertuples():
+        shown = [f"{value:.4g}" for value in (row.value, row.low, row.high)]
+        cells = "".join(f'<td class="number">{number}</td>' for number in shown)
+        assert f"<td>{row.parameter}</td>{cells}" in section(html, "width")
+
+
+def test_every_plot_of_the_page_is_a_png_and_an_svg(reported: Path, html: str) -> None:
+    stems = re.findall(r'<figure id="(.*?)">', html)
+    assert {"width-power-n", "width-power-n-residuals", "width-loss-tokens", "budgets-isoflop-budgets"} <= set(stems)
+    for stem in stems:
+        assert (reported / "plots" / f"{stem}.png").stat().st_size > 5000
+        assert (reported / "plots" / f"{stem}.svg").exists()
+
+
+def test_failures_and_rows_left_out_are_told(html: str) -> None:
+    told = section(html, "width")
+    assert "diverged: width d_model=128 tokens_budget=512000 seed=0: the loss was not finite" in told
+    assert "before the end of its schedule" in told
+    assert "trial diverged" in told
+
+
+def test_costs_are_those_of_the_rows(reported: Path) -> None:
+    costs = pd.read_csv(reported / "tables" / "grid-costs.csv", index_col="what")["value"]
+    points = pd.read_csv(reported / "tables" / "grid-points.csv")
+    last = points.groupby("trial").last()
+    assert float(costs["training seconds, all trials"]) == pytest.approx(last["wall_seconds"].sum())
+    assert float(costs["training FLOPs"]) == pytest.approx(last["flops"].sum())
+
+
+def test_the_commit_and_the_command_are_told_once(html: str) -> None:
+    origin = section(html, "provenance")
+    assert origin.count("0123abc") == 1
+    assert "tinyscale launch sweeps/width.yaml" in origin
+
+
+def test_a_folder_without_results_is_refused_in_words(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "nothing")])
+    assert "no trials to fit" in str(done.exception)
+
+
+def test_a_sweep_without_rows_says_so(tmp_path: Path) -> None:
+    results = make_results(str(tmp_path / "results"))
+    for trial in next(sweep for sweep in results.read_sweeps() if sweep.name == "single").trials:
+        results.forget(trial)
+    for name in ("grid", "budgets", "optimizer", "width"):
+        Results(str(tmp_path / "results")).sweeps.delete(f"{name}.json")
+    CliRunner().invoke(cli, ["report", str(tmp_path / "results")], catch_exceptions=False)
+    assert "none of its trials has rows yet" in verdict((tmp_path / "results" / "report.html").read_text(), "single")
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it_whole_without_network_at_any_width(reported: Path, tmp_path: Path) -> None:
+    page = reported / "report.html"
+    with browser(tmp_path) as address:
+        for width, dark in ((1200, False), (1200, True), (390, False)):
+            seen = look(address, page, width, dark=dark)
+            assert seen.width == width, "no scrolling sideways"
+            assert seen.errors == []
+            assert seen.requests == [page.as_uri()]
+            assert "Is Lion better than AdamW?" in seen.text
+            assert seen.png.startswith(b"\x89PNG")

@@ -1,0 +1,153 @@
+"""`tinyscale doctor`: is this machine fit to launch on? One line a check: ok, warn or fail, with a remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from tinyscale.errors import ResultsError
+from tinyscale.forecast import this_machine
+from tinyscale.storage import Folder
+
+LEAST_FREE_BYTES = 2e9  # tokens of a corpus, checkpoints and Ray's own session
+RAY_SECONDS = 120
+START_RAY = (
+    "from tinyscale.orchestration.session import ray_session\n"
+    "with ray_session(None) as cluster: print(f'{cluster.cpus:g} cores, {cluster.gpus:g} GPUs')"
+)
+COUNT_GPUS = (
+    "import torch\n"
+    "for i in range(torch.cuda.device_count()):\n"
+    "    it = torch.cuda.get_device_properties(i); print(f'{it.name}, {it.total_memory / 2**30:.0f} GiB')"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """level: ok, warn or fail; found: what there is; remedy: what to do, empty when all is well."""
+
+    level: Literal["ok", "warn", "fail"]
+    name: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:4}  {self.name}: {self.found}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+def examine(results: str, *, with_ray: bool = True) -> Iterator[Check]:
+    """All checks, each as soon as it is made. results: the folder that a launch would write to."""
+    yield _python()
+    yield from _packages()
+    yield _threads()
+    yield _gpus()
+    yield _writable(results)
+    yield _disk(results)
+    if with_ray:
+        yield _ray()
+
+
+def _python() -> Check:
+    version, legal = platform.python_version(), sys.version_info >= (3, 11)
+    return Check("ok", "Python", version) if legal else Check("fail", "Python", version, "install Python 3.11 or newer")
+
+
+def _packages() -> Iterator[Check]:
+    """Each package that tinyscale needs against the range that it was tested with."""
+    try:
+        needed = [Requirement(line) for line in importlib.metadata.requires("tinyscale") or []]
+    except importlib.metadata.PackageNotFoundError:
+        yield Check(
+            "warn", "packages", "tinyscale is run from a copy, not installed", "pip install -e . to compare them"
+        )
+        return
+    wrong = [check for each in needed if each.marker is None and (check := _package(each))]
+    yield from wrong or [Check("ok", "packages", f"{sum(each.marker is None for each in needed)} in the tested ranges")]
+
+
+def _package(needed: Requirement) -> Check | None:
+    remedy = f"pip install '{needed}'"
+    try:
+        version = importlib.metadata.version(needed.name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check("fail", needed.name, "not installed", remedy)
+    if needed.specifier.contains(version, prereleases=True):
+        return None
+    return Check("fail", needed.name, f"{version}, tested with {needed.specifier}", remedy)
+
+
+def _threads() -> Check:
+    cores, _ = this_machine()
+    return Check("ok", "threads", f"{cores:g} cores for trials; each trial takes resources.cpu of them")
+
+
+def _gpus() -> Check:
+    """GPUs as torch sees them, in a process of its own: torch takes seconds to load and holds a device once it has."""
+    done = _python_says(COUNT_GPUS)
+    if done.returncode:
+        return Check("fail", "torch", _last_line(done.stderr), "install torch again for this machine")
+    found = done.stdout.strip().splitlines()
+    if found:
+        return Check("ok", "GPUs", f"{', '.join(found)}; shares: resources.gpu 1, 0.5, 0.25, ...")
+    if shutil.which("nvidia-smi"):
+        return Check("warn", "GPUs", "the driver is here but torch sees none", "install torch's CUDA build")
+    return Check("ok", "GPUs", "none; trials run on cores")
+
+
+def _writable(results: str) -> Check:
+    name = f"{uuid.uuid4().hex}.txt"
+    try:
+        folder = Folder.at(results)
+        folder.write(name, b"tinyscale doctor")
+        whole = folder.read(name) == b"tinyscale doctor"
+        folder.delete(name)
+    except (ResultsError, OSError) as error:
+        return Check("fail", "results", f"{results} cannot be written ({error})", "choose another --results")
+    if not whole:
+        return Check(
+            "fail", "results", f"{results} gives back other bytes than were written", "choose another --results"
+        )
+    return Check("ok", "results", f"{results} can be written")
+
+
+def _disk(results: str) -> Check:
+    """Free bytes where results lie, or of this folder when they lie in an object store."""
+    place = Path.cwd() if "://" in results else Path(results).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    found = f"{free / 1e9:.1f} GB free at {place}"
+    if free < LEAST_FREE_BYTES:
+        return Check("warn", "disk", found, f"free some: {LEAST_FREE_BYTES / 1e9:.0f} GB is little for a launch")
+    return Check("ok", "disk", found)
+
+
+def _ray() -> Check:
+    """Whether Ray starts here and stops again, in a process of its own."""
+    try:
+        done = _python_says(START_RAY)
+    except subprocess.TimeoutExpired:
+        return Check("fail", "Ray", f"did not start in {RAY_SECONDS} s", "see /tmp/ray/session_latest/logs")
+    if done.returncode:
+        return Check("fail", "Ray", _last_line(done.stderr), "see /tmp/ray/session_latest/logs")
+    return Check("ok", "Ray", f"starts with {_last_line(done.stdout)}")
+
+
+def _python_says(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=RAY_SECONDS, check=False
+    )
+
+
+def _last_line(text: str) -> str:
+    return next(reversed(text.strip().splitlines()), "no word")
