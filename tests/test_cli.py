@@ -124,3 +124,21 @@ def test_a_wrong_option_is_clicks_own_error(sweep: Path, tmp_path: Path) -> None
     done = tinyscale("plan", sweep, "--frobnicate", cwd=tmp_path)
     assert done.returncode == 2
     assert "No such option" in done.stderr
+
+
+@pytest.mark.parametrize("given", [["results"], ["--results", "results"], []])
+def test_a_results_folder_is_an_argument_or_an_option(tmp_path: Path, given: list[str]) -> None:
+    assert json.loads(tinyscale("status", *given, "--json", cwd=tmp_path).stdout)["sweeps"] == []
+
+
+def test_two_results_folders_are_refused(tmp_path: Path) -> None:
+    done = tinyscale("status", "one", "--results", "two", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "name two folders; give one" in done.stderr
+
+
+def test_every_command_that_reads_or_writes_results_takes_the_option() -> None:
+    without = {
+        name for name, command in cli.commands.items() if "--results" not in str([p.opts for p in command.params])
+    }
+    assert without == {"corpora"}

@@ -387,7 +387,7 @@ def mangle(text: str, rng: random.Random) -> bytes:
     return bytes(encoded)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=70, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32))
 def test_of_mangled_files_only_config_errors_come_out(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)

@@ -39,6 +39,23 @@ results_option = click.option(
 )
 
 
+def results_argument(name: str, metavar: str) -> Callable[[Command], Command]:
+    """A results folder, given as the argument or as --results; [default: results]."""
+
+    def either(context: click.Context, _: click.Parameter, given: str | None) -> str:
+        option = context.params.pop("results", None)
+        if given is not None and option is not None and given != option:
+            raise click.BadParameter(f"{given!r} and --results {option!r} name two folders; give one")
+        return str(given or option or "results")
+
+    def decorate(command: Command) -> Command:
+        command = click.argument(name, metavar=metavar, required=False, callback=either)(command)
+        same = f"The same as {metavar.strip('[]')}.  [default: results]"
+        return click.option("--results", is_eager=True, help=same)(command)
+
+    return decorate
+
+
 def sweep_options(command: Command) -> Command:
     """The options that say which trials: SWEEP, --set, --select, --results, --address."""
     for decorate in (
@@ -178,7 +195,7 @@ def corpora() -> None:
 
 
 @cli.command()
-@click.argument("folder", metavar="[RESULTS]", default="results")
+@results_argument("folder", "[RESULTS]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def status(folder: str, as_json: bool) -> None:
     """Show what is done, running and failed in a results folder, sweep by sweep. Needs no Ray."""
@@ -197,7 +214,7 @@ def status(folder: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("folder", metavar="[RESULTS]", default="results")
+@results_argument("folder", "[RESULTS]")
 @click.option(
     "--state",
     "states",
@@ -335,7 +352,7 @@ def _quantity(_: click.Context, __: click.Parameter, text: str | None) -> float 
 
 
 @cli.command()
-@click.argument("fits", default="results")
+@results_argument("fits", "[FITS]")
 @click.option("--n", callback=_quantity, help="Parameters, counted as the fit counted them, for example 10M.")
 @click.option("--tokens", "d", callback=_quantity, help="Training tokens, for example 200M.")
 @click.option(
@@ -363,7 +380,7 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
 
 
 @cli.command()
-@click.argument("fits", default="results")
+@results_argument("fits", "[FITS]")
 @click.option("--flops", "budget", required=True, callback=_quantity, help="Training FLOPs to spend, for example 1e17.")
 @click.option(
     "--target",
@@ -401,7 +418,7 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
 
 
 @cli.command()
-@click.argument("folder", metavar="[RESULTS]", default="results")
+@results_argument("folder", "[RESULTS]")
 def report(folder: str) -> None:
     """Write report.html into a results folder: one page with each sweep's verdict, law, plots, tables and costs.
 
