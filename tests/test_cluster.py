@@ -27,9 +27,8 @@ LONG = "300K"  # tokens of a trial that lasts some seconds
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def nodes() -> Iterator[Nodes]:
     """A head and a worker, a core each, without a token."""
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     running = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     running.add_node(num_cpus=1)
     yield running
