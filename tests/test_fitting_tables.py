@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from tinyscale.analysis import analyse, find_laws
 from tinyscale.cli import cli
 from tinyscale.cli import fit as fit_command
 from tinyscale.config import TrialConfig
@@ -201,3 +202,31 @@ def test_a_table_of_ones_own_is_fitted_with_named_columns(tmp_path: Path, kind: 
     assert record["params"]["alpha"]["value"] == pytest.approx(0.25, rel=1e-5)
     assert record["columns"] == {"n": "params", "loss": "final"}
     assert record["rows"] == {"kept": 8, "dropped": {"no loss": 1}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"n": "param"}, "no column param for 'n'; the columns are params"),
+        ({"m": "params"}, "no law has 'm'; legal: n, d,"),
+    ],
+)
+def test_a_misnamed_column_is_refused_and_no_other_law_fitted(
+    tmp_path: Path, columns: dict[str, str], said: str
+) -> None:
+    runs = pd.DataFrame({"params": [10**9, 2 * 10**9, 4 * 10**9] * 4, "tokens": np.repeat([10**10, 10**11], 6)})
+    runs.assign(loss=2 + 400 * runs["params"] ** -0.34).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(FitError, match=said):
+        find_laws(str(tmp_path / "runs.csv"), columns={"loss": "loss", **columns})
+
+
+def test_integers_whose_product_overflows_are_fitted_as_numbers(tmp_path: Path) -> None:
+    n, d = (10 ** np.linspace(8, 10, 6)).astype(int), (10 ** np.linspace(9, 12, 5)).astype(int)
+    runs = pd.DataFrame(
+        [(a, b, 1.7 + 400 * a**-0.34 + 410 * b**-0.28) for a in n for b in d], columns=["n", "d", "loss"]
+    )
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    found = analyse(str(tmp_path / "runs.csv"), str(tmp_path / "out"))
+    residuals = pd.read_csv(tmp_path / "out" / "tables" / "runs-chinchilla-residuals.csv")
+    assert found.fits
+    assert residuals.notna().all(axis=None)

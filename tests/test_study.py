@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from launching import tinyscale
 
 from tinyscale.config import TrialConfig
 from tinyscale.data.synthetic import RECORD, ZipfRecords
-from tinyscale.results import read_results
 from tinyscale.sweep import Variant, load_sweep
 from tinyscale.trial import Trial, resolve
 
@@ -244,27 +241,3 @@ def test_known_floor_crosses_sizes_with_tokens_on_whole_records_read_once() -> N
         assert trial.tokens < zipf.train_bytes
         assert trial.config.model.context_length % RECORD == 0
         assert len(trial.branch_ends) == 3
-
-
-@pytest.mark.slow
-@by_name
-@pytest.mark.timeout(1200)
-def test_the_command_for_two_cores_runs(path: Path, tmp_path: Path) -> None:
-    """Everything of the study trains, if shortly: its command with a twentieth of the tokens."""
-    arguments = cpu_command(path)
-    tokens = 100 * min(v.config.train.batch_tokens for v in load_sweep(path, **options(arguments)).variants)
-    shorter = [] if varies_its_budget(path, arguments) else ["--set", f"tokens_budget={tokens}"]
-    os.environ.setdefault("TINYSCALE_CACHE", str(tmp_path / "cache"))
-    program = ["launch", str(path), *arguments[1:], *shorter, "--quiet", "--yes", "--results", str(tmp_path)]
-    process = tinyscale(*program, cwd=tmp_path)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    final = read_results(str(tmp_path)).query("decayed == True")
-    assert final["trial"].nunique() == len(load_sweep(path, **options(arguments)).variants)
-    assert final["val_loss"].notna().all()
-
-
-def varies_its_budget(path: Path, arguments: list[str]) -> bool:
-    """Whether axes or arms set the budget, so that the base's cannot be shortened."""
-    budgets = {"tokens_budget", "flops_budget", "epochs_budget", "tokens_per_param"}
-    return any(budgets & set(v.axes) or v.arm in ("one_epoch", "small") for v in load_sweep(path).variants)

@@ -15,6 +15,7 @@ from tinyscale.fitting.efficiency import MATCH
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.groups import READERS, Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS, under_conventions
+from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.fitting.tables import Found, label, slug, write_contrasts, write_fits
 from tinyscale.fitting.tuning import SETTINGS, Tuning
 from tinyscale.storage import Folder
@@ -73,11 +74,13 @@ def find_laws(
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
     options: of `fit_law`.
     """
+    named = columns or {}
     if convention and convention != "all":
         columns = {**CONVENTIONS[convention], **(columns or {})}
     fits: list[Found] = []
     refused: list[Refusal] = []
     groups = read_groups(location, columns=columns, pool=pool)
+    _refuse_misnamed(groups, named)
     for whole in groups:
         parts = [whole] if law in SETTINGS else by_setting(whole)
         for group in parts:
@@ -90,6 +93,15 @@ def find_laws(
     contrasts = contrasts_of(groups, refused)
     dropped = {(group.sweep, group.arm): group.dropped for group in groups}
     return Analysis(tuple(fits), tuple(contrasts), tuple(refused), dropped)
+
+
+def _refuse_misnamed(groups: Sequence[Group], columns: Mapping[str, str]) -> None:
+    """FitError for a variable that no law has, or a column that is not there: else another law would be fitted."""
+    for variable in columns:
+        if variable not in (*COLUMNS, "weight"):
+            raise FitError(f"--columns {variable}=...: no law has {variable!r}; legal: {', '.join(COLUMNS)}, weight")
+        for group in groups:
+            column_of(group.frame, variable, columns)
 
 
 def write_analysis(folder: Folder, done: Analysis) -> Analysis:

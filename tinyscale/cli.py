@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tinyscale.errors import TinyscaleError
+from tinyscale.errors import ResultsError, TinyscaleError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -412,8 +412,11 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
         from ruamel.yaml import YAML
 
         path = out or Path(f"{content['name']}.yaml")
-        with path.open("w", encoding="utf-8") as stream:
-            YAML(typ="safe").dump(content, stream)
+        try:
+            with path.open("w", encoding="utf-8") as stream:
+                YAML(typ="safe").dump(content, stream)
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
         click.echo(f"wrote {path}")
 
 

@@ -117,7 +117,7 @@ def candidates_from(points: pd.DataFrame, entry: Mapping[str, Any]) -> list[Cand
         pairs = [(n, ratio * n) for n in n_axis]
     if set(entry["range"]) == {"d"}:
         pairs = [(float(points[n_column].median()), d) for d in d_axis]
-    return [Candidate({"n": n, "d": d}, 6 * n * d, {}) for n, d in pairs]
+    return [Candidate({"n": n, "d": d}, 6.0 * n * d, {}) for n, d in pairs]
 
 
 def candidates_of_trial(config: Mapping[str, Any], vocab_size: int, entry: Mapping[str, Any]) -> list[Candidate]:

@@ -80,7 +80,7 @@ def residuals_of(found: Fit) -> pd.DataFrame:
     """Mean residuals by each variable and, for a law of N and D, by C = 6 N D."""
     frame, variables = found.points.frame, found.law.variables
     if {"n", "d"} <= set(variables):
-        frame, variables = frame.assign(c=6 * frame["n"] * frame["d"]), (*variables, "c")
+        frame, variables = frame.assign(c=6.0 * frame["n"] * frame["d"]), (*variables, "c")
     return residual_table(frame, variables, points_table(found)["residual"].to_numpy())
 
 
