@@ -59,15 +59,16 @@ def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
 def plan_table(plan: Plan) -> Table:
     """One row a cell of the grid, its seeds together."""
     table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", box=None, header_style="bold")
-    for name in ("arm", *plan.sweep.axes):
+    shown = ["arm"] if len({planned.arm for planned in plan.trials}) > 1 else []
+    for name in (*shown, *plan.sweep.axes):
         table.add_column(name)
-    for name in ("seeds", "N", "tokens", "steps", "FLOPs", "memory", "time each", "state"):
-        table.add_column(name, justify="left" if name == "state" else "right")
+    for name in ("seeds", "N", "tokens", "steps", "FLOPs", "memory", "each", "state"):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=name == "state")
     cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
     for planned in plan.trials:
         cells.setdefault((planned.arm, *map(str, planned.axes.values())), []).append(planned)
     for cell in list(cells.values())[:MAX_ROWS]:
-        table.add_row(*_plan_row(plan, cell))
+        table.add_row(*[cell[0].arm for _ in shown], *_plan_row(plan, cell))
     if len(cells) > MAX_ROWS:
         table.add_row(f"... and {len(cells) - MAX_ROWS} more")
     return table
@@ -79,14 +80,13 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial]) -> list[str]:
     states = [planned.state for planned in cell]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return [
-        first.arm,
         *(str(first.axes.get(name, "")) for name in plan.sweep.axes),
         str(len(cell)),
         si(trial.parameters.n_non_embedding),
         si(trial.tokens),
         f"{trial.steps:,}",
         si(trial.flops),
-        f"{si(trial.memory_bytes)}B",
+        f"{si(trial.memory_bytes).replace('B', 'G')}B",
         duration(first.seconds) if first.seconds is not None else "",
         counted,
     ]
