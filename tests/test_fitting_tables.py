@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tinyscale.analysis import analyse, find_laws
 from tinyscale.cli import cli
-from tinyscale.cli import fit as fit_command
+from tinyscale.cli.fits import fit as fit_command
 from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import laws_for

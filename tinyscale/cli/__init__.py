@@ -1,0 +1,36 @@
+"""The command line: parse, call one function, print. Neither torch nor ray is imported until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from tinyscale.cli import fits, machine, models, sweeps
+from tinyscale.errors import TinyscaleError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="tinyscale")
+def cli() -> None:
+    """One YAML file in, a defensible scaling law out.
+
+    \b
+    tinyscale plan   SWEEP      what will run, what it costs, what is already done
+    tinyscale launch SWEEP      train what is missing; Parquet as it goes
+    tinyscale fit    results/   power laws with intervals, held-out error, plots
+    tinyscale report results/   one page to read and to send
+    """
+
+
+for command in (*sweeps.COMMANDS, *fits.COMMANDS, *models.COMMANDS, *machine.COMMANDS):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; an error the user can mend is printed as one block, exit status 1."""
+    try:
+        cli(standalone_mode=True)
+    except TinyscaleError as error:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,206 @@
+"""Commands that take a sweep to its results: plan, launch, status, retry."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tinyscale.cli.options import Command, open_console, results_argument, results_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ASK_ABOVE_SECONDS = 600  # a launch that takes longer asks first
+
+
+def sweep_options(command: Command) -> Command:
+    """The options that say which trials: SWEEP, --set, --select, --results, --address."""
+    for decorate in (
+        click.option(
+            "--address",
+            envvar="RAY_ADDRESS",
+            help="A running Ray cluster (host:port or auto); default: $RAY_ADDRESS, else a Ray started here.",
+        ),
+        results_option,
+        click.option(
+            "--select",
+            multiple=True,
+            metavar="NAME=VALUE[,VALUE]",
+            help="Keep a part of the grid: a varied field, arm or seed. Repeatable.",
+        ),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="FIELD=VALUE",
+            help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
+        ),
+        click.option("--price", type=float, help="Dollars for an hour of a GPU (or core, where no GPU is asked for)."),
+        click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@sweep_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with a list `trials` and nothing else.")
+def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
+    """Show what launching SWEEP would run and cost, without running it."""
+    from tinyscale.display import plan_summary, plan_table
+
+    console = open_console(quiet=as_json)
+    with ExitStack() as stack:
+        made, _, _ = _plan(stack, console, **chosen)
+    if as_json:
+        click.echo(json.dumps(made.as_json(), indent=1))
+        return
+    console.print(plan_table(made))
+    for line in plan_summary(made, price):
+        console.print(line)
+
+
+@click.command()
+@sweep_options
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before a launch that takes more than 10 minutes.")
+@click.option("--dry-run", is_flag=True, help="Show what would run and why, and end there.")
+@click.option("--quiet", is_flag=True, help="No live view; failures and the summary only.")
+@click.option(
+    "--keep",
+    type=click.Choice(["weights", "none"]),
+    default="weights",
+    show_default=True,
+    help="What to keep of finished trials beside their rows.",
+)
+@click.option(
+    "--log",
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    help="Tell progress and losses to one of these as well; the last two are packages to install.",
+)
+def launch(
+    price: float | None, yes: bool, dry_run: bool, quiet: bool, keep: str, log: str | None, **chosen: Any
+) -> None:
+    """Train the trials of SWEEP that the results lack, as a Ray Tune grid.
+
+    Trials that finished are never trained again: launch the same file again to go on after an interruption, or with
+    more values to extend it. Ctrl-C lets running trials write a checkpoint; Ctrl-C again stops now.
+    Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
+    """
+    from tinyscale.display import launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.results import sweep_points
+
+    console = open_console()
+    with ExitStack() as stack:
+        made, store, cluster = _plan(stack, console, **chosen)
+        if not quiet:
+            console.print(plan_table(made))
+        for line in plan_summary(made, price):
+            console.print(line)
+        if dry_run:
+            return
+        if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
+            click.confirm("Launch?", abort=True, default=True)
+        from tinyscale.orchestration.launch import launch as launch_plan
+        from tinyscale.orchestration.session import ray_session
+
+        if cluster is None and made.to_run:
+            console.print("starting Ray on this machine", style="dim")
+            cluster = stack.enter_context(ray_session(None))
+        if cluster is not None and cluster.dashboard_url:
+            console.print(f"dashboard: {cluster.dashboard_url}", style="dim")
+        summary = launch_plan(
+            made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
+        )
+    record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
+    console.print(results_table(sweep_points(store.read()[0], record), made.sweep.axes))
+    for line in launch_summary(summary, len(made.to_run)):
+        console.print(line)
+    console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
+    if summary.stopped:
+        console.print("stopped; launch again to go on")
+    sys.exit(130 if summary.stopped else 2 if summary.failed else 0)
+
+
+@click.command()
+@results_argument("folder", "[RESULTS]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def status(folder: str, as_json: bool) -> None:
+    """Show what is done, running and failed in a results folder, sweep by sweep. Needs no Ray."""
+    from tinyscale.display import status_table
+    from tinyscale.results import Results
+    from tinyscale.status import read_status
+
+    found = read_status(Results(folder))
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1))
+        return
+    console = open_console()
+    console.print(status_table(found))
+    for line in [*found.failures(), *found.set_aside]:
+        console.print(line)
+
+
+@click.command()
+@results_argument("folder", "[RESULTS]")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(["failed", "diverged", "running", "finished"]),
+    multiple=True,
+    required=True,
+    help="Forget trials in this state. Repeatable.",
+)
+@click.option("--sweep", help="Only the trials of this sweep.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before finished trials are forgotten.")
+def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) -> None:
+    """Forget trials in some state, rows and checkpoints, so that the next launch trains them from the start.
+
+    Trials that failed are launched again anyway, from their last checkpoint where they have one.
+    """
+    from tinyscale.results import Results
+    from tinyscale.status import read_status
+
+    store = Results(folder)
+    trials = read_status(store).trials_in(states, sweep)
+    if "finished" in states and trials and not yes:
+        click.confirm(f"Forget {len(trials)} trials, finished ones among them?", abort=True)
+    for trial in trials:
+        store.forget(trial)
+    click.echo(f"forgot {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
+
+
+def _plan(
+    stack: ExitStack,
+    console: Console,
+    *,
+    sweep_path: Path,
+    overrides: tuple[str, ...],
+    select: tuple[str, ...],
+    results: str,
+    address: str | None,
+) -> tuple[Any, Any, Any]:
+    """The plan, the results it was made against, and the cluster when one runs at the address."""
+    from tinyscale.forecast import this_machine
+    from tinyscale.plan import make_plan
+    from tinyscale.results import Results
+    from tinyscale.sweep import load_sweep
+
+    sweep = load_sweep(sweep_path, overrides=overrides, select=select)
+    store, cluster = Results(results), None
+    store.folder.require_reachable()
+    cpus, gpus = map(float, this_machine())
+    if address:
+        from tinyscale.orchestration.session import ray_session
+
+        cluster = stack.enter_context(ray_session(address))
+        cpus, gpus = cluster.cpus, cluster.gpus
+    with console.status("planning") as status:
+        return make_plan(sweep, store, cpus=cpus, gpus=gpus, notify=status.update), store, cluster
+
+
+COMMANDS = (plan, launch, status, retry)
