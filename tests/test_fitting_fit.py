@@ -1,13 +1,16 @@
 """`fit` on data whose law is known."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tinyscale.analysis import find_laws
 from tinyscale.errors import FitError
 from tinyscale.fitting.fit import fit_law
+from tinyscale.fitting.honesty import untuned_note
 
 TRUE = {"E": 1.4, "A": 60.0, "alpha": 0.29}
 
@@ -153,3 +156,26 @@ def test_three_sizes_are_too_few() -> None:
 def test_a_missing_column_is_answered_with_the_columns_there_are() -> None:
     with pytest.raises(FitError, match=r"n_non_embedding.*params.*--columns"):
         fit_law(runs_of_sizes().rename(columns={"n_non_embedding": "params"}), "power-n")
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"),
+    [
+        ({"lr": 1e-3}, True),
+        ({"lr": [1e-3, 1e-3, 5e-4, 5e-4]}, False),  # tuned to the size, or chosen from a law
+        ({"lr": 1e-3, "parametrization": "mup"}, False),
+        ({"lr": 1e-3, "n_non_embedding": 1e5}, False),  # one size
+        ({}, False),  # somebody's table, which says nothing of rates
+    ],
+)
+def test_one_learning_rate_for_all_sizes_is_warned_of(change: dict, warned: bool) -> None:
+    frame = pd.DataFrame({"n_non_embedding": [1e4, 3e4, 1e5, 3e5]}).assign(**change)
+    assert bool(untuned_note(frame)) == warned
+
+
+def test_the_warning_stands_with_the_fit_unless_rates_were_swept(tmp_path: Path) -> None:
+    frame = runs_of_sizes().assign(lr=1e-3)
+    for rates, expected in ((frame, [True]), (pd.concat([frame, frame.assign(lr=2e-3)]), [False, False])):
+        rates.to_csv(tmp_path / "runs.csv", index=False)
+        fits = find_laws(str(tmp_path / "runs.csv")).fits
+        assert [any("one learning rate" in note for note in found.warnings) for found in fits] == expected

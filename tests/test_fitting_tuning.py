@@ -1,6 +1,7 @@
 """Laws of the best learning rate and batch."""
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -42,3 +43,45 @@ def test_a_size_whose_best_value_is_at_the_end_is_refused_with_the_reason() -> N
     assert "lowest at the smallest lr" in found.table["refused"].iloc[0]
     with pytest.raises(FitError, match="needs 3 sizes"):
         fit_tuning(frame[frame["n"] < n[3]], "lr")
+
+
+def test_batches_of_different_size_have_best_rates_of_their_own() -> None:
+    n = np.geomspace(1e6, 1e9, 4)
+    small, large = (swept(at * n**-0.4, n, 20 * n) for at in (1.0, 2.0))
+    both = pd.concat([small.assign(batch_tokens=1024), large.assign(batch_tokens=4096)])
+    table = fit_tuning(both, "lr").table
+    assert sorted(table["batch_tokens"].unique()) == [1024, 4096]
+    ratio = table.groupby("batch_tokens")["optimum"].apply(list)
+    assert np.divide(ratio[4096], ratio[1024]) == pytest.approx(2, rel=0.1)
+    with pytest.raises(FitError, match=r"N = 1M, batch_tokens = 1024: best lr 0\.00\d+ \(95 %: 0\.00"):
+        fit_tuning(both[both["n"] == n[0]], "lr")
+
+
+def drawn(at: float, trials: int, seed: int) -> tuple[list[float], list[float]]:
+    """Rates as TPE draws them, crowded about the best one, and lopsided losses with 0.3 % of noise."""
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=trials // 3))
+    rng = np.random.default_rng(seed)
+    rates, losses = [], []
+    for _ in range(trials):
+        trial = study.ask()
+        rates.append(trial.suggest_float("lr", 1e-4, 1e-1, log=True))
+        z = np.log(rates[-1] / at)
+        losses.append(3 * np.exp(0.012 * z**2 + 0.003 * max(z, 0) ** 3 + 3e-3 * rng.standard_normal()))
+        study.tell(trial, losses[-1])
+    return rates, losses
+
+
+def test_the_law_comes_back_from_the_uneven_draws_of_a_search() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    n = np.geomspace(1e4, 1e6, 4)
+    best = 0.3 * n**-0.35
+    frames = []
+    for index, (size, at) in enumerate(zip(n, best, strict=True)):
+        rates, losses = drawn(at, 24, seed=index)
+        frames.append(pd.DataFrame({"n": size, "d": 20 * size, "lr": rates, "loss": np.array(losses) * size**-0.05}))
+    found = fit_tuning(pd.concat(frames), "lr")
+    assert (found.table["refused"] == "").all()
+    assert found.table["optimum"].to_numpy() == pytest.approx(best, rel=0.3)
+    low, high = found.interval("p")
+    assert low < -0.35 < high
+    assert found.params["p"] == pytest.approx(-0.35, abs=0.05)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.choose import fit, laws_for
-from tinyscale.fitting.compare import Contrast, compare_arms
+from tinyscale.fitting.chosen import at_chosen_rate, judging_seed
+from tinyscale.fitting.compare import Contrast, base_of, compare_arms
 from tinyscale.fitting.efficiency import MATCH
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.groups import READERS, Group, by_setting, read_groups, refuse_mixed
-from tinyscale.fitting.honesty import CONVENTIONS, under_conventions
+from tinyscale.fitting.groups import READERS, Group, by_setting, free_settings, read_groups, refuse_mixed
+from tinyscale.fitting.honesty import CONVENTIONS, under_conventions, untuned_note
 from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.fitting.tables import Found, label, slug, write_contrasts, write_fits
 from tinyscale.fitting.tuning import SETTINGS, Tuning
@@ -82,14 +83,17 @@ def find_laws(
     groups = read_groups(location, columns=columns, pool=pool)
     _refuse_misnamed(groups, named)
     for whole in groups:
-        parts = [whole] if law in SETTINGS else by_setting(whole)
+        parts = [whole] if law in SETTINGS else [] if whole.searched else by_setting(whole)
         for group in parts:
             try:
-                fits += fit_group(group, law, columns=columns, every_convention=convention == "all", **options)
+                found = fit_group(group, law, columns=columns, every_convention=convention == "all", **options)
+                fits += [replace(each, warnings=(*each.warnings, *untuned_note(whole.frame))) for each in found]
             except FitError as error:
                 refused.append(Refusal(group.sweep, f"{group.title}: not fitted: {error}"))
-        if len(parts) > 1 and law is None:
-            fits += tuned(whole, columns)
+        if len(parts) != 1 and (law is None or whole.searched):
+            laws, reasons = tuned(whole, columns)
+            fits += laws
+            refused += reasons if whole.searched else []  # in a grid the settings need not be the question
     contrasts = contrasts_of(groups, refused)
     dropped = {(group.sweep, group.arm): group.dropped for group in groups}
     return Analysis(tuple(fits), tuple(contrasts), tuple(refused), dropped)
@@ -111,17 +115,35 @@ def write_analysis(folder: Folder, done: Analysis) -> Analysis:
 
 
 def contrasts_of(groups: list[Group], refused: list[Refusal]) -> list[Contrast]:
-    """The arms of each sweep against its base, where each arm is one group; what cannot be compared joins `refused`."""
+    """The arms of each sweep against its base, where each arm is one group; what cannot be compared joins `refused`.
+
+    Arms that tried several learning rates are compared each at its own.
+    """
     contrasts: list[Contrast] = []
     for sweep in dict.fromkeys(group.sweep for group in groups):
-        arms = [group for group in groups if group.sweep == sweep and not group.frame.empty]
-        comparable = all({*MATCH, "seed"} <= set(group.frame.columns) and len(by_setting(group)) == 1 for group in arms)
-        if comparable and len(arms) > 1:
-            try:
-                contrasts += compare_arms(arms)
-            except FitError as error:
-                refused.append(Refusal(sweep, str(error)))
+        arms = [group for group in groups if group.sweep == sweep and not group.frame.empty and not group.searched]
+        free = {name for group in arms for name in free_settings(group.frame)}
+        if len(arms) < 2 or free - {"lr"} or not all({*MATCH, "seed"} <= set(group.frame.columns) for group in arms):
+            continue
+        try:
+            contrasts += _compare_at_chosen_rates(arms, refused) if free else compare_arms(arms)
+        except FitError as error:
+            refused.append(Refusal(sweep, str(error)))
     return contrasts
+
+
+def _compare_at_chosen_rates(arms: list[Group], refused: list[Refusal]) -> list[Contrast]:
+    """Arms with a best rate inside its range, against the base if it has one; the others join `refused`."""
+    seed, chosen = judging_seed(arms), []
+    for arm in arms:
+        try:
+            chosen.append(at_chosen_rate(arm, seed))
+        except FitError as error:
+            refused.append(Refusal(arm.sweep, str(error)))
+    if base_of(arms).arm not in [arm.arm for arm in chosen] or len(chosen) < 2:
+        return []
+    how = f"each at its own learning rate, chosen on seed {seed} and compared on the others"
+    return [replace(each, verdict=f"{each.verdict}; {how}") for each in compare_arms(chosen)]
 
 
 def fit_group(
@@ -139,15 +161,17 @@ def fit_group(
     return [label(found, group, **_conventions(group, found, every_convention)) for found in fits]
 
 
-def tuned(group: Group, columns: Mapping[str, str] | None) -> list[Found]:
-    """Laws of the best learning rate and batch, where the runs support them."""
+def tuned(group: Group, columns: Mapping[str, str] | None) -> tuple[list[Found], list[Refusal]]:
+    """Laws of the best learning rate and batch where the runs support them, and why not where they do not."""
     found: list[Found] = []
-    for law in SETTINGS:
+    refused: list[Refusal] = []
+    laws = [law for law, setting in SETTINGS.items() if not group.searched or setting in group.searched]
+    for law in laws:
         try:
             found.append(label(fit(group.frame, law, columns=columns), group))
-        except FitError:
-            continue  # not what was swept
-    return found
+        except FitError as error:
+            refused.append(Refusal(group.sweep, f"{group.title}: not fitted: {error}"))
+    return found, refused
 
 
 def _conventions(group: Group, found: Found, wanted: bool) -> dict[str, Any]:

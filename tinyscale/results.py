@@ -139,6 +139,7 @@ class SweepRecord:
     axes: tuple[str, ...]
     groups: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any]
+    searched: tuple[str, ...] = ()  # axes whose values a search draws
 
     @property
     def trials(self) -> list[str]:
@@ -303,7 +304,8 @@ class Results:
         for name in self.sweeps.names(".json"):
             try:
                 found = json.loads(self.sweeps.read(name))
-                records.append(SweepRecord(**{**found, "axes": tuple(found["axes"]), "groups": tuple(found["groups"])}))
+                lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+                records.append(SweepRecord(**{**found, **lists}))
             except (ValueError, TypeError, KeyError) as error:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
                 raise ResultsError(message) from error

@@ -53,9 +53,14 @@ class Contrast:
         return {**asdict(self), "by_size": dict(self.by_size), "efficiency": named}
 
 
-def compare_arms(groups: Sequence[Group], base: str = BASE) -> list[Contrast]:
-    """Every arm of one sweep against its base: the arm of that name, or the first. FitError when no runs pair."""
-    reference = next((group for group in groups if group.arm == base), groups[0])
+def base_of(groups: Sequence[Group]) -> Group:
+    """What a sweep's arms are compared with: the arm called base, or the first."""
+    return next((group for group in groups if group.arm == BASE), groups[0])
+
+
+def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
+    """Every arm of one sweep against its base. FitError when no runs pair."""
+    reference = base_of(groups)
     others = [group for group in groups if group is not reference]
     unit, column = "nats per token", COLUMNS["loss"]
     if pd.concat([group.frame for group in groups]).get("tokenizer_hash", pd.Series(dtype=str)).nunique() > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -33,7 +33,8 @@ SETTINGS = (
 class Group:
     """Rows to fit together: one sweep, one arm, one setting.
 
-    title: the sweep, then the arm where the sweep has several, then the setting; dropped: reason -> rows.
+    title: the sweep, then the arm where the sweep has several, then the setting; dropped: reason -> rows; diverged: a
+    row for each trial that did; searched: settings that were drawn by a search, each draw another.
     """
 
     sweep: str
@@ -41,6 +42,8 @@ class Group:
     title: str
     frame: pd.DataFrame
     dropped: Mapping[str, int]
+    diverged: pd.DataFrame = field(default_factory=pd.DataFrame)
+    searched: tuple[str, ...] = ()
 
 
 def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:
@@ -85,7 +88,9 @@ def _folder_groups(results: Results, columns: Mapping[str, str] | None) -> list[
         several = points["arm"].nunique() > 1
         for arm, rows in points.groupby("arm", sort=False):
             title = f"{record.name}-{arm}" if several else record.name
-            groups.append(Group(record.name, str(arm), title, *keep_final(rows, columns)))
+            diverged = rows[rows["state"] == "diverged"].drop_duplicates("trial")
+            kept, dropped = keep_final(rows, columns)
+            groups.append(Group(record.name, str(arm), title, kept, dropped, diverged, record.searched))
     groups = groups or [Group("all", "", "all", *keep_final(frame, columns))]
     unread = {"file that cannot be read": len(set_aside)} if set_aside else {}
     return [replace(group, dropped={**group.dropped, **unread}) for group in groups]
@@ -120,19 +125,21 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def by_setting(group: Group) -> list[Group]:
-    """The group, split where one size was run under several settings (lr, context, ...): they are different curves."""
-    frame = group.frame
-    if frame.empty or "n_non_embedding" not in frame:
-        return [group]
+def free_settings(frame: pd.DataFrame) -> list[str]:
+    """Settings (lr, context, ...) of which one size was run under several."""
     sizes = ["n_non_embedding", "tokens"]
-    if not varying(frame, sizes):
-        return [group]  # then the setting is what was swept
-    free = [name for name in varying(frame, SETTINGS) if (frame.groupby(sizes)[name].nunique() > 1).any()]
+    if frame.empty or "n_non_embedding" not in frame or not varying(frame, sizes):
+        return []  # of one size, the setting is what was swept
+    return [name for name in varying(frame, SETTINGS) if (frame.groupby(sizes)[name].nunique() > 1).any()]
+
+
+def by_setting(group: Group) -> list[Group]:
+    """The group, split where one size was run under several settings: they are different curves."""
+    free = free_settings(group.frame)
     if not free:
         return [group]
     parts = []
-    for values, rows in frame.groupby(free, sort=False, dropna=False):
+    for values, rows in group.frame.groupby(free, sort=False, dropna=False):
         setting = "-".join(f"{name}={value}" for name, value in zip(free, values, strict=True))
         parts.append(replace(group, title=f"{group.title}-{setting}", frame=rows.reset_index(drop=True)))
     return parts

@@ -12,7 +12,7 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.holdout import HeldOut, spaced, window_errors
 from tinyscale.fitting.laws import LAWS, Law, find_law
-from tinyscale.fitting.points import Points, count, group_sizes, read_points
+from tinyscale.fitting.points import COLUMNS, Points, count, group_sizes, read_points
 from tinyscale.fitting.solve import Certificate, Problem, minimise, solve
 from tinyscale.fitting.uncertainty import Noise
 
@@ -142,6 +142,19 @@ def warnings_of(
         *_about_held_out(held_out),
         *_about_search(certificate),
         *_about_influence(without, params, intervals),
+    ]
+
+
+def untuned_note(frame: pd.DataFrame) -> list[str]:
+    """A word when runs of all sizes share one learning rate, and nothing shows that it suits them alike."""
+    if not {"lr", COLUMNS["n"]} <= set(frame.columns) or frame["lr"].nunique() != 1:
+        return []
+    n = np.log(frame[COLUMNS["n"]].to_numpy(float))
+    if np.ptp(n) < LEAST_SPREAD or "mup" in set(frame.get("parametrization", [])):
+        return []
+    return [
+        f"one learning rate, {frame['lr'].iloc[0]:g}, for all sizes, though the best one moves with size: the exponent "
+        "may be off; tune it (sweeps/lr.yaml, then train.lr: auto) or train with parametrization: mup"
     ]
 
 
