@@ -14,7 +14,7 @@ from torch import nn
 from tinyscale.config import DataConfig
 from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import NOT_SCORED
-from tinyscale.evaluate import Evaluation, clustered_mean, position_buckets
+from tinyscale.evaluate import Evaluation, clustered_mean, position_buckets, token_losses
 from tinyscale.train import train
 
 ZIPF = {
@@ -44,7 +44,7 @@ def zipf() -> TokenizedCorpus:
 
 @pytest.mark.parametrize("context", [16, 48])
 def test_the_excess_is_the_loss_above_the_oracles_on_the_same_targets(zipf: TokenizedCorpus, context: int) -> None:
-    scores = Evaluation(zipf, context, CPU).scores(Uniform(zipf.vocab_size), nullcontext())
+    scores = Evaluation(zipf, context, CPU).scores(token_losses(Uniform(zipf.vocab_size)), nullcontext())
     oracle = zipf.oracle()
     assert oracle is not None
     assert scores.val_loss == pytest.approx(np.log(zipf.vocab_size), rel=1e-6)
@@ -88,7 +88,7 @@ def test_the_loss_by_position_is_the_mean_over_the_targets_of_a_bucket(tiny_corp
     def as_ours(tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
         return model(tokens), None
 
-    scores = evaluation.scores(as_ours, nullcontext())  # type: ignore[arg-type]
+    scores = evaluation.scores(token_losses(as_ours), nullcontext())
     logits = model(evaluation.inputs).flatten(0, 1)
     targets = evaluation.targets.flatten()
     nats = F.cross_entropy(logits, targets, ignore_index=NOT_SCORED, reduction="none").detach().double()

@@ -101,7 +101,7 @@ def test_a_measurement_is_positive_kept_and_grows_with_the_steps(tiny_corpus: Da
     steps = [b - a for a, b in pairwise(first)]
     assert steps[1] == pytest.approx(2 * steps[0]), "one measurement serves all lengths"
     known = json.loads((own_cache / "calibration.json").read_text())
-    assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation"}
+    assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation", "start"}
     assert trial_seconds(trials, 1) == first, "measured once"
 
 

@@ -178,7 +178,7 @@ def test_the_json_lists_each_trial_with_place_counts_and_costs(planned: Any) -> 
         "n_lm_head": 257 * 16, "n_matmul": trial.parameters.n_matmul, "n_total": trial.parameters.n_total,
         "steps": 20, "tokens": 5120, "flops": trial.flops, "epochs": trial.epochs,
             "memory_bytes": trial.memory_bytes,
-        "state": "new", "reason": None, "seconds": None,
+        "state": "new", "reason": None, "settled": {"resources.compile": False}, "seconds": None,
     }  # fmt: skip
     assert second["d_model"] == 32
 

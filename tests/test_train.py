@@ -23,7 +23,7 @@ from tinyscale import train as train_module
 from tinyscale.config import DataConfig, TrialConfig
 from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import TrainBatches, val_windows
-from tinyscale.evaluate import Evaluation, clustered_mean
+from tinyscale.evaluate import Evaluation, clustered_mean, token_losses
 from tinyscale.model import GPT
 from tinyscale.optim import lr_at
 from tinyscale.progress import Outcome, Point
@@ -270,7 +270,9 @@ def test_the_validation_loss_does_not_depend_on_how_many_tokens_go_through_at_on
     found = []
     for tokens in (1, 64, 1000, 1 << 20):
         monkeypatch.setattr(evaluate_module, "EVAL_TOKENS", tokens)
-        scores = Evaluation(corpus, 32, torch.device("cpu")).scores(gpt, torch.autocast("cpu", enabled=False))
+        scores = Evaluation(corpus, 32, torch.device("cpu")).scores(
+            token_losses(gpt), torch.autocast("cpu", enabled=False)
+        )
         found.append((scores.val_loss, scores.val_loss_se))
     for loss, error in found:
         assert loss == pytest.approx(found[0][0], abs=1e-5)

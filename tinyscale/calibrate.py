@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import replace
 
-from tinyscale.data import prepare
+from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.train import Run
 from tinyscale.trial import Trial
 
@@ -30,26 +30,38 @@ def lighten(trial: Trial) -> Trial:
 
 
 def measure(trial: Trial) -> dict[str, float]:
-    """Seconds of one full step and of one full evaluation."""
-    light = lighten(trial)
-    run = Run(light, prepare(trial.config.data), None)
-    run.update()  # the first step allocates
+    """Seconds of one full step and of one full evaluation, and what compiled code costs each trial at its start."""
+    light, corpus = lighten(trial), prepare(trial.config.data)
+    start = 0.0
+    if trial.config.resources.compile:
+        _begin(light, corpus)  # compiles, and leaves the code in a cache for this run and for the trials
+        start = _begin(light, corpus)[1]
+    run, _ = _begin(light, corpus)
     begun, steps = time.monotonic(), 0
     while time.monotonic() - begun < SECONDS:
         run.update()
         steps += 1
     step = (time.monotonic() - begun) / steps * trial.config.train.batch_tokens / light.config.train.batch_tokens
-    return {"step": step, "evaluation": _evaluation(run)}
-
-
-def _evaluation(run: Run) -> float:
-    """Seconds of the whole evaluation, from a part of its windows."""
-    windows, evaluation = len(run.evaluation.inputs), run.evaluation
-    evaluation.rows = max(1, min(evaluation.rows, windows))
-    evaluation.inputs = evaluation.inputs[: evaluation.rows]
     begun = time.monotonic()
-    evaluation.scores(run.gpt, run.autocast())
-    return (time.monotonic() - begun) * windows / len(evaluation.inputs)
+    windows = _evaluate_a_part(run)
+    return {"step": step, "evaluation": (time.monotonic() - begun) * windows / run.evaluation.rows, "start": start}
+
+
+def _begin(trial: Trial, corpus: TokenizedCorpus) -> tuple[Run, float]:
+    """A run that has done its first step and evaluation, which allocate and compile, and their seconds."""
+    run, begun = Run(trial, corpus, None), time.monotonic()
+    run.update()
+    _evaluate_a_part(run)
+    return run, time.monotonic() - begun
+
+
+def _evaluate_a_part(run: Run) -> int:
+    """Score the first pass of the windows; how many windows there are."""
+    evaluation = run.evaluation
+    windows, evaluation.inputs = evaluation.inputs, evaluation.inputs[: evaluation.rows]
+    evaluation.scores(run.nats, run.autocast())
+    evaluation.inputs = windows
+    return len(windows)
 
 
 def main() -> None:

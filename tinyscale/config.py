@@ -205,7 +205,8 @@ class TrainConfig(BaseModel):
     )
     grad_clip: Quantity = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="arithmetic of matrix products; fp16, with a loss scaler, on GPUs only"
+        default="fp32",
+        description="of matrix products; auto: the faster of fp32 and bf16; fp16, with a loss scaler, on GPUs only",
     )
     repeats: bool = Field(default=False, description="allow more than one epoch over the unique tokens")
     eval_points: Int = Field(
@@ -246,6 +247,9 @@ class Resources(BaseModel):
     cpu: Int = Field(default=1, ge=1, description="CPU cores, and so threads, of a worker")
     gpu: Quantity = Field(default=0, ge=0, description="GPUs of a worker: 0, a share 1/k, or a whole number")
     workers: Int = Field(default=1, ge=1, description="workers that share a trial by data parallelism")
+    compile: bool = Field(
+        default=False, description="train compiled code; a sweep that says nothing means `auto`: where it saves time"
+    )
 
     @model_validator(mode="after")
     def _shares_pack(self) -> Self:

@@ -108,7 +108,7 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
         hours, device = plan.device_hours
         cost = f", ${hours * price:,.2f} at ${price:g} a {device}-hour" if price is not None else ""
         lines.append(f"{hours:.3g} {device}-hours{cost}")
-    return lines + [f"warning: {warning}" for warning in plan.warnings]
+    return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
 
 
 def status_table(status: Status) -> Table:

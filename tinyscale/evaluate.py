@@ -6,6 +6,7 @@ Every target is scored once, whatever the context length and however many tokens
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,9 +16,9 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinyscale.data.batches import oracle_windows, val_windows
+from tinyscale.data.batches import NOT_SCORED, oracle_windows, val_windows
 
 EVAL_TOKENS = 16384  # tokens of one forward pass in evaluation; the loss does not depend on it
 STRETCH_TOKENS = 2048  # of a validation text in one piece, taken as independent for the standard error
@@ -36,6 +37,16 @@ class Scores:
     excess: float | None
     excess_se: float | None
     loss_by_position: list[float]
+
+
+def token_losses(model: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model as what scores: inputs and targets [B, T] -> nats of each target [B T], 0 where it is not scored."""
+
+    def nats(inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = model(inputs)[0].flatten(0, 1).float()  # [B T, V]
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
+
+    return nats
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -61,45 +72,49 @@ class Evaluation:
 
     def __init__(self, corpus: Text, context_length: int, device: torch.device) -> None:
         stream, documents = corpus.val()
-        self.inputs, self.targets, documents_of = val_windows(stream, documents, context_length, corpus.eot)
-        self.buckets = position_buckets(documents_of)
+        inputs, targets, documents_of = val_windows(stream, documents, context_length, corpus.eot)
+        buckets = position_buckets(documents_of)
         if corpus.val_documents == 1 and not corpus.record_length:  # stretches of one long text stand in for documents
-            stretch = torch.arange(len(self.inputs)) // max(1, STRETCH_TOKENS // context_length)
-            documents_of = stretch[:, None].expand_as(self.inputs)
-        self.documents = documents_of.clamp(min=0)  # what is after the end belongs to none, and is not scored
+            stretch = torch.arange(len(inputs)) // max(1, STRETCH_TOKENS // context_length)
+            documents_of = stretch[:, None].expand_as(inputs)
         oracle = corpus.oracle()
-        self.oracle = None if oracle is None else oracle_windows(oracle, context_length)
-        self.rows = max(1, EVAL_TOKENS // context_length)
+        # Passes of one size, which compiled code needs: rows that nobody scores fill up the last one.
+        passes = -(-len(inputs) // max(1, EVAL_TOKENS // context_length))
+        self.rows = -(-len(inputs) // passes)
+        fill = (0, 0, 0, passes * self.rows - len(inputs))
+        self.inputs, self.targets = F.pad(inputs, fill), F.pad(targets, fill, value=NOT_SCORED)
+        self.buckets = F.pad(buckets, fill)
+        self.documents = F.pad(documents_of.clamp(min=0), fill)  # what is after the end belongs to none
+        self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill)
         self.device = device
 
     @torch.inference_mode()
-    def scores(self, model: nn.Module, autocast: AbstractContextManager[Any]) -> Scores:
-        """Score the windows, of which workers share the work."""
+    def scores(self, nats: Callable[[Tensor, Tensor], Tensor], autocast: AbstractContextManager[Any]) -> Scores:
+        """Score the windows by `token_losses` of a model; workers share the work."""
         rank, world = rank_and_world()
         clusters, buckets = int(self.documents.max()) + 1, int(self.buckets.max()) + 1
         totals = torch.zeros(3, clusters, dtype=torch.float64, device=self.device)  # by document: see `_values`
         by_bucket = torch.zeros(2, buckets, dtype=torch.float64, device=self.device)
         for start in range(rank * self.rows, len(self.inputs), world * self.rows):
             rows = slice(start, start + self.rows)
+            targets = self.targets[rows].to(self.device)
             with autocast:
-                logits = model(self.inputs[rows].to(self.device))[0]
-            values = self._values(logits, rows)
+                scored = nats(self.inputs[rows].to(self.device), targets).double()
+            values = self._values(scored, targets.flatten(), rows)
             totals.index_add_(1, self.documents[rows].to(self.device).flatten(), values)
             by_bucket.index_add_(1, self.buckets[rows].to(self.device).flatten(), values[:2])
         if world > 1:
             dist.all_reduce(totals)
             dist.all_reduce(by_bucket)
-        nats, scored, above = totals.cpu().numpy()
-        loss, error = clustered_mean(nats, scored)
+        total, scored, above = totals.cpu().numpy()
+        loss, error = clustered_mean(total, scored)
         excess, excess_error = clustered_mean(above, scored) if self.oracle is not None else (None, None)
         return Scores(loss, error, excess, excess_error, (by_bucket[0] / by_bucket[1]).tolist())
 
-    def _values(self, logits: Tensor, rows: slice) -> Tensor:
+    def _values(self, nats: Tensor, targets: Tensor, rows: slice) -> Tensor:
         """Of each target, [3, n]: nats, whether it is scored, nats above the oracle's."""
-        targets = self.targets[rows].to(self.device).flatten()
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="none").double()
         oracle = self.oracle[rows].to(self.device).flatten() if self.oracle is not None else nats
-        return torch.stack([nats, (targets != -100).double(), nats - oracle])
+        return torch.stack([nats, (targets != NOT_SCORED).double(), nats - oracle])
 
 
 def position_buckets(documents_of: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
 
 @contextmanager
 def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
-    """Seconds of a step and of an evaluation by shape, from the cache, written back at the end."""
+    """Seconds of a step, of an evaluation and of a start by shape, from the cache, written back at the end."""
     path = cache_folder() / "calibration.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -119,7 +119,7 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
 def _seconds(trial: Trial, measured: dict[str, float]) -> float:
     workers = trial.config.resources.workers
     evaluations = trial.config.train.eval_points + len(trial.branch_ends)
-    training = trial.steps_trained * measured["step"] + evaluations * measured["evaluation"]
+    training = trial.steps_trained * measured["step"] + evaluations * measured["evaluation"] + measured["start"]
     return training if workers == 1 else training / workers + WORKER_GROUP_SECONDS
 
 

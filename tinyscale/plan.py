@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from tinyscale.config import ALTERNATIVES, DataConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
+from tinyscale.settle import Choice, Means, settle, settled_notes
 from tinyscale.sweep import Sweep, Variant
 from tinyscale.trial import Trial, resolve
 
@@ -37,7 +38,13 @@ class PlannedTrial:
     axes: Mapping[str, Any]
     state: str  # new, changed, running, failed, finished or diverged
     reason: str | None
+    choices: Mapping[str, Choice] = field(default_factory=dict)  # what planning chose for fields that were `auto`
     seconds: float | None = None  # expected, of training; None: not forecast
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it stands in the sweep, as the sweep's record keeps it."""
+        return {"arm": self.arm, "seed": self.trial.config.seed, "axes": dict(self.axes)}
 
     @property
     def will_run(self) -> bool:
@@ -57,7 +64,9 @@ class PlannedTrial:
         place = {"trial": trial.identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
         costs["memory_bytes"] = trial.memory_bytes
-        return {**place, **costs, "state": self.state, "reason": self.reason, "seconds": self.seconds}
+        settled = {path: choice.value for path, choice in self.choices.items()}
+        ends = {"state": self.state, "reason": self.reason, "settled": settled, "seconds": self.seconds}
+        return {**place, **costs, **ends}
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     at_once: int
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what was chosen for fields that the sweep leaves open
 
     @property
     def to_run(self) -> list[PlannedTrial]:
@@ -109,6 +119,7 @@ class Plan:
             "seconds": self.seconds,
             "at_once": self.at_once,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "trials": [planned.as_json() for planned in self.trials],
         }
 
@@ -129,22 +140,28 @@ def make_plan(
     """
     notify("reading and tokenizing the text")
     corpora = _prepare_all(sweep)
+    former = {_place(group): group for r in results.read_sweeps() if r.name == sweep.name for group in r.groups}
+    notify("settling what the sweep leaves open")
+    before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
+    means = Means(
+        results, lambda variant: _resolve(variant, corpora[_text_of(variant)]), before, cpus, gpus, with_forecast
+    )
     states = results.states()
     trials = []
-    for variant in sweep.variants:
-        corpus = corpora[_text_of(variant)]
-        trial = _resolve(variant, corpus)
+    for settled in settle(sweep.variants, means):
+        variant, trial = settled.variant, means.resolve(settled.variant)
         state, reason = states.get(trial.identity, ("new", None))
-        trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason))
+        trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason, settled.choices))
     _refuse_idle_axes(sweep, trials)
-    trials = _explain_changes(sweep, results, trials)
-    at_once = min(forecast.slots(v.config, cpus, gpus) for v in sweep.variants)
+    trials = _explain_changes(results, former, trials)
+    at_once = min(forecast.slots(planned.trial.config, cpus, gpus) for planned in trials)
     if with_forecast and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
         seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
         if seconds is not None:
             trials = [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
-    return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)))
+    notes = settled_notes([planned.choices for planned in trials])
+    return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)), tuple(notes))
 
 
 def _text_of(variant: Variant) -> DataConfig:
@@ -215,17 +232,15 @@ def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
     return trial
 
 
-def _explain_changes(sweep: Sweep, results: Results, trials: list[PlannedTrial]) -> list[PlannedTrial]:
+def _explain_changes(
+    results: Results, former: Mapping[str, Mapping[str, Any]], trials: list[PlannedTrial]
+) -> list[PlannedTrial]:
     """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
-    before = {
-        _place(group): group["trial"] for r in results.read_sweeps() if r.name == sweep.name for group in r.groups
-    }
     explained = []
     for planned in trials:
-        place = {"arm": planned.arm, "seed": planned.trial.config.seed, "axes": planned.axes}
-        former = before.get(_place(place))
-        if planned.state == "new" and former is not None and results.state(former) is not None:
-            reason = "; ".join(_differences(planned.trial, *results.read_trial(former)))
+        twin = former.get(_place(planned.place), {}).get("trial")
+        if planned.state == "new" and twin is not None and results.state(twin) is not None:
+            reason = "; ".join(_differences(planned.trial, *results.read_trial(twin)))
             explained.append(replace(planned, state="changed", reason=reason))
         else:
             explained.append(planned)

@@ -29,7 +29,7 @@ from tinyscale.errors import ResultsError
 from tinyscale.storage import Folder
 from tinyscale.trial import Trial
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 STATES = ("running", "finished", "failed", "diverged")
 KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
@@ -119,6 +119,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
         pa.list_(_FLOAT),
         "val_loss of targets after 2^k to 2^(k+1) - 1 tokens of their document, k = 0, 1, ...; where decayed",
     ),
+    # since version 3
+    ("compile", _BOOL, "whether the training step was compiled"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -130,7 +132,8 @@ SCHEMA = pa.schema([pa.field(name, kind, nullable=True, metadata={"doc": doc}) f
 class SweepRecord:
     """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file.
 
-    groups: one entry a trial, with `trial` (identity), `arm`, `seed` and `axes` (field -> value).
+    groups: one entry a trial, with `trial` (identity), `arm`, `seed`, `axes` (field -> value) and `settled` (field ->
+    value, of those that the file left to planning as `auto`).
     """
 
     name: str

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,9 @@ def _leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 FIELDS = tuple(_leaf_fields(TrialConfig))
 TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit the first one's settings
+
+# Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
+AUTO: Mapping[str, Any] = {"train.precision": "fp32", "resources.compile": False}
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,22 @@ class Variant:
     config: TrialConfig
     arm: str
     axes: Mapping[str, Any]
+    autos: tuple[str, ...] = ()  # fields that planning settles
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it stands in the sweep, as the sweep's record keeps it."""
+        return {"arm": self.arm, "seed": self.config.seed, "axes": dict(self.axes)}
+
+    def settled(self, values: Mapping[str, Any]) -> Variant:
+        """The variant with values for fields that were open."""
+        nested = self.config.model_dump()
+        for path, value in values.items():
+            *parents, leaf = path.split(".")
+            functools.reduce(dict.__getitem__, parents, nested)[leaf] = value
+        still = tuple(path for path in self.autos if path not in values)
+        return replace(self, config=TrialConfig.model_validate(nested), autos=still)
 
     def where(self, *paths: str) -> str:
         """Where the first of these fields that is set was written, and which cell of the grid this is."""
@@ -230,7 +248,9 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
         file = SweepFile.model_validate(document.content)
     except ValidationError as error:
         raise _file_problem(error, document) from error
+    implied = {"resources.compile": Setting("auto", document.origin(("resources",)))}
     base = _over(_layer(file.base, document, "base"), _layer({"resources": file.resources}, document))
+    base = _over(implied, base)
     varied = _varied(file, document)
     base = _over(base, {path: setting for text in overrides for path, setting in _override(text, varied).items()})
     arms = {arm: _layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
@@ -322,9 +342,13 @@ def _expand(
             if seed and "seed" in values:
                 raise ConfigError(f"{values['seed'].origin}: seed is set here and by seeds; keep one of them")
             settings = values | seed
-            config = _validate(settings, document)
+            autos = tuple(path for path, setting in settings.items() if path in AUTO and setting.value == "auto")
+            if varied_auto := [path for path in autos if path in varied]:
+                raise ConfigError(f"{settings[varied_auto[0]].origin}: auto is no value to vary {varied_auto[0]} by")
+            held = {path: replace(settings[path], value=AUTO[path]) for path in autos}
+            config = _validate(settings | held, document)
             shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
-            yield Variant(config, arm, shown, {path: setting.origin for path, setting in settings.items()})
+            yield Variant(config, arm, shown, autos, {path: setting.origin for path, setting in settings.items()})
 
 
 def _is_axis(path: str, value: Any) -> bool:

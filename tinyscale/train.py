@@ -7,8 +7,10 @@ and goes on from its checkpoint: initialisation depends on the seed alone, a bat
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
 import math
+import os
 import resource
 import sys
 import time
@@ -24,7 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tinyscale.costs import decay_steps
 from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import TrainBatches
-from tinyscale.evaluate import Evaluation, rank_and_world
+from tinyscale.data.paths import cache_folder
+from tinyscale.evaluate import Evaluation, rank_and_world, token_losses
 from tinyscale.model import GPT, width_scale
 from tinyscale.optim import build_optimizer, lr_at
 from tinyscale.progress import Outcome, Point, Progress
@@ -34,6 +37,7 @@ from tinyscale.trial import Trial
 CHECKPOINT_SECONDS = 60.0  # most work that a killed process loses
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUME, WEIGHTS = "resume.pt", "weights.pt"
+MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # of glibc's malloc.h
 
 
 def eval_steps(steps: int, eval_points: int) -> set[int]:
@@ -41,11 +45,22 @@ def eval_steps(steps: int, eval_points: int) -> set[int]:
     return {max(1, round(steps / 2**k)) for k in range(eval_points)}
 
 
+def keep_freed_memory() -> None:
+    """Let glibc reuse what a step frees for the next one; by default it gives large pieces back and asks again."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 64 << 20)):
+            libc.mallopt(option, value)
+
+
 def prepare_process(trial: Trial) -> torch.device:
     """Set what a process shares between trials (threads, seed, GPU memory), so that none leaks into the next."""
     resources = trial.config.resources
+    keep_freed_memory()
     torch.set_num_threads(resources.cpu)
     torch.manual_seed(trial.config.seed)
+    if resources.compile:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        torch._dynamo.reset()  # else it counts the trials before as recompilations of this one, and gives up
     if not resources.gpu:
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
@@ -63,7 +78,11 @@ class Run:
         self.device = prepare_process(trial)
         self.rank, self.world = rank_and_world()
         self.gpt = GPT(trial.config.model, trial.vocab_size).to(self.device)
-        self.model = DistributedDataParallel(self.gpt) if self.world > 1 else self.gpt
+        model = DistributedDataParallel(self.gpt) if self.world > 1 else self.gpt
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self._compiled(
+            lambda inputs, targets: model(inputs, targets)[1]
+        )
+        self.nats = self._compiled(token_losses(self.gpt))
         self.optimizer = build_optimizer(self.gpt, self.train, width_scale(trial.config.model))
         self.scaler: Any = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
         context = trial.config.model.context_length
@@ -103,6 +122,12 @@ class Run:
         self.trunk = None
         self.progress.branches, self.progress.points = branches, points
 
+    def _compiled(self, function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The function as the trial runs it: compiled if it says so, on a GPU replayed as CUDA graphs."""
+        if not self.trial.config.resources.compile:
+            return function
+        return torch.compile(function, dynamic=False, mode="reduce-overhead" if self.device.type == "cuda" else None)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the precision asked for."""
         if self.train.precision == "fp32":
@@ -117,7 +142,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(step, self.end, self.train) * group.get("scale", 1.0)
         with self.autocast():
-            loss = self.model(inputs.to(self.device), targets.to(self.device))[1]
+            loss = self.loss(inputs.to(self.device), targets.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.train.grad_clip:
@@ -144,7 +169,7 @@ class Run:
 
     def evaluate(self) -> Point:
         """Score the validation set and close the stretch of training since the point before."""
-        scores = self.evaluation.scores(self.gpt, self.autocast())
+        scores = self.evaluation.scores(self.nats, self.autocast())
         progress, step = self.progress, self.progress.step
         progress.seconds = time.monotonic() - self.started
         timed, decayed = max(progress.seconds_timed, 1e-9), step == self.end

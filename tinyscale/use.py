@@ -17,7 +17,7 @@ from tinyscale.data import prepare
 from tinyscale.data.corpora import documents
 from tinyscale.data.tokenizers import Tokenizer, token_dtype
 from tinyscale.errors import DataError, ResultsError
-from tinyscale.evaluate import Evaluation
+from tinyscale.evaluate import Evaluation, token_losses
 from tinyscale.model import GPT
 from tinyscale.results import Results
 from tinyscale.train import WEIGHTS
@@ -91,7 +91,7 @@ def score(trained: Trained, corpus: str, max_bytes: int | None = None) -> dict[s
     """Loss on every document of a corpus or path, in the units of the results, with errors over documents."""
     text = other_text(trained.tokenizer, documents(corpus, max_bytes))
     evaluation = Evaluation(text, trained.config.model.context_length, torch.device("cpu"))
-    scores = evaluation.scores(trained.gpt, nullcontext())
+    scores = evaluation.scores(token_losses(trained.gpt), nullcontext())
     tokens = int((evaluation.targets >= 0).sum())
     bits_per_nat = tokens / text.bytes / math.log(2)  # of a token's nats, as bits of a byte
     return {

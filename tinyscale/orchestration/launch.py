@@ -247,7 +247,7 @@ def launch(
 def record_sweep(plan: Plan, results: Results) -> None:
     """Write which trials the sweep consists of, where that is new."""
     groups = tuple(
-        {"trial": each.trial.identity, "arm": each.arm, "seed": each.trial.config.seed, "axes": dict(each.axes)}
+        {"trial": each.trial.identity, **each.place, "settled": {path: c.value for path, c in each.choices.items()}}
         for each in plan.trials
     )
     sweep = plan.sweep

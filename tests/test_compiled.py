@@ -1,0 +1,52 @@
+"""Compiled and reduced-precision training: the same losses, repeatable and resumable like any other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import make_trial, trial_config
+
+from tinyscale.config import DataConfig
+from tinyscale.progress import Outcome
+from tinyscale.storage import Folder
+from tinyscale.train import train
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler: g++ is not here")
+
+
+@pytest.fixture
+def run(tiny_corpus: DataConfig, tmp_path: Path) -> Any:
+    def trained(*, compiled: bool, precision: str = "fp32", pause_at: int | None = None, **changes: Any) -> Outcome:
+        resources = {"cpu": 1, "compile": compiled}
+        config = trial_config(tiny_corpus, precision=precision, resources=resources, positions="rotary", **changes)
+        trial, corpus = make_trial(config)
+        folder = Folder.at(tmp_path / "checkpoints")
+        if pause_at is not None:
+            train(trial, corpus, lambda _: None, checkpoints=folder, should_stop=lambda step: step == pause_at)
+        return train(trial, corpus, lambda _: None, checkpoints=folder)
+
+    return trained
+
+
+def losses(outcome: Outcome) -> list[tuple[float, float]]:
+    return [(point.train_loss, point.val_loss) for point in outcome.points]
+
+
+def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run: Any) -> None:
+    first = losses(run(compiled=True))
+    assert losses(run(compiled=True)) == first
+    assert losses(run(compiled=True, pause_at=7)) == first
+    other = losses(run(compiled=True, batch_tokens=128))
+    assert other != first
+    assert losses(run(compiled=True)) == first, "whatever the process compiled in between"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_training_gives_the_losses_of_eager_training(run: Any, precision: str) -> None:
+    eager, compiled = (run(compiled=compiled, precision=precision) for compiled in (False, True))
+    within = {"fp32": 1e-4, "bf16": 5e-3}[precision]
+    for here, there in zip(losses(eager), losses(compiled), strict=True):
+        assert here == pytest.approx(there, abs=within)

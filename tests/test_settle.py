@@ -1,0 +1,110 @@
+"""Fields left open as `auto`: settled at planning from a measurement, told, recorded, and kept by the next launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import SWEEP, write_sweep
+
+from tinyscale import forecast
+from tinyscale.errors import ConfigError
+from tinyscale.orchestration.launch import record_sweep
+from tinyscale.plan import Plan, make_plan
+from tinyscale.results import Results
+from tinyscale.sweep import load_sweep
+from tinyscale.trial import Trial
+
+OPEN = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K") + "axes: {d_model: [16, 32]}\n"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, long_corpus: Path) -> Any:
+    def make(*overrides: str, text: str = OPEN, measure: bool = True) -> Plan:
+        sweep = load_sweep(write_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
+        return make_plan(sweep, Results(str(tmp_path / "results")), cpus=2, gpus=0, with_forecast=measure)
+
+    return make
+
+
+def precisions(plan: Plan) -> list[str]:
+    return [planned.trial.config.train.precision for planned in plan.trials]
+
+
+def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(plan: Any) -> None:
+    made = plan("precision=auto")
+    assert len(set(precisions(made))) == 1
+    assert set(precisions(made)) <= {"fp32", "bf16"}
+    (note,) = made.notes
+    other = ({"fp32", "bf16"} - set(precisions(made))).pop()
+    assert note.startswith(f"train.precision auto is {precisions(made)[0]} for 2 of 2 trials: the sweep takes ")
+    assert note.endswith(f"times as long in {other}")
+    assert made.as_json()["trials"][0]["settled"]["train.precision"] == precisions(made)[0]
+
+
+def test_a_trial_is_named_by_what_was_settled(plan: Any) -> None:
+    made = plan("precision=auto")
+    written_out = plan(f"precision={precisions(made)[0]}")
+    assert [p.trial.identity for p in made.trials] == [p.trial.identity for p in written_out.trials]
+
+
+@pytest.mark.parametrize("chosen", ["fp32", "bf16"])
+def test_what_was_launched_is_chosen_again_also_for_trials_that_are_added(
+    plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    def seconds(trials: list[Trial], at_once: int) -> list[float]:
+        return [1.0 if trial.config.train.precision == chosen else 2.0 for trial in trials]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forecast, "trial_seconds", seconds)
+        first = plan("precision=auto")
+    record_sweep(first, Results(str(tmp_path / "results")))
+    larger = plan("precision=auto", text=OPEN.replace("[16, 32]", "[16, 32, 48]"), measure=False)
+    assert precisions(larger) == [chosen] * 3
+    assert any("as when the sweep was first launched" in note for note in larger.notes)
+
+
+def test_without_a_measurement_a_cpu_computes_in_fp32_and_compiles_nothing(plan: Any) -> None:
+    made = plan("precision=auto", measure=False)
+    assert precisions(made) == ["fp32"] * 2
+    assert not any(planned.trial.config.resources.compile for planned in made.trials)
+    assert made.notes == ("train.precision auto is fp32 for 2 of 2 trials: not measured here",)
+
+
+def test_short_trials_are_not_compiled_unless_the_sweep_says_so(plan: Any) -> None:
+    assert not any(planned.trial.config.resources.compile for planned in plan().trials)
+    assert plan().notes == ()
+    assert all(planned.trial.config.resources.compile for planned in plan("compile=true", measure=False).trials)
+
+
+@pytest.mark.parametrize(
+    ("eager", "compiled", "expected"), [(7000.0, 4000.0, True), (7000.0, 8000.0, False), (70.0, 40.0, False)]
+)
+def test_a_shape_is_compiled_where_that_is_faster_by_more_than_compiling_takes(
+    plan: Any, monkeypatch: pytest.MonkeyPatch, eager: float, compiled: float, expected: bool
+) -> None:
+    asked = []
+
+    def seconds(trials: list[Trial], at_once: int) -> list[float]:
+        asked.extend(trials)
+        return [compiled if trial.config.resources.compile else eager for trial in trials]
+
+    monkeypatch.setattr(forecast, "trial_seconds", seconds)
+    made = plan()
+    assert [planned.trial.config.resources.compile for planned in made.trials] == [expected] * 2
+    assert bool(made.notes) == expected
+    assert any(trial.config.resources.compile for trial in asked) == (eager > 1000), "measuring is what compiles"
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ("axes: {train.precision: [auto, fp32]}", "auto is no value to vary train.precision by"),
+        ("axes: {model.d_model: [auto, 16]}", "d_model = 'auto'"),
+    ],
+)
+def test_auto_stands_only_where_something_can_settle_it(tmp_path: Path, axes: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_sweep(write_sweep(tmp_path, SWEEP + axes + "\n"))
+    assert "tiny.yaml, line 6" in str(caught.value)
