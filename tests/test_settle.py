@@ -10,7 +10,7 @@ from making import SWEEP, write_sweep
 
 from tinyscale import forecast
 from tinyscale.errors import ConfigError
-from tinyscale.orchestration.launch import record_sweep
+from tinyscale.orchestration.record import record_sweep
 from tinyscale.plan import Plan, make_plan
 from tinyscale.results import Results
 from tinyscale.sweep import load_sweep

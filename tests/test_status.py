@@ -8,7 +8,7 @@ import pytest
 from launching import write_sweep
 
 from tinyscale.leases import Lease
-from tinyscale.orchestration.launch import record_sweep
+from tinyscale.orchestration.record import record_sweep
 from tinyscale.plan import Plan, make_plan
 from tinyscale.results import Results
 from tinyscale.status import read_status

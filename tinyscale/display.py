@@ -13,6 +13,7 @@ from rich.table import Table
 from tinyscale.data.corpora import NamedCorpus
 from tinyscale.plan import WHY, Plan, PlannedTrial
 from tinyscale.results import over_seeds
+from tinyscale.search import Search
 from tinyscale.status import Status
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 MAX_REASONS = 12
-STATUS_ORDER = ("finished", "running", "interrupted", "missing", "failed", "diverged")
+STATUS_ORDER = ("finished", "stopped", "running", "interrupted", "missing", "failed", "diverged")
 
 
 def si(value: float) -> str:
@@ -57,16 +58,18 @@ def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
 
 
 def plan_table(plan: Plan) -> Table:
-    """One row a cell of the grid, its seeds together."""
+    """One row a cell of the grid, its seeds together, and of a search its draws."""
+    search = plan.sweep.search
     table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", box=None, header_style="bold")
     shown = ["arm"] if len({planned.arm for planned in plan.trials}) > 1 else []
-    for name in (*shown, *plan.sweep.axes):
+    for name in (*shown, *plan.sweep.axes, *(search.names if search else ())):
         table.add_column(name)
-    for name in ("seeds", "N", "tokens", "steps", "FLOPs", "memory", "each", "state"):
+    for name in ("trials" if search else "seeds", "N", "tokens", "steps", "FLOPs", "memory", "each", "state"):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=name == "state")
     cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
     for planned in plan.trials:
-        cells.setdefault((planned.arm, *map(str, planned.axes.values())), []).append(planned)
+        axes = search.cell(planned.axes) if search else planned.axes
+        cells.setdefault((planned.arm, *map(str, axes.values())), []).append(planned)
     for cell in list(cells.values())[:MAX_ROWS]:
         table.add_row(*[cell[0].arm for _ in shown], *_plan_row(plan, cell))
     if len(cells) > MAX_ROWS:
@@ -81,6 +84,7 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial]) -> list[str]:
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return [
         *(str(first.axes.get(name, "")) for name in plan.sweep.axes),
+        *(map(str, plan.sweep.search.fields.values()) if plan.sweep.search else ()),
         str(len(cell)),
         si(trial.parameters.n_non_embedding),
         si(trial.tokens),
@@ -138,6 +142,13 @@ def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
         ]
         table.add_row(*cells, str(row["seeds"]), _spread(row, "val_loss"), _spread(row, "bits_per_byte"))
     return table
+
+
+def best_draws(points: pd.DataFrame, search: Search, axes: Sequence[str]) -> pd.DataFrame:
+    """The points of the best trial of each group of a search."""
+    ended = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]
+    by = ["arm", *(name for name in axes if name in ended.columns and name not in search.names)]
+    return ended.loc[ended.groupby(by, dropna=False)["val_loss"].idxmin()]
 
 
 def _spread(row: dict[Any, Any], name: str) -> str:

@@ -13,9 +13,11 @@ import pandas as pd
 from tinyscale import forecast
 from tinyscale.config import ALTERNATIVES, DataConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
+from tinyscale.draws import Draw, Draws, known_draws, with_values
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
-from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
-from tinyscale.settle import Choice, Means, settle, settled_notes
+from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, STOPPED, Results
+from tinyscale.search import Search
+from tinyscale.settle import Choice, Means, Settled, settle, settled_notes
 from tinyscale.sweep import Sweep, Variant
 from tinyscale.trial import Trial, resolve
 
@@ -26,6 +28,7 @@ WHY = {
     "failed": "failed before",
     "running": "was interrupted; goes on from its last checkpoint",
     "changed": "was trained under another configuration",
+    "undrawn": "to be drawn by the search",
 }
 
 
@@ -36,9 +39,10 @@ class PlannedTrial:
     trial: Trial
     arm: str
     axes: Mapping[str, Any]
-    state: str  # new, changed, running, failed, finished or diverged
+    state: str  # new, changed, running, failed, finished or diverged; of a search also stopped, and undrawn
     reason: str | None
     choices: Mapping[str, Choice] = field(default_factory=dict)  # what planning chose for fields that were `auto`
+    draw: Draw | None = None  # its place in a search
     seconds: float | None = None  # expected, of training; None: not forecast
 
     @property
@@ -47,26 +51,56 @@ class PlannedTrial:
         return {"arm": self.arm, "seed": self.trial.config.seed, "axes": dict(self.axes)}
 
     @property
+    def entry(self) -> dict[str, Any]:
+        """What the sweep's record holds of it."""
+        settled = {path: choice.value for path, choice in self.choices.items()}
+        return {"trial": self.trial.identity, **self.place, "settled": settled}
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What is alike only of the same trial: its identity, or of a stand-in its place in the study."""
+        if self.draw and self.draw.undrawn:
+            return self.draw.study, self.draw.number
+        return self.trial.identity, None
+
+    @property
     def will_run(self) -> bool:
         """Whether a launch trains it."""
-        return self.state not in KEPT_STATES
+        return self.state not in (*KEPT_STATES, STOPPED)
 
     @property
     def label(self) -> str:
         """Its place in the sweep in words, such as `d_model=64 seed=1`."""
         values = [f"{name}={value}" for name, value in self.axes.items()]
+        values += [f"draw {self.draw.number + 1}"] if self.state == "undrawn" and self.draw else []
         return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
 
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` lists."""
         trial = self.trial
         counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
-        place = {"trial": trial.identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
+        identity = None if self.state == "undrawn" else trial.identity
+        place = {"trial": identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
         costs["memory_bytes"] = trial.memory_bytes
         settled = {path: choice.value for path, choice in self.choices.items()}
         ends = {"state": self.state, "reason": self.reason, "settled": settled, "seconds": self.seconds}
         return {**place, **costs, **ends}
+
+    def drawn(self, values: Mapping[str, Any]) -> PlannedTrial:
+        """The trial that a search makes of a stand-in, when it has drawn these values: field -> value."""
+        assert self.draw is not None, "only trials of a search are drawn"
+        assert self.draw.undrawn is not None, "each trial is drawn once"
+        variant, middle = with_values(self.draw.undrawn, values), self.trial
+        trial = resolve(
+            variant.config,
+            corpus_hash=middle.corpus_hash,
+            split_rule=SPLIT_RULE,
+            tokenizer_hash=middle.tokenizer_hash,
+            vocab_size=middle.vocab_size,
+            train_tokens=middle.unique_tokens,
+        )
+        return replace(self, trial=trial, axes=variant.axes, state="new", draw=replace(self.draw, undrawn=None))
 
 
 @dataclass(frozen=True)
@@ -78,11 +112,12 @@ class Plan:
     at_once: int
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()  # what was chosen for fields that the sweep leaves open
+    stale: frozenset[str] = frozenset()  # trials of the search's record that are no longer part of it
 
     @property
     def to_run(self) -> list[PlannedTrial]:
         """What a launch trains, the longest first so that no slot is left with a long one at the end; each once."""
-        missing = {planned.trial.identity: planned for planned in self.trials if planned.will_run}
+        missing = {planned.key: planned for planned in self.trials if planned.will_run}
         return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
 
     @property
@@ -140,19 +175,31 @@ def make_plan(
     """
     notify("reading and tokenizing the text")
     corpora = _prepare_all(sweep)
-    former = {_place(group): group for r in results.read_sweeps() if r.name == sweep.name for group in r.groups}
+    recorded = [group for record in results.read_sweeps() if record.name == sweep.name for group in record.groups]
+    cell = sweep.search.cell if sweep.search else dict
+    former = {_place({**group, "axes": cell(group["axes"])}): group for group in recorded}
     notify("settling what the sweep leaves open")
     before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
     means = Means(
         results, lambda variant: _resolve(variant, corpora[_text_of(variant)]), before, cpus, gpus, with_forecast
     )
     states = results.states()
+    settled = settle(sweep.variants, means)
+    draws = Draws(tuple((each, None) for each in settled), frozenset())
+    if sweep.search:
+        _refuse_idle_axes(sweep, _corners(sweep.search, settled, means.resolve))
+        draws = known_draws(sweep.search, settled, recorded, means.resolve, whole=sweep.whole)
     trials = []
-    for settled in settle(sweep.variants, means):
-        variant, trial = settled.variant, means.resolve(settled.variant)
+    for each, draw in draws.variants:
+        variant, trial = each.variant, means.resolve(each.variant)
         state, reason = states.get(trial.identity, ("new", None))
-        trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason, settled.choices))
-    _refuse_idle_axes(sweep, trials)
+        if draw is None and state == STOPPED:
+            state = "running"  # what a search gave up is here trained to its end
+        if draw and draw.undrawn:
+            state, reason = "undrawn", None
+        trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason, each.choices, draw))
+    if not sweep.search:
+        _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, former, trials)
     at_once = min(forecast.slots(planned.trial.config, cpus, gpus) for planned in trials)
     if with_forecast and at_once and any(planned.will_run for planned in trials):
@@ -161,7 +208,13 @@ def make_plan(
         if seconds is not None:
             trials = [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
     notes = settled_notes([planned.choices for planned in trials])
-    return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)), tuple(notes))
+    return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)), tuple(notes), draws.stale)
+
+
+def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
+    """The ends of what a search may draw, resolved, so that what is wrong with one is found before it is drawn."""
+    variants = [with_values(each.variant, values) for each in settled for values in search.corners()]
+    return [PlannedTrial(resolve(variant), variant.arm, variant.axes, "new", None) for variant in variants]
 
 
 def _text_of(variant: Variant) -> DataConfig:

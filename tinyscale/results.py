@@ -31,7 +31,8 @@ from tinyscale.trial import Trial
 
 SCHEMA_VERSION = 3
 
-STATES = ("running", "finished", "failed", "diverged")
+STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
+STATES = ("running", "finished", "failed", "diverged", STOPPED)
 KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
 
 MAX_EXPONENT = math.log(sys.float_info.max)
@@ -42,8 +43,8 @@ _STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 # (name, type, what it holds). Columns are only ever added at the end, all nullable.
 COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("trial", _STRING, "identity of the trial: hash of all that its numbers depend on"),
-    ("state", _STRING, "running, finished, failed or diverged"),
-    ("reason", _STRING, "why a trial failed or diverged; null otherwise"),
+    ("state", _STRING, "running, finished, failed, diverged, or stopped early by a search"),
+    ("reason", _STRING, "why a trial failed, diverged or was stopped; null otherwise"),
     ("run", _STRING, "points that share a trunk share a run; uncertainty is clustered by it"),
     # config
     ("corpus", _STRING, "name or path of the text"),

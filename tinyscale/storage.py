@@ -66,6 +66,11 @@ class Folder:
         """Whether a file here can be renamed in one step (local disk, NFS)."""
         return isinstance(self.fs, pafs.LocalFileSystem)
 
+    def make(self) -> None:
+        """Create the folder, where that is a thing of its own."""
+        if self.is_local:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+
     def require_reachable(self) -> None:
         """ResultsError unless the store answers now and has the bucket; a folder on this machine can be made."""
         if self.is_local:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from tinyscale.config import ALTERNATIVES, STRICT, Int, TrialConfig, quantity
 from tinyscale.document import Document, Keys, load_document, parse_value
 from tinyscale.errors import ConfigError
+from tinyscale.search import MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 
 MAX_TRIALS = 100_000
 DEFAULT_ARM = "base"
@@ -41,6 +42,9 @@ class SweepFile(BaseModel):
     zip: dict[str, list[Any]] = Field(default={}, description="fields that vary together, lists of one length")
     arms: dict[str, dict[str, Any]] = Field(
         default={}, description="named overrides; a list for a field that takes one value is an axis of that arm"
+    )
+    search: Search | None = Field(
+        default=None, description="fields whose values Optuna draws for each cell of arms and axes: see below"
     )
     seeds: list[Int] | None = Field(
         default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
@@ -223,7 +227,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, read and checked. Variants stand in the file's order, the last axis and then the seed fastest."""
+    """A sweep file, read and checked. Variants stand in the file's order, the last axis and then the seed fastest.
+
+    search: what is drawn for each cell; a variant then holds the middle of what may be drawn. whole: not a selection.
+    """
 
     name: str
     title: str
@@ -231,9 +238,12 @@ class Sweep:
     source: str
     axes: tuple[str, ...]
     variants: tuple[Variant, ...] = field(repr=False)
+    search: Search | None = None
+    whole: bool = True
 
     def __repr__(self) -> str:
-        return f"Sweep({self.name!r}: {len(self.variants)} trials over {', '.join(self.axes) or 'seeds'})"
+        searched = f", searching {', '.join(self.search.names)}" if self.search else ""
+        return f"Sweep({self.name!r}: {len(self.variants)} trials over {', '.join(self.axes) or 'seeds'}{searched})"
 
 
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
@@ -244,8 +254,10 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     ConfigError names file, line, field, what was given and what is legal.
     """
     document = load_document(path)
+    of_search = [text for text in overrides if text.startswith("search.")]
+    overrides = [text for text in overrides if text not in of_search]
     try:
-        file = SweepFile.model_validate(document.content)
+        file = SweepFile.model_validate(_with_search(document.content, of_search))
     except ValidationError as error:
         raise _file_problem(error, document) from error
     implied = {"resources.compile": Setting("auto", document.origin(("resources",)))}
@@ -254,14 +266,19 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     varied = _varied(file, document)
     base = _over(base, {path: setting for text in overrides for path, setting in _override(text, varied).items()})
     arms = {arm: _layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
+    search = _search(file.search, arms, document) if file.search else None
+    drawn = [_drawn(values, varied) for values in (search.middle, *search.corners())] if search else []
+    base = _over(base, drawn[0]) if drawn else base
     grid = [_axis(name, values, document, "axes") for name, values in file.axes.items()]
     if file.zip:
         grid.append(_zipped([_axis(name, values, document, "zip") for name, values in file.zip.items()], document))
     seeds: Axis = [{}] if file.seeds is None else _axis("seed", file.seeds, document, "seeds")
-    variants = [variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, document)]
+    variants = [
+        variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, drawn, document)
+    ]
     kept = _select(variants, select)
     axes = dict.fromkeys(name for variant in kept for name in variant.axes)
-    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept))
+    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select)
 
 
 def _file_problem(error: ValidationError, document: Document) -> ConfigError:
@@ -269,26 +286,66 @@ def _file_problem(error: ValidationError, document: Document) -> ConfigError:
     first = error.errors(include_url=False)[0]
     keys = tuple(part for part in first["loc"] if part != "[key]")
     name, origin = ".".join(map(str, keys)), document.origin(keys)
+    models: dict[int, type[BaseModel]] = {1: SweepFile, 2: Search}
+    model = models.get(len(keys), Values)
     if first["type"] == "extra_forbidden":
-        known = SweepFile.model_fields
+        known = model.model_fields
         return ConfigError(f"{origin}: unknown key {name!r}{nearest(name, known)}\n  legal: {', '.join(known)}")
     if first["type"] == "missing":
-        return ConfigError(f"{origin}: {name} is missing: {SweepFile.model_fields[name].description}")
+        return ConfigError(f"{origin}: {name} is missing: {model.model_fields[str(keys[-1])].description}")
     return ConfigError(f"{origin}: {name} = {first['input']!r}: {_legal(first['msg'])}")
 
 
 def _varied(file: SweepFile, document: Document) -> dict[str, str]:
     """The fields that the sweep varies, and where it says so; ConfigError when two of them say the same thing."""
     found: dict[str, str] = {} if file.seeds is None else {"seed": document.origin(("seeds",))}
-    for block in ("axes", "zip"):
-        for name in getattr(file, block):
-            origin = document.origin((block, name))
+    searched = file.search.fields if file.search else {}
+    for block, names in ((("axes",), file.axes), (("zip",), file.zip), (("search", "fields"), searched)):
+        for name in names:
+            origin = document.origin((*block, name))
             path = field_path(name, origin)
             if clash := _alternatives(path) & found.keys():
                 twin = min(clash)
                 raise ConfigError(f"{origin}: {path} is varied beside {twin} ({found[twin]}); they set the same thing")
             found[path] = origin
     return found
+
+
+def _with_search(content: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """The file's content with keys of its search set from the command line: `search.trials=4`."""
+    written = content.get("search")
+    if not options or not isinstance(written, dict):
+        return dict(content)
+    pairs = [text.removeprefix("search.").partition("=") for text in options]
+    set_here = {key.strip(): parse_value(value, f"--set search.{key}={value}") for key, _, value in pairs}
+    return {**content, "search": {**written, **set_here}}
+
+
+def _search(search: Search, arms: Mapping[str, Layer], document: Document) -> Search:
+    """The search with its fields' full names; ConfigError for one that cannot be searched, or that an arm sets."""
+    fields: dict[str, Values] = {}
+    for name, values in search.fields.items():
+        origin = document.origin(("search", "fields", name))
+        path = field_path(name, origin)
+        if path not in SEARCHABLE:
+            legal = ", ".join(SEARCHABLE)
+            raise ConfigError(f"{origin}: {path} is not searched; make it an axis\n  legal to search: {legal}")
+        if not values.choices and path not in NUMBERS:
+            raise ConfigError(f"{origin}: {path} does not take every number of a range; give {{choices: [...]}}")
+        for layer in arms.values():
+            for other in _alternatives(path) & layer.keys():
+                raise ConfigError(f"{layer[other].origin}: {other} is searched ({origin}); remove it here, or there")
+        fields[path] = values
+    combinations = math.prod(len(values.ends) for values in fields.values())
+    if combinations > MAX_COMBINATIONS:
+        origin = document.origin(("search",))
+        raise ConfigError(f"{origin}: {combinations:,} combinations of choices, more than {MAX_COMBINATIONS:,}")
+    return search.model_copy(update={"fields": fields})
+
+
+def _drawn(values: Mapping[str, Any], varied: Mapping[str, str]) -> Layer:
+    """Values that a search may draw, as settings."""
+    return {path: Setting(value, varied[path]) for path, value in values.items()}
 
 
 def _override(text: str, varied: Mapping[str, str]) -> Layer:
@@ -326,9 +383,9 @@ def _zipped(axes: list[Axis], document: Document) -> Axis:
 
 
 def _expand(
-    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, document: Document
+    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, drawn: list[Layer], document: Document
 ) -> Iterator[Variant]:
-    """All variants of one arm: its lists are axes of its own."""
+    """All variants of one arm: its lists are axes of its own. drawn: what a search may draw, to be checked as well."""
     own = {path: setting for path, setting in overrides.items() if _is_axis(path, setting.value)}
     own_axes = [[dict(_flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
     axes = [*axes, *own_axes]
@@ -347,6 +404,8 @@ def _expand(
                 raise ConfigError(f"{settings[varied_auto[0]].origin}: auto is no value to vary {varied_auto[0]} by")
             held = {path: replace(settings[path], value=AUTO[path]) for path in autos}
             config = _validate(settings | held, document)
+            for layer in drawn if seed is seeds[0] else []:
+                _validate(settings | held | layer, document)
             shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
             yield Variant(config, arm, shown, autos, {path: setting.origin for path, setting in settings.items()})
 

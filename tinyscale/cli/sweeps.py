@@ -91,7 +91,7 @@ def launch(
     more values to extend it. Ctrl-C lets running trials write a checkpoint; Ctrl-C again stops now.
     Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
     """
-    from tinyscale.display import launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.display import best_draws, launch_summary, plan_summary, plan_table, results_table
     from tinyscale.results import sweep_points
 
     console = open_console()
@@ -117,7 +117,11 @@ def launch(
             made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
         )
     record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
-    console.print(results_table(sweep_points(store.read()[0], record), made.sweep.axes))
+    points = sweep_points(store.read()[0], record)
+    if made.sweep.search:
+        console.print("the best trial of each group:")
+        points = best_draws(points, made.sweep.search, made.sweep.axes)
+    console.print(results_table(points, record.axes))
     for line in launch_summary(summary, len(made.to_run)):
         console.print(line)
     console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
@@ -150,7 +154,7 @@ def status(folder: str, as_json: bool) -> None:
 @click.option(
     "--state",
     "states",
-    type=click.Choice(["failed", "diverged", "running", "finished"]),
+    type=click.Choice(["failed", "diverged", "running", "stopped", "finished"]),
     multiple=True,
     required=True,
     help="Forget trials in this state. Repeatable.",

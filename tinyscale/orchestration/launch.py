@@ -21,11 +21,12 @@ from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
+from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, Launch, run_trial
 from tinyscale.plan import Plan, PlannedTrial
 from tinyscale.provenance import launch_provenance
-from tinyscale.results import Results, SweepRecord
+from tinyscale.results import Results
 
 DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers sits on the head and takes no core
 
@@ -206,25 +207,27 @@ def launch(
         return summary
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
-    planned = {each.trial.identity: each for each in to_run}
+    planned = {each.trial.identity: each for each in to_run if each.state != "undrawn"}
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch,
         Monitor(to_run, console, quiet=quiet) as monitor,
         _interruptible(plan.sweep.name, console) as stop,
     ):
-        shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch)
+        search = plan.sweep.search
+        halving = bool(search and search.scheduler == "asha")
+        shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch, halving)
         trainable = tune.with_parameters(
             run_trial, trials={i: each.trial for i, each in planned.items()}, launch=shared
         )
         alone = all(each.trial.config.resources.workers == 1 for each in to_run)
         tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(to_run)),
-            param_space={"trial": tune.grid_search(list(planned))},
+            param_space=None if search else {"trial": tune.grid_search(list(planned))},
             tune_config=tune.TuneConfig(
                 reuse_actors=alone,
-                search_alg=_Grid(stop, max_concurrent=plan.at_once),
                 trial_name_creator=_name(planned),
+                **_choose_trials(plan, results, planned, scratch, stop),
             ),
             run_config=tune.RunConfig(
                 name=plan.sweep.name,
@@ -244,14 +247,15 @@ def launch(
     return summary
 
 
-def record_sweep(plan: Plan, results: Results) -> None:
-    """Write which trials the sweep consists of, where that is new."""
-    groups = tuple(
-        {"trial": each.trial.identity, **each.place, "settled": {path: c.value for path, c in each.choices.items()}}
-        for each in plan.trials
-    )
-    sweep = plan.sweep
-    results.write_sweep(SweepRecord(sweep.name, sweep.title, sweep.source, sweep.axes, groups, launch_provenance()))
+def _choose_trials(
+    plan: Plan, results: Results, planned: dict[str, PlannedTrial], scratch: str, stop: Stop
+) -> dict[str, Any]:
+    """Settings of Tune for which trial is next: of the grid, or drawn by the search, which adds it to `planned`."""
+    if plan.sweep.search is None:
+        return {"search_alg": _Grid(stop, max_concurrent=plan.at_once)}
+    from tinyscale.orchestration.search import search_settings
+
+    return search_settings(plan, results, planned, scratch, stopping=lambda: stop.requested)
 
 
 def _resources(to_run: list[PlannedTrial]) -> dict[str, float]:

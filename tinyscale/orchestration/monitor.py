@@ -48,7 +48,7 @@ class Monitor:
     """Counts trials and estimates the time left from the work done so far, in units of the forecast."""
 
     def __init__(self, to_run: list[PlannedTrial], console: Console, *, quiet: bool) -> None:
-        self.work = {planned.trial.identity: planned.seconds or planned.trial.flops for planned in to_run}
+        self.work, self.work_done = sum(map(_work, to_run)), 0.0
         self.total, self.console, self.quiet = len(to_run), console, quiet
         self.running: dict[str, Running] = {}
         self.ended: dict[str, str] = {}  # identity -> state
@@ -79,6 +79,7 @@ class Monitor:
         """A trial ended; failures are shown at once, above the live part."""
         self.running.pop(planned.trial.identity, None)
         self.ended[planned.trial.identity] = state
+        self.work_done += _work(planned)
         if state in ("failed", "diverged"):
             self.failures.append((planned.label, reason or "no reason given"))
             self.console.print(Text(f"{state}: {planned.label}: {reason}", style="red"))
@@ -87,12 +88,11 @@ class Monitor:
 
     def time_left(self) -> str:
         """Words for the time that the rest takes at the rate of the work so far."""
-        done = sum(self.work[identity] for identity in self.ended)
-        done += sum(self.work[identity] * running.share for identity, running in self.running.items())
+        done = self.work_done + sum(_work(running.planned) * running.share for running in self.running.values())
         elapsed = time.monotonic() - self.first_report
         if done <= 0 or elapsed < 1:
             return "unknown time"
-        return duration(elapsed * (sum(self.work.values()) - done) / done)
+        return duration(elapsed * max(0.0, self.work - done) / done)
 
     def render(self) -> RenderableType:
         """The live part: a line of totals, a line a running trial."""
@@ -110,3 +110,8 @@ class Monitor:
                 running.planned.label, bar, f"{running.share:4.0%}", f"{si(running.tokens_per_second)} tok/s", loss
             )
         return Group(totals, table)
+
+
+def _work(planned: PlannedTrial) -> float:
+    """Seconds of a trial, or where there is no forecast something in proportion to them."""
+    return planned.seconds or planned.trial.flops

@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +26,7 @@ from tinyscale.evaluate import rank_and_world
 from tinyscale.leases import Lease
 from tinyscale.progress import Outcome, Point
 from tinyscale.provenance import machine_provenance
-from tinyscale.results import KEPT_STATES, Results, point_columns
+from tinyscale.results import KEPT_STATES, STOPPED, Results, point_columns
 from tinyscale.train import WEIGHTS, peak_memory, train
 from tinyscale.trial import Trial
 
@@ -48,15 +48,24 @@ class Launch:
     provenance: Mapping[str, Any]
     keep_weights: bool
     ray_storage: str
+    halving: bool = False  # trials that are behind are stopped, each by a key of its own
 
 
 class NodeDrainedError(Exception):
     """The node is about to go; the trial has written a checkpoint and asks Tune for another place."""
 
 
-def run_trial(config: Mapping[str, str], trials: Mapping[str, Trial], launch: Launch) -> None:
-    """The Tune function: claim the trial, then run its TorchTrainer, so that no two launches train it."""
-    trial, began = trials[config["trial"]], time.time()
+def stop_key(trial: str) -> bytes:
+    """The key that stops one trial, as `STOP_KEY` stops all."""
+    return STOP_KEY + b":" + trial.encode()
+
+
+def run_trial(config: Mapping[str, Any], trials: Mapping[str, Trial], launch: Launch) -> None:
+    """The Tune function: claim the trial, then run its TorchTrainer, so that no two launches train it.
+
+    A trial that a search has drawn travels with the config; those of a grid are known before.
+    """
+    trial, began = config.get("drawn") or trials[config["trial"]], time.time()
     results = Results(launch.results)
     lease = Lease(results.folder / "leases", trial.identity)
     if not lease.claim(PATIENCE_SECONDS):
@@ -109,6 +118,9 @@ def train_loop(config: Mapping[str, Any]) -> None:
         outcome = train(trial, corpus, recorder.point, checkpoints=checkpoints, should_stop=recorder.should_stop)
         if recorder.draining:
             raise NodeDrainedError(f"node {ray.get_runtime_context().get_node_id()} is going away")
+        if recorder.behind and outcome.state == "running":
+            reached = recorder.points[-1].tokens
+            outcome = replace(outcome, state=STOPPED, reason=f"behind the others of its search at {reached:,} tokens")
         if outcome.state == "finished" and not config["launch"].keep_weights and recorder.rank == 0:
             checkpoints.delete(WEIGHTS)
         recorder.finish(outcome)
@@ -127,7 +139,7 @@ class Recorder:
         self.rank, self.world = rank_and_world()
         self.corpus: TokenizedCorpus | None = None
         self.points: list[Point] = []
-        self.draining = False
+        self.draining = self.behind = False
         self.told = self.looked = time.monotonic()
 
     def __enter__(self) -> Recorder:
@@ -168,7 +180,11 @@ class Recorder:
         if not self.lease.keep():
             raise LaunchError("another launch took this trial over, because this one seemed dead; it goes on there")
         self.draining = ray.get_runtime_context().get_node_id() in ray_state.get_draining_nodes()
-        return self.draining or _internal_kv_get(STOP_KEY, namespace=NAMESPACE) == self.launch.name.encode()
+        if self.launch.halving:
+            self.behind = _internal_kv_get(stop_key(self.trial.identity), namespace=NAMESPACE) is not None
+        return (
+            self.draining or self.behind or _internal_kv_get(STOP_KEY, namespace=NAMESPACE) == self.launch.name.encode()
+        )
 
     def finish(self, outcome: Outcome) -> None:
         """Write how the trial ended, and tell Tune what the summary needs."""

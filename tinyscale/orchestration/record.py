@@ -1,0 +1,45 @@
+"""The sweep's record in the results: which trials it consists of."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+from filelock import FileLock
+
+from tinyscale.plan import Plan, PlannedTrial
+from tinyscale.provenance import launch_provenance
+from tinyscale.results import Results, SweepRecord
+
+
+def record_sweep(plan: Plan, results: Results) -> None:
+    """Write which trials the sweep consists of.
+
+    Of a search, trials that another launch has drawn since, or that a selection leaves out, stay.
+    """
+    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != "undrawn"]
+    searched = tuple(sweep.search.names) if sweep.search else ()
+    axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
+    with _alone(results):
+        if searched:
+            known = {entry["trial"] for entry in entries} | plan.stale
+            before = [record for record in results.read_sweeps() if record.name == sweep.name]
+            entries += [dict(group) for record in before for group in record.groups if group["trial"] not in known]
+        provenance = launch_provenance()
+        record = SweepRecord(sweep.name, sweep.title, sweep.source, axes, tuple(entries), provenance, searched)
+        results.write_sweep(record)
+
+
+def record_draw(plan: Plan, results: Results, drawn: PlannedTrial) -> None:
+    """Add a trial that a search has drawn."""
+    with _alone(results):
+        record = next(record for record in results.read_sweeps() if record.name == plan.sweep.name)
+        results.write_sweep(replace(record, groups=(*record.groups, drawn.entry)))
+
+
+def _alone(results: Results) -> FileLock | nullcontext[None]:
+    """While no other launch changes the record, on a file system that can lock."""
+    if not results.sweeps.is_local:
+        return nullcontext()
+    results.sweeps.make()
+    return FileLock(f"{results.sweeps.path}/.lock")

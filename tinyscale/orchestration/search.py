@@ -1,0 +1,128 @@
+"""What Tune needs to run a search in place of a grid: the next trial, drawn, and under asha which trial to give up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from tinyscale.orchestration.record import record_draw
+from tinyscale.orchestration.study import GroupStudy, StudyFile
+from tinyscale.orchestration.trainable import NAMESPACE, stop_key
+from tinyscale.plan import Plan, PlannedTrial
+from tinyscale.results import Results
+
+
+def search_settings(
+    plan: Plan, results: Results, planned: dict[str, PlannedTrial], scratch: str, stopping: Callable[[], bool]
+) -> dict[str, Any]:
+    """Settings of Tune that run a plan's search: see `SweepSearch`."""
+    assert plan.sweep.search is not None, "a sweep without a search is a grid"
+    draws = SweepSearch(plan, results, planned, scratch, stopping)
+    settings = {"search_alg": ConcurrencyLimiter(draws, plan.at_once), "num_samples": len(plan.to_run)}
+    return settings | ({"scheduler": Halving(planned)} if plan.sweep.search.scheduler == "asha" else {})
+
+
+class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
+    """What Tune asks for the next trial of a sweep: the study with the least running, of those the one with most left.
+
+    planned: gets each trial that is drawn, by identity, before it trains; stopping: whether the user asked to stop.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        results: Results,
+        planned: dict[str, PlannedTrial],
+        scratch: str,
+        stopping: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        assert plan.sweep.search is not None, "a sweep without a search is a grid"
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.plan, self.results, self.planned, self.stopping = plan, results, planned, stopping
+        self.file = StudyFile(results, plan.sweep.name, scratch)
+        groups: dict[str, list[PlannedTrial]] = {}
+        for each in plan.trials:
+            assert each.draw is not None, "each trial of a search has a place in a study"
+            groups.setdefault(each.draw.study, []).append(each)
+        self.studies = [
+            GroupStudy(plan.sweep.search, trials, self.file.storage, results)
+            for trials in groups.values()
+            if any(each.will_run for each in trials)
+        ]
+        self.study_of: dict[str, GroupStudy] = {}  # by Tune's name for a trial
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, which travels with its config."""
+        while not self.stopping() and (open_ := [study for study in self.studies if study.work_left]):
+            study = min(open_, key=lambda study: (len(study.running), -study.work_left))
+            drawn = study.next(trial_id)
+            if drawn is not None:
+                self.study_of[trial_id] = study
+                if drawn.trial.identity not in self.planned:
+                    self.planned[drawn.trial.identity] = drawn
+                    record_draw(self.plan, self.results, drawn)
+                return {"trial": drawn.trial.identity, "drawn": drawn.trial}
+        return Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.study_of[trial_id].on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.study_of.pop(trial_id).on_trial_complete(trial_id, result, error)
+        self.file.keep()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the studies are kept with the results."""
+
+
+class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
+    """Asynchronous successive halving (Li et al. 2020, 1810.05934) inside each group, at 1/16 and 1/4 of its tokens.
+
+    A trial that is behind is asked to stop, and records that itself; Tune would end it in the middle of a step.
+    """
+
+    REDUCTION = 4
+
+    def __init__(self, planned: Mapping[str, PlannedTrial]) -> None:
+        super().__init__()
+        self.planned = planned
+        self.groups: dict[str, ASHAScheduler] = {}
+        self.asked_to_stop: set[str] = set()
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        _internal_kv_del(stop_key(trial.config["trial"]), namespace=NAMESPACE)
+        self._group(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        identity = trial.config["trial"]
+        at_the_end = result.get("tokens", 0) >= self.planned[identity].trial.tokens
+        if "val_loss" in result and not at_the_end and identity not in self.asked_to_stop:
+            decision = self._group(trial).on_trial_result(tune_controller, trial, result)
+            if decision == TrialScheduler.STOP:
+                self.asked_to_stop.add(identity)
+                _internal_kv_put(stop_key(identity), b"behind", namespace=NAMESPACE)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        _internal_kv_del(stop_key(trial.config["trial"]), namespace=NAMESPACE)
+
+    def _group(self, trial: Any) -> ASHAScheduler:
+        planned = self.planned[trial.config["trial"]]
+        assert planned.draw is not None, "each trial of a search has a place in a study"
+        if planned.draw.study not in self.groups:
+            tokens = planned.trial.tokens
+            self.groups[planned.draw.study] = ASHAScheduler(
+                time_attr="tokens",
+                metric="val_loss",
+                mode="min",
+                max_t=tokens,
+                grace_period=max(1, int(0.9 * tokens / self.REDUCTION**2)),  # an evaluation is a step early or late
+                reduction_factor=self.REDUCTION,
+            )
+        return self.groups[planned.draw.study]
