@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from tinyscale.config import TrialConfig
 from tinyscale.results import COLUMNS, SCHEMA_VERSION
+from tinyscale.search import SEARCHABLE, Search, Values
 from tinyscale.sweep import SweepFile
 
 DOCS = Path(__file__).parent
@@ -36,6 +37,23 @@ nothing has started by then. Numbers may be written `20`, `20.0` or `2e1`; count
 `axes` multiply: every combination is trained with every seed. Fields under `zip` step together. Each arm under `arms`
 is the whole grid once more with its overrides; a list in an arm is an axis of that arm alone. On the command line,
 `--set FIELD=VALUE` overrides a field of `base`, `--select NAME=VALUE` takes a part of the grid.
+
+## Keys of `search`
+
+| key | default | what it is |
+|---|---|---|
+{search}
+
+Of a field:
+
+| key | default | what it is |
+|---|---|---|
+{values}
+
+Each group, a cell of arms and axes, has a study of its own, in which the seeds take turns. A draw is a trial like any
+other, with what was drawn, in three digits, among its axes. Launched again, a search goes on where it stood:
+`results/optuna/<sweep>.log` holds its studies, for `optuna-dashboard` to show. Fields that may be searched:
+{searchable}. On the command line, `--set search.trials=8`.
 
 ## Fields of a trial
 
@@ -116,13 +134,24 @@ def _parts(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _parts(info.annotation, f"{prefix}.{name}" if prefix else name)
 
 
+def _keys(model: type[BaseModel]) -> str:
+    """The rows of a table of keys."""
+    return "\n".join(f"| `{n}` | {_default(info)} | {info.description} |" for n, info in model.model_fields.items())
+
+
 def pages() -> dict[Path, str]:
     """What each generated file should hold."""
-    keys = [f"| `{n}` | {_default(info)} | {info.description} |" for n, info in SweepFile.model_fields.items()]
     columns = [f"| `{name}` | {kind} | {what} |" for name, kind, what in COLUMNS]
     parts = "".join(_parts(TrialConfig, ""))
     return {
-        DOCS / "sweep-file.md": SWEEP_FILE.format(made=MADE, keys="\n".join(keys), parts=parts),
+        DOCS / "sweep-file.md": SWEEP_FILE.format(
+            made=MADE,
+            keys=_keys(SweepFile),
+            search=_keys(Search),
+            values=_keys(Values),
+            searchable=", ".join(f"`{path}`" for path in SEARCHABLE),
+            parts=parts,
+        ),
         DOCS / "results-schema.md": SCHEMA_FILE.format(made=MADE, version=SCHEMA_VERSION, columns="\n".join(columns)),
     }
 

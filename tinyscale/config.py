@@ -184,7 +184,9 @@ class TrainConfig(BaseModel):
     optimizer: Literal["adamw", "lion", "muon"] = Field(
         default="adamw", description="the update rule; muon: for the blocks' matrices, with adamw for all else"
     )
-    lr: Quantity = Field(gt=0, le=10, description="peak learning rate")
+    lr: Quantity = Field(
+        gt=0, le=10, description="peak learning rate; auto: by the fitted law of the best one, size by size"
+    )
     min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate over the peak")
     warmup_fraction: Quantity = Field(default=0.05, ge=0, lt=1, description="share of steps that raise the rate to lr")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(

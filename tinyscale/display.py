@@ -62,8 +62,10 @@ def plan_table(plan: Plan) -> Table:
     search = plan.sweep.search
     table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", box=None, header_style="bold")
     shown = ["arm"] if len({planned.arm for planned in plan.trials}) > 1 else []
-    for name in (*shown, *plan.sweep.axes, *(search.names if search else ())):
+    for name in (*shown, *plan.sweep.axes):
         table.add_column(name)
+    for name in search.names if search else ():
+        table.add_column(name, no_wrap=True)
     for name in ("trials" if search else "seeds", "N", "tokens", "steps", "FLOPs", "memory", "each", "state"):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=name == "state")
     cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}

@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 from tinyscale.config import STRICT, Int, Quantity, quantity
 
 DIGITS = 3  # significant ones, of a number drawn
+ASHA_POINTS = 5  # evaluations, the last ones at 1/16, 1/8, 1/4, 1/2 and all of the tokens
 MAX_COMBINATIONS = 1000  # of ends and choices, each of which is checked before anything starts
 
 # What may be searched. Sizes, text and seeds are what a sweep compares at their best settings: axes.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinyscale import forecast
+from tinyscale.errors import ConfigError, FitError
 from tinyscale.results import Results
 from tinyscale.sweep import Variant
 from tinyscale.trial import Trial
@@ -138,5 +139,25 @@ def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[
     return fastest
 
 
+RATE = "train.lr"
+
+
+def choose_rate(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+    """The best learning rate of each size, by a law that `fit` left in the results. ConfigError when there is none."""
+    from tinyscale.fitting.rate import best_rate, rate_laws  # with scipy
+
+    laws = rate_laws(means.results)
+    chosen: list[Mapping[str, Choice]] = []
+    for variant in variants:
+        try:
+            chosen.append({RATE: Choice(*best_rate(means.resolve(variant), laws))})
+        except FitError as error:
+            raise ConfigError(f"{variant.where(RATE)}: train.lr = 'auto': {error}") from error
+    return chosen
+
+
 # Which fields a chooser can settle; later choosers see what the earlier ones chose.
-CHOOSERS: Sequence[tuple[frozenset[str], Chooser]] = ((frozenset({PRECISION, COMPILE}), choose_speed),)
+CHOOSERS: Sequence[tuple[frozenset[str], Chooser]] = (
+    (frozenset({PRECISION, COMPILE}), choose_speed),
+    (frozenset({RATE}), choose_rate),
+)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from tinyscale.config import ALTERNATIVES, STRICT, Int, TrialConfig, quantity
 from tinyscale.document import Document, Keys, load_document, parse_value
 from tinyscale.errors import ConfigError
-from tinyscale.search import MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
+from tinyscale.search import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 
 MAX_TRIALS = 100_000
 DEFAULT_ARM = "base"
@@ -64,7 +64,7 @@ FIELDS = tuple(_leaf_fields(TrialConfig))
 TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit the first one's settings
 
 # Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
-AUTO: Mapping[str, Any] = {"train.precision": "fp32", "resources.compile": False}
+AUTO: Mapping[str, Any] = {"train.precision": "fp32", "resources.compile": False, "train.lr": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -277,13 +277,18 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
         variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, drawn, document)
     ]
     kept = _select(variants, select)
+    if search and search.scheduler == "asha" and (few := min(v.config.train.eval_points for v in kept)) < ASHA_POINTS:
+        raise ConfigError(
+            f"{document.origin(('search', 'scheduler'))}: asha compares trials at 1/16 and 1/4 of their tokens, and "
+            f"train.eval_points = {few} evaluates none there; raise it to {ASHA_POINTS}, or set scheduler: none"
+        )
     axes = dict.fromkeys(name for variant in kept for name in variant.axes)
     return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select)
 
 
 def _file_problem(error: ValidationError, document: Document) -> ConfigError:
-    """What is wrong with the keys of the file itself."""
-    first = error.errors(include_url=False)[0]
+    """What is wrong with the keys of the file itself; a key misspelt is told before the one that is then missing."""
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     keys = tuple(part for part in first["loc"] if part != "[key]")
     name, origin = ".".join(map(str, keys)), document.origin(keys)
     models: dict[int, type[BaseModel]] = {1: SweepFile, 2: Search}

@@ -6,7 +6,7 @@ Learning rate and batch: Li et al. 2025 (2503.04715), lr* = k N^p D^q; Bi et al.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,7 @@ from tinyscale.fitting.valley import find_valley
 
 SETTINGS = {"lr": "lr", "batch": "batch_tokens"}
 BATCH = "batch_tokens"  # each has a best rate of its own
+HOLDS_FOR = ("corpus_hash", "tokenizer_hash", "optimizer", "parametrization")  # elsewhere other values are best
 LEAST_SIZES = 3
 
 
@@ -41,6 +42,7 @@ class Tuning:
     columns: Mapping[str, str]
     dof: int
     warnings: tuple[str, ...]
+    of: Mapping[str, Any]
     labels: Mapping[str, Any]
 
     def interval(self, name: str) -> tuple[float, float]:
@@ -67,6 +69,7 @@ class Tuning:
             "slice": "",
             "warnings": list(self.warnings),
             "columns": dict(self.columns),
+            "of": dict(self.of),
             "points": len(self.points),
             "optima": json_rows(self.table),
         }
@@ -93,7 +96,9 @@ def fit_tuning(frame: pd.DataFrame, law: str, *, columns: Mapping[str, str] | No
     if len(kept.groupby(["n", "d"])) < LEAST_SIZES:
         found = "; ".join(_describe(row, setting) for row in table.to_dict("records"))
         raise FitError(f"a law of the best {setting} needs {LEAST_SIZES} sizes with a best value inside; {found}")
-    return _through(law, setting, table, points, counts)
+    shared = {name: frame[name].iloc[0] for name in (*HOLDS_FOR, BATCH) if name in frame and not varying(frame, [name])}
+    of = {name: int(value) if name == BATCH else str(value) for name, value in shared.items()}
+    return replace(_through(law, setting, table, points, counts), of=MappingProxyType(of))
 
 
 def _best(part: pd.DataFrame, setting: str) -> dict[str, Any]:
@@ -141,5 +146,6 @@ def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, 
         columns=MappingProxyType(dict(counts)),
         dof=dof,
         warnings=tuple(notes),
+        of=MappingProxyType({}),
         labels=MappingProxyType({}),
     )
