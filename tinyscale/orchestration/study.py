@@ -61,14 +61,14 @@ class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
         super().__init__(space=self._ask, metric="val_loss", mode="min", study_name=name, storage=storage)
         self.search, self.results, self.wanted = search, results, len(trials)
         self.study: Study = self._ot_study
-        self.study.sampler = RoundedTPE(search, zlib.crc32(f"{name} {len(self.study.trials)}".encode()))
         self.stand_ins = [planned for planned in trials if planned.state == "undrawn"]
         self.drawn = {planned.trial.identity: planned for planned in trials if planned.state != "undrawn"}
         self.again = [planned for planned in self.drawn.values() if planned.will_run]
         self.running: dict[str, PlannedTrial] = {}  # by Tune's name for it
         self.heard: dict[str, int] = {}  # tokens of the last loss on the way
-        self.begun_at = len(self.study.trials)
         self._catch_up()
+        self.begun_at = len(self.study.trials)
+        self.study.sampler = RoundedTPE(search, zlib.crc32(f"{name} {self.begun_at}".encode()))  # else draws repeat
 
     @property
     def work_left(self) -> float:
@@ -130,7 +130,7 @@ class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
     def _catch_up(self) -> None:
         """Close what a killed launch left open, and add trials that ended and the study does not know."""
         held = held_trials(self.results.folder / "leases")
-        for left in self.study.get_trials(False, (TrialState.RUNNING,)):
+        for left in self._open():
             identity = left.user_attrs.get("trial", "")
             if identity not in held:
                 state, value, _ = ending(self.results, identity)
@@ -141,10 +141,12 @@ class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
                 self._tell(planned, None)
 
     def _tell(self, planned: PlannedTrial, asked: optuna.Trial | None) -> None:
-        """Tell of a trial that was asked for, or add one that an earlier launch had drawn."""
-        state, value, on_the_way = ending(self.results, planned.trial.identity)
-        if asked is not None:
-            self.study.tell(asked, value, state, skip_if_finished=True)
+        """Tell of a trial that was asked for, by this launch or an earlier one, or add one that is not in the study."""
+        identity = planned.trial.identity
+        state, value, on_the_way = ending(self.results, identity)
+        still_open = [trial.number for trial in self._open() if trial.user_attrs.get("trial") == identity]
+        if asked is not None or still_open:
+            self.study.tell(still_open[0] if asked is None else asked, value, state, skip_if_finished=True)
         elif state in TOLD:
             self.study.add_trial(
                 optuna.trial.create_trial(
@@ -152,10 +154,13 @@ class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
                     value=value,
                     params=self.search.drawn(planned.axes),
                     distributions={path: _distribution(values) for path, values in self.search.fields.items()},
-                    user_attrs={"trial": planned.trial.identity},
+                    user_attrs={"trial": identity},
                     intermediate_values=on_the_way,
                 )
             )
+
+    def _open(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def _distribution(values: Values) -> BaseDistribution:
