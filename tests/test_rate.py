@@ -1,0 +1,131 @@
+"""`train.lr: auto`: from a searched rate over its fitted law to the trials of another sweep, and kept there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_results import PROVENANCE
+from making import SWEEP, write_sweep
+
+from tinyscale.analysis import analyse
+from tinyscale.display import plan_summary
+from tinyscale.errors import ConfigError
+from tinyscale.orchestration.record import record_sweep
+from tinyscale.plan import Plan, make_plan
+from tinyscale.report import write_report
+from tinyscale.results import Results, point_columns
+from tinyscale.status import read_status
+from tinyscale.sweep import load_sweep
+
+BODY = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")
+SEARCHED = (
+    BODY.replace("name: tiny", "name: rates").replace(", lr: 1e-2", "")
+    + """\
+axes: {d_model: [16, 32, 64, 128]}
+search: {fields: {lr: {low: 1e-4, high: 1e-1, log: true}}, trials: 24}
+"""
+)
+AUTO = BODY.replace("lr: 1e-2", "lr: auto") + "axes: {d_model: [16, 48, 96]}\nseeds: [0, 1]\n"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, long_corpus: Path) -> Callable[..., Plan]:
+    def make(text: str, *overrides: str) -> Plan:
+        sweep = load_sweep(write_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
+        return make_plan(sweep, Results(str(tmp_path / "results")), cpus=2, gpus=0, with_forecast=False)
+
+    return make
+
+
+def best(n: float) -> float:
+    return 0.3 * n**-0.35
+
+
+def searched(plan: Callable[..., Plan], results: Results, *overrides: str) -> None:
+    """A search as its launch would leave it, its losses a bowl about the best rate of each size."""
+    made, rng, trials = plan(SEARCHED, *overrides), np.random.default_rng(0), []
+    for planned in made.trials:
+        drawn = planned.drawn({"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}")})
+        trial, n = drawn.trial, drawn.trial.parameters.n_non_embedding
+        loss = 3 * n**-0.05 * (1 + 0.02 * np.log(trial.config.train.lr / best(n)) ** 2)
+        point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss * np.exp(1e-4 * rng.standard_normal())}
+        point |= {"decayed": True, "wall_seconds": 1.0, "tokens_per_second": 1.0}
+        results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, PROVENANCE)
+        trials.append(drawn)
+    record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results)
+
+
+def test_the_rate_of_a_sweep_is_that_of_the_law_at_each_size_and_is_kept(
+    tmp_path: Path, plan: Callable[..., Plan]
+) -> None:
+    results = Results(str(tmp_path / "results"))
+    searched(plan, results)
+    done = analyse(str(tmp_path / "results"), str(tmp_path / "results"))
+    assert [found.law for found in done.fits] == ["lr"], "a law of the rate, and none of losses at each draw"
+    assert done.refused == ()
+    made = plan(AUTO)
+    for planned in made.trials:
+        lr, n = planned.trial.config.train.lr, planned.trial.parameters.n_non_embedding
+        assert lr == pytest.approx(best(n), rel=0.1)
+        assert float(f"{lr:.3g}") == lr
+    assert len({planned.trial.config.train.lr for planned in made.trials}) == 3
+    told = [line for line in plan_summary(made) if line.startswith("train.lr auto is ")]
+    assert len(told) == 3
+    assert all("by the law rates-lr" in line for line in told)
+
+    record_sweep(made, results)
+    entry = json.loads((tmp_path / "results/fits/fits.json").read_text())
+    entry[0]["params"]["k"]["value"] *= 2  # fitted again, it says another rate
+    (tmp_path / "results/fits/fits.json").write_text(json.dumps(entry))
+    again = plan(AUTO)
+    assert [p.trial.identity for p in again.trials] == [p.trial.identity for p in made.trials]
+    assert plan(AUTO.replace("name: tiny", "name: other")).trials[0].trial.identity != made.trials[0].trial.identity
+
+
+def test_without_a_law_for_the_task_the_error_says_what_to_run(tmp_path: Path, plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ConfigError, match=r"line 5: d_model=16: train\.lr = 'auto': .* \(none at all\); launch"):
+        plan(AUTO)
+    searched(plan, Results(str(tmp_path / "results")), "optimizer=lion")
+    analyse(str(tmp_path / "results"), str(tmp_path / "results"))
+    with pytest.raises(ConfigError, match="rates-lr is of another optimizer"):
+        plan(AUTO)
+
+
+def test_a_law_used_where_it_was_not_fitted_is_said(tmp_path: Path, plan: Callable[..., Plan]) -> None:
+    searched(plan, Results(str(tmp_path / "results")))
+    analyse(str(tmp_path / "results"), str(tmp_path / "results"))
+    notes = plan(AUTO.replace("96]", "512]"), "batch_tokens=512").notes
+    assert any("times beyond the sizes it was fitted to" in note for note in notes)
+    assert all("which is of batch_tokens 256, not 512" in note for note in notes if note.startswith("train.lr"))
+
+
+def test_status_and_report_tell_of_a_search(tmp_path: Path, plan: Callable[..., Plan]) -> None:
+    results = Results(str(tmp_path / "results"))
+    searched(plan, results)
+    status = read_status(results)
+    assert status.counts(status.sweeps[0])["finished"] == 96
+    assert all("lr" in group["axes"] for group in status.sweeps[0].groups)
+    write_report(str(tmp_path / "results"))
+    page = (tmp_path / "results/report.html").read_text()
+    assert "lr* = " in page
+    assert "not fitted" not in page.lower()
+
+
+def test_the_plan_of_a_search_counts_by_group_and_forecasts_from_the_middle(
+    tmp_path: Path, plan: Callable[..., Plan]
+) -> None:
+    made = plan(SEARCHED)
+    assert [planned.state for planned in made.trials] == ["undrawn"] * 96
+    assert {planned.trial.config.train.lr for planned in made.trials} == {0.00316}
+    assert len(made.to_run) == 96
+    assert plan_summary(made)[:2] == ["96 trials: 0 done, 96 to run, 2 at a time", "  96: to be drawn by the search"]
+    searched(plan, Results(str(tmp_path / "results")))
+    more: Any = plan(SEARCHED, "search.trials=30")
+    assert [planned.state for planned in more.trials].count("finished") == 96
+    assert [planned.state for planned in more.to_run] == ["undrawn"] * 24
+    assert all(entry["trial"] is None for entry in more.as_json()["trials"] if entry["state"] == "undrawn")
