@@ -6,10 +6,14 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import optuna
 import pandas as pd
 import pytest
 from launching import RAY_WARNS, planned, run, tinyscale, wait_for, write_sweep
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from s3_server import S3Server
+from test_searches import write as write_search
 
 from tinyscale import storage
 from tinyscale.errors import ResultsError
@@ -105,6 +109,20 @@ def test_a_launch_on_s3_rides_out_an_outage_and_a_second_one_trains_only_what_is
     rows = pd.read_parquet(results.trials.path, filesystem=results.trials.fs)
     measured = rows.loc[rows["trial"] == identity, "val_loss"].reset_index(drop=True)
     pd.testing.assert_series_equal(measured, local.read()[0]["val_loss"])
+
+
+@pytest.mark.slow
+def test_a_search_on_s3_goes_on_with_its_study(tmp_path, server):
+    results, path = Results(server.uri("searched")), write_search(tmp_path, trials=2)
+    with ray_session(None) as cluster:
+        run(planned(path, results), results, cluster)
+        assert set(run(planned(path, results, "search.trials=3"), results, cluster).states.values()) == {"finished"}
+    journal = tmp_path / "copy.log"
+    journal.write_bytes((results.folder / "optuna").read("rates.log"))
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    assert [summary.n_trials for summary in optuna.get_all_study_summaries(storage)] == [3, 3]
+    (record,) = results.read_sweeps()
+    assert len(set(record.trials)) == 6
 
 
 @pytest.mark.slow

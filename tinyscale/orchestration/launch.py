@@ -14,11 +14,11 @@ from typing import Any
 
 from ray import tune
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
-from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
 from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
+from tinyscale.orchestration.choose import Stop, choose_trials
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
@@ -142,27 +142,6 @@ def _reason(trial: Any) -> str:
     return lines[-1] if lines else "Ray gave no reason"
 
 
-@dataclass
-class Stop:
-    """Whether the user asked to stop. (Tune saves what its search holds, and cannot save a threading.Event.)"""
-
-    requested: bool = False
-
-
-class _Grid(BasicVariantGenerator):  # type: ignore[misc,unused-ignore]
-    """Tune's grid, which ends early once the user asked to stop."""
-
-    def __init__(self, stop: Stop, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.stop = stop
-
-    def next_trial(self) -> Any:
-        return None if self.stop.requested else super().next_trial()
-
-    def is_finished(self) -> bool:
-        return self.stop.requested or bool(super().is_finished())
-
-
 @contextmanager
 def _interruptible(name: str, console: Console) -> Iterator[Stop]:
     """First Ctrl-C: running trials write a checkpoint and stop. Second: stop now. Ray is shut down either way."""
@@ -227,7 +206,7 @@ def launch(
             tune_config=tune.TuneConfig(
                 reuse_actors=alone,
                 trial_name_creator=_name(planned),
-                **_choose_trials(plan, results, planned, scratch, stop),
+                **choose_trials(plan, results, planned, scratch, stop),
             ),
             run_config=tune.RunConfig(
                 name=plan.sweep.name,
@@ -245,17 +224,6 @@ def launch(
     finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]
     forecast.learn([(planned[timing.trial].trial, timing.train_seconds) for timing in finished], plan.at_once)
     return summary
-
-
-def _choose_trials(
-    plan: Plan, results: Results, planned: dict[str, PlannedTrial], scratch: str, stop: Stop
-) -> dict[str, Any]:
-    """Settings of Tune for which trial is next: of the grid, or drawn by the search, which adds it to `planned`."""
-    if plan.sweep.search is None:
-        return {"search_alg": _Grid(stop, max_concurrent=plan.at_once)}
-    from tinyscale.orchestration.search import search_settings
-
-    return search_settings(plan, results, planned, scratch, stopping=lambda: stop.requested)
 
 
 def _resources(to_run: list[PlannedTrial]) -> dict[str, float]:
