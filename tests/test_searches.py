@@ -167,7 +167,7 @@ def test_what_a_killed_launch_left_open_is_told_fail_and_goes_on(tmp_path: Path,
 @pytest.mark.slow
 def test_asha_stops_trials_that_are_behind_and_no_fit_reads_them(tmp_path: Path, cluster: Cluster) -> None:
     results = Results(str(tmp_path / "results"))
-    path = write(tmp_path, tokens="300K", low="1e-6", trials=8)
+    path = write(tmp_path, tokens="150K", low="1e-6", trials=6)
     plan = planned(path, results, "search.scheduler=asha")
     summary = run(plan, results, cluster)
     stopped = {trial for trial, state in summary.states.items() if state == "stopped"}

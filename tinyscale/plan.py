@@ -93,7 +93,7 @@ class PlannedTrial:
         assert self.draw.undrawn is not None, "each trial is drawn once"
         variant, middle = with_values(self.draw.undrawn, values), self.trial
         trial = resolve(
-            variant.config,
+            variant.config.model_copy(update={"resources": middle.config.resources}),
             corpus_hash=middle.corpus_hash,
             split_rule=SPLIT_RULE,
             tokenizer_hash=middle.tokenizer_hash,

@@ -308,7 +308,7 @@ class Results:
         for name in self.sweeps.names(".json"):
             try:
                 found = json.loads(self.sweeps.read(name))
-                lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+                lists = {name: tuple(value) for name, value in dict(found).items() if isinstance(value, list)}
                 records.append(SweepRecord(**{**found, **lists}))
             except (ValueError, TypeError, KeyError) as error:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"

@@ -116,6 +116,9 @@ class Search(BaseModel):
         """A value for each field, to check and to forecast by."""
         return {path: values.middle for path, values in self.fields.items()}
 
+    def __str__(self) -> str:
+        return ", ".join(self.names)
+
     def corners(self) -> Iterator[dict[str, Any]]:
         """Every combination of the fields' ends: what is legal there is legal between them."""
         for ends in itertools.product(*(values.ends for values in self.fields.values())):

@@ -242,8 +242,10 @@ class Sweep:
     whole: bool = True
 
     def __repr__(self) -> str:
-        searched = f", searching {', '.join(self.search.names)}" if self.search else ""
-        return f"Sweep({self.name!r}: {len(self.variants)} trials over {', '.join(self.axes) or 'seeds'}{searched})"
+        over = ", ".join(self.axes) or "seeds"
+        if self.search is None:
+            return f"Sweep({self.name!r}: {len(self.variants)} trials over {over})"
+        return f"Sweep({self.name!r}: {self.search.trials} trials a group over {over}, in search of {self.search})"
 
 
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
