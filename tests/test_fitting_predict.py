@@ -14,6 +14,7 @@ from tinyscale.cli import cli
 from tinyscale.errors import FitError
 from tinyscale.fitting import compute_for, exponents, fit, fit_isoflop, fit_law, frontier
 from tinyscale.fitting.suggest import suggest_from
+from tinyscale.fitting.uncertainty import profile_of
 from tinyscale.sweep import load_sweep
 
 
@@ -51,6 +52,54 @@ def test_the_exponents_of_the_frontier_hold_the_truth() -> None:
     value, low, high = exponents(fit_law(simulated(0.005), "chinchilla", holdout=0).curve)["a"]
     assert low < HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"]) < high
     assert low < value < high
+
+
+def few_runs() -> pd.DataFrame:
+    """Every fifth of the simulated runs: few enough for profiles."""
+    return simulated(0.005).iloc[::5]
+
+
+def test_profiles_of_the_frontier_hold_the_estimate_and_their_parts_agree() -> None:
+    curve = fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve
+    assert curve.profiled is not None
+    best = frontier(curve, 1e21).iloc[0]
+    for name in ("n", "d", "loss"):
+        assert best[f"{name}_low"] < best[name] < best[f"{name}_high"]
+    assert 6 * best["n_low"] * best["d_high"] == pytest.approx(1e21)
+    value, low, high = compute_for(curve, best["loss_high"])
+    assert value < 1e21
+    assert high == pytest.approx(1e21, rel=0.01)  # a budget is in the interval when its loss is
+    assert low < value
+
+
+def test_a_profile_of_a_parameter_taken_as_a_quantity_is_the_parameters_own() -> None:
+    found = fit_law(few_runs(), "chinchilla", draws=100, holdout=0)
+    problem = found.points.problem(found.law, np.inf)
+    theta = found.law.to_solver(np.array(list(found.params.values())))
+    for index, name in enumerate(found.law.params):
+        direction = np.eye(5)[index]
+        ends = profile_of(problem, theta, found.noise, lambda at, v=direction: (at @ v, np.broadcast_to(v, at.shape)))
+        natural = np.exp(ends) if name in ("A", "B") else np.array(ends)
+        width = np.diff(found.interval(name))[0]
+        np.testing.assert_allclose(natural, found.interval(name), atol=0.02 * width)
+
+
+def test_the_exponents_of_a_tied_law_are_certain() -> None:
+    assert exponents(fit_law(few_runs(), "tied", draws=100, holdout=0).curve)["a"] == (0.5, 0.5, 0.5)
+
+
+def test_a_loss_near_the_floor_may_never_be_reached() -> None:
+    curve = fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve
+    assert compute_for(curve, curve.params["E"] * 1.001)[2] == np.inf
+
+
+def test_saved_fits_have_the_intervals_of_the_frontier_that_were_fitted(tmp_path: Path) -> None:
+    few_runs().to_csv(tmp_path / "runs.csv", index=False)
+    invoke("fit", str(tmp_path / "runs.csv"), "--results", str(tmp_path / "out"), "--bootstrap", "100")
+    best = frontier(fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve, 1e21).iloc[0]
+    (made,) = json.loads(invoke("predict", str(tmp_path / "out"), "--flops", "1e21", "--json").stdout)
+    assert made["values"]["N*"]["low"] == pytest.approx(best["n_low"], rel=1e-6)
+    assert made["values"]["loss"]["high"] == pytest.approx(best["loss_high"], rel=1e-6)
 
 
 def test_isoflop_finds_the_true_optima_and_refuses_a_budget_whose_bottom_is_not_inside() -> None:

@@ -162,7 +162,9 @@ def fit_law(
     )
     return Fit(
         law=law,
-        curve=Curve(law, params, law.to_params(drawn), noise.sd, noise.dof),
+        curve=Curve(
+            law, params, law.to_params(drawn), noise.sd, noise.dof, problem if intervals == "profile" else None
+        ),
         intervals=MappingProxyType(ends),
         delta=delta,
         objective=float(solution.objective[0]),

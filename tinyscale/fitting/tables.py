@@ -22,6 +22,7 @@ from tinyscale.fitting.groups import Group
 from tinyscale.fitting.honesty import residual_table
 from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.points import read_points
 from tinyscale.fitting.tuning import Tuning
 from tinyscale.storage import Folder
 
@@ -167,4 +168,8 @@ def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:
             f"{folder}: the refits of {entry['name']} are gone ({error}); run tinyscale fit again"
         ) from error
     params = {name: entry["params"][name]["value"] for name in law.params}
-    return Curve(law, params, draws[list(law.params)].to_numpy(), entry["noise"]["sd"], entry["noise"]["dof"])
+    profiled = None
+    if entry["law"] in JOINT and entry["intervals"].startswith("profile"):
+        profiled = read_points(read_points_table(folder, entry), law, entry["columns"]).problem(law, np.inf)
+    noise = entry["noise"]
+    return Curve(law, params, draws[list(law.params)].to_numpy(), noise["sd"], noise["dof"], profiled)
