@@ -13,12 +13,13 @@ from functools import partial
 import numpy as np
 from scipy import special
 
-from tinyscale.fitting.forms import Array, Index, Pair
+from tinyscale.fitting.forms import Array, Index, Mask, Pair
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import Problem, minimise
 
 LEVEL = 0.95
 OPEN = 3.0  # a bound this large or larger in solver coordinates says nothing: the interval has no end there
+NEAR = 8.0  # linear standard deviations within which most intervals end
 WIDEST = 1e3  # linear standard deviations that a profile is followed for
 LEAST_SD = 1e-12  # noiseless data still need a scale
 HOLD = 1e4  # against 1: how hard a quantity is held at a value; the end of its interval is off by the inverse
@@ -120,19 +121,26 @@ def _held(problem: Problem, quantity: Quantity, weight: float) -> Problem:
 def _crossing(root: Callable[[Array], Array], side: int, unit: Array, room: Array, noise: Noise) -> Array:
     """How far (R,) from the optimum each row's root (R, G) of signed offsets (R, G) reaches t noise; infinite: nowhere.
 
-    unit (R,): the scale of the search; room (R,): where it ends. Bracket on a widening grid, then close in twice.
+    unit (R,): the scale of the search; room (R,): where it ends. Bracket on a grid, a wider one where that holds no end
+    (minimising far out is slow), then close in twice.
     """
     cut = float(special.stdtrit(noise.dof, (1 + LEVEL) / 2)) * max(noise.sd, LEAST_SD)
     rows = np.arange(len(unit))
-    steps = np.concatenate([[0.0], np.geomspace(0.3, WIDEST, 24), [np.inf]])
-    distance = np.minimum(unit[:, None] * steps, room[:, None])
-    for _ in range(3):
+
+    def bracket(distance: Array) -> tuple[Array, Array, Mask]:
         crossed = root(side * distance) >= cut
         at = np.maximum(crossed.argmax(axis=1), 1)
-        inner, outer = distance[rows, at - 1], distance[rows, at]
-        found = crossed.any(axis=1)
+        return distance[rows, at - 1], distance[rows, at], np.asarray(crossed.any(axis=1))
+
+    steps = np.append(0.0, np.geomspace(0.5, NEAR, 9))
+    inner, outer, found = bracket(np.minimum(unit[:, None] * steps, room[:, None]))
+    if not found.all():
+        wide = np.concatenate([steps, np.geomspace(NEAR, WIDEST, 16)[1:], [np.inf]])
+        wide = np.minimum(wide, np.where(found, NEAR, np.inf)[:, None])
+        inner, outer, found = bracket(np.minimum(unit[:, None] * wide, room[:, None]))
+    for _ in range(2):
         span = np.where(found, outer - inner, 0)[:, None] * np.linspace(0, 1, 9)
-        distance = np.where(found, inner, room)[:, None] + span
+        inner, outer, found = bracket(np.where(found, inner, room)[:, None] + span)
     return np.where(found, (inner + outer) / 2, np.inf)
 
 
@@ -140,10 +148,10 @@ def profile_root(problem: Problem, theta: Array, spread: Array, offset: Array) -
     """Root of the rise in the residual sum of squares (P, G) when parameter p is held at theta_p + offset (P, G)."""
     params, grid = offset.shape
     held, rows = np.repeat(np.arange(params), grid), np.arange(params * grid)
-    follow = (spread / np.maximum(np.diag(spread), 1e-300)[:, None])[held]  # where the other parameters go, to first order
+    direction = spread / np.maximum(np.diag(spread), 1e-300)[:, None]  # where the others go, to first order
     low, high = (np.tile(limit, (len(held), 1)) for limit in problem.law.limits)
     low[rows, held] = high[rows, held] = theta[held] + offset.ravel()
-    found = minimise(problem, theta + np.nan_to_num(offset.ravel()[:, None] * follow), low, high)
+    found = minimise(problem, theta + np.nan_to_num(offset.ravel()[:, None] * direction[held]), low, high)
     best = minimise(problem, theta[None]).objective[0]
     rise: Array = np.maximum(2 * (found.objective - best), 0)
     return np.sqrt(rise).reshape(params, grid)
