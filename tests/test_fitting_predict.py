@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from test_fitting_published import HOFFMANN, simulated
-from test_fitting_tables import write_results
+from test_fitting_tables import CONFIG, write_results, write_rows
 
 from tinyscale.cli import cli
-from tinyscale.errors import FitError
+from tinyscale.config import TrialConfig
+from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting import compute_for, exponents, fit, fit_isoflop, fit_law, frontier
 from tinyscale.fitting.suggest import suggest_from
 from tinyscale.fitting.uncertainty import profile_of
@@ -139,7 +140,7 @@ def test_predict_gives_the_best_run_of_a_budget_and_says_how_far_out_it_lies(joi
 
 
 def test_predict_says_what_the_fits_need_when_it_cannot(joint: str) -> None:
-    with pytest.raises(FitError, match=r"no fit predicts from n alone; there are runs-chinchilla"):
+    with pytest.raises(FitError, match="from --n alone; runs-chinchilla takes --n with --tokens, or --flops alone"):
         invoke("predict", joint, "--n", "1B")
 
 
@@ -169,6 +170,36 @@ def test_suggest_writes_a_sweep_that_can_be_launched(tmp_path: Path) -> None:
     assert len({variant.config.model.d_model for variant in sweep.variants}) == len(sweep.variants)
     assert {variant.config.seed for variant in sweep.variants} == {3}
     assert {variant.config.train.tokens_per_param for variant in sweep.variants} == {20}
+
+
+def test_suggest_keeps_the_sweeps_number_of_heads_and_leaves_defaults_out(tmp_path: Path) -> None:
+    results = write_results(tmp_path)
+    for trial, width in (("base64s0", 64), ("lost", 384)):  # the sweep's first and last
+        shape = {"d_model": width, "n_layers": 4, "n_heads": 1, "context_length": 256, "positions": "rotary"}
+        config = TrialConfig.model_validate({**CONFIG.model_dump(), "model": shape})
+        rows, _ = results.read_trial(trial)
+        write_rows(results, trial, rows, config)
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
+    made, content = suggest_from(str(tmp_path), 1e17, "alpha")
+    assert content is not None
+    assert content["base"]["model"] == {"n_layers": 4, "n_heads": 1, "context_length": 256, "positions": "rotary"}
+    assert content["base"]["train"] == {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3}
+    assert "resources" not in content
+    assert all(width % 2 == 0 for width in content["zip"]["model.d_model"])
+    assert made.ended
+
+
+def test_suggest_writes_over_its_own_file_only_and_says_why_it_ends(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
+    arguments = ("suggest", str(tmp_path), "--flops", "1e15", "--target", "alpha", "--out")
+    for _ in range(2):
+        output = invoke(*arguments, str(tmp_path / "next.yaml")).output
+        assert "of 1e+15 FLOPs; the next run takes" in output
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    with pytest.raises(ResultsError, match="that suggest did not write"):
+        invoke(*arguments, str(tmp_path / "mine.yaml"))
+    assert (tmp_path / "mine.yaml").read_text() == "name: mine\n"
 
 
 def test_a_budget_that_pays_for_nothing_is_refused(joint: str) -> None:
