@@ -86,6 +86,15 @@ def test_two_sizes_give_a_difference_but_no_efficiency() -> None:
     assert "cannot be told apart" in found.efficiency_refused
 
 
+def test_arms_whose_sizes_shift_a_little_are_paired_size_by_size_though_one_coincides() -> None:
+    base, wide = arm("base", 1.0, seed=1, lengths=5), arm("wide", 1.0, seed=2, lengths=5)
+    shift = np.repeat([1.03, 1.05, 1.0, 1.08, 0.97, 1.1], 15)
+    shifted = wide.frame.assign(n_non_embedding=wide.frame["n_non_embedding"] * shift)
+    (found,) = compare_arms([base, Group("opt", "wide", "", shifted, {})])
+    assert found.pairs == 90
+    assert len(found.by_size) == 6
+
+
 def test_arms_without_common_sizes_are_refused() -> None:
     base, lion = arm("base", 1.0, seed=1), arm("lion", 1.3, seed=2)
     with pytest.raises(FitError, match="share fewer than 2 sizes"):

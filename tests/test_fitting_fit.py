@@ -153,6 +153,25 @@ def test_three_sizes_are_too_few() -> None:
         fit_law(runs_of_sizes(sizes=3), "power-n")
 
 
+@pytest.mark.parametrize(("sizes", "law"), [(2, "power-n"), (3, "power-n"), (3, "broken")])
+def test_too_few_sizes_for_every_law_are_not_advised_another_law(sizes: int, law: str) -> None:
+    with pytest.raises(FitError, match=r"add sizes$"):
+        fit_law(runs_of_sizes(sizes=sizes), law)
+
+
+def test_a_law_that_the_sizes_would_support_is_named() -> None:
+    with pytest.raises(FitError, match="take --law power-n or power-n-no-floor"):
+        fit_law(runs_of_sizes(sizes=5), "broken")
+
+
+def test_two_sizes_at_many_lengths_do_not_tell_a_joint_laws_floor() -> None:
+    n, d = np.repeat([1e7, 1e9], 7), np.tile(np.geomspace(1e8, 1e11, 7), 2)
+    frame = pd.DataFrame({"n": n, "d": d, "loss": 1.7 + 400 * n**-0.34 + 410 * d**-0.28})
+    with pytest.raises(FitError, match=r"with 2 values of n .* fit --law tied"):
+        fit_law(frame, "chinchilla")
+    assert fit_law(frame, "tied", draws=100).params["alpha"] > 0
+
+
 def test_a_missing_column_is_answered_with_the_columns_there_are() -> None:
     with pytest.raises(FitError, match=r"n_non_embedding.*params.*--columns"):
         fit_law(runs_of_sizes().rename(columns={"n_non_embedding": "params"}), "power-n")

@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from test_fitting_published import HOFFMANN, simulated
-from test_fitting_tables import write_results
+from test_fitting_tables import CONFIG, write_results, write_rows
 
 from tinyscale.cli import cli
-from tinyscale.errors import FitError
+from tinyscale.config import TrialConfig
+from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting import compute_for, exponents, fit, fit_isoflop, fit_law, frontier
 from tinyscale.fitting.suggest import suggest_from
+from tinyscale.fitting.uncertainty import profile_of
 from tinyscale.sweep import load_sweep
 
 
@@ -53,6 +55,54 @@ def test_the_exponents_of_the_frontier_hold_the_truth() -> None:
     assert low < value < high
 
 
+def few_runs() -> pd.DataFrame:
+    """Every fifth of the simulated runs: few enough for profiles."""
+    return simulated(0.005).iloc[::5]
+
+
+def test_profiles_of_the_frontier_hold_the_estimate_and_their_parts_agree() -> None:
+    curve = fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve
+    assert curve.profiled is not None
+    best = frontier(curve, 1e21).iloc[0]
+    for name in ("n", "d", "loss"):
+        assert best[f"{name}_low"] < best[name] < best[f"{name}_high"]
+    assert 6 * best["n_low"] * best["d_high"] == pytest.approx(1e21)
+    value, low, high = compute_for(curve, best["loss_high"])
+    assert value < 1e21
+    assert high == pytest.approx(1e21, rel=0.01)  # a budget is in the interval when its loss is
+    assert low < value
+
+
+def test_a_profile_of_a_parameter_taken_as_a_quantity_is_the_parameters_own() -> None:
+    found = fit_law(few_runs(), "chinchilla", draws=100, holdout=0)
+    problem = found.points.problem(found.law, np.inf)
+    theta = found.law.to_solver(np.array(list(found.params.values())))
+    for index, name in enumerate(found.law.params):
+        direction = np.eye(5)[index]
+        ends = profile_of(problem, theta, found.noise, lambda at, v=direction: (at @ v, np.broadcast_to(v, at.shape)))
+        natural = np.exp(ends) if name in ("A", "B") else np.array(ends)
+        width = np.diff(found.interval(name))[0]
+        np.testing.assert_allclose(natural, found.interval(name), atol=0.02 * width)
+
+
+def test_the_exponents_of_a_tied_law_are_certain() -> None:
+    assert exponents(fit_law(few_runs(), "tied", draws=100, holdout=0).curve)["a"] == (0.5, 0.5, 0.5)
+
+
+def test_a_loss_near_the_floor_may_never_be_reached() -> None:
+    curve = fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve
+    assert compute_for(curve, curve.params["E"] * 1.001)[2] == np.inf
+
+
+def test_saved_fits_have_the_intervals_of_the_frontier_that_were_fitted(tmp_path: Path) -> None:
+    few_runs().to_csv(tmp_path / "runs.csv", index=False)
+    invoke("fit", str(tmp_path / "runs.csv"), "--results", str(tmp_path / "out"), "--bootstrap", "100")
+    best = frontier(fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve, 1e21).iloc[0]
+    (made,) = json.loads(invoke("predict", str(tmp_path / "out"), "--flops", "1e21", "--json").stdout)
+    assert made["values"]["N*"]["low"] == pytest.approx(best["n_low"], rel=1e-6)
+    assert made["values"]["loss"]["high"] == pytest.approx(best["loss_high"], rel=1e-6)
+
+
 def test_isoflop_finds_the_true_optima_and_refuses_a_budget_whose_bottom_is_not_inside() -> None:
     law = fit_law(simulated(0.0), "chinchilla", draws=100, holdout=0)
     rows = []
@@ -90,7 +140,7 @@ def test_predict_gives_the_best_run_of_a_budget_and_says_how_far_out_it_lies(joi
 
 
 def test_predict_says_what_the_fits_need_when_it_cannot(joint: str) -> None:
-    with pytest.raises(FitError, match=r"no fit predicts from n alone; there are runs-chinchilla"):
+    with pytest.raises(FitError, match="from --n alone; runs-chinchilla takes --n with --tokens, or --flops alone"):
         invoke("predict", joint, "--n", "1B")
 
 
@@ -120,6 +170,36 @@ def test_suggest_writes_a_sweep_that_can_be_launched(tmp_path: Path) -> None:
     assert len({variant.config.model.d_model for variant in sweep.variants}) == len(sweep.variants)
     assert {variant.config.seed for variant in sweep.variants} == {3}
     assert {variant.config.train.tokens_per_param for variant in sweep.variants} == {20}
+
+
+def test_suggest_keeps_the_sweeps_number_of_heads_and_leaves_defaults_out(tmp_path: Path) -> None:
+    results = write_results(tmp_path)
+    for trial, width in (("base64s0", 64), ("lost", 384)):  # the sweep's first and last
+        shape = {"d_model": width, "n_layers": 4, "n_heads": 1, "context_length": 256, "positions": "rotary"}
+        config = TrialConfig.model_validate({**CONFIG.model_dump(), "model": shape})
+        rows, _ = results.read_trial(trial)
+        write_rows(results, trial, rows, config)
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
+    made, content = suggest_from(str(tmp_path), 1e17, "alpha")
+    assert content is not None
+    assert content["base"]["model"] == {"n_layers": 4, "n_heads": 1, "context_length": 256, "positions": "rotary"}
+    assert content["base"]["train"] == {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3}
+    assert "resources" not in content
+    assert all(width % 2 == 0 for width in content["zip"]["model.d_model"])
+    assert made.ended
+
+
+def test_suggest_writes_over_its_own_file_only_and_says_why_it_ends(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
+    arguments = ("suggest", str(tmp_path), "--flops", "1e15", "--target", "alpha", "--out")
+    for _ in range(2):
+        output = invoke(*arguments, str(tmp_path / "next.yaml")).output
+        assert "of 1e+15 FLOPs; the next run takes" in output
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    with pytest.raises(ResultsError, match="that suggest did not write"):
+        invoke(*arguments, str(tmp_path / "mine.yaml"))
+    assert (tmp_path / "mine.yaml").read_text() == "name: mine\n"
 
 
 def test_a_budget_that_pays_for_nothing_is_refused(joint: str) -> None:

@@ -3,7 +3,7 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,11 @@ from tinyscale.cli import cli
 from tinyscale.cli.fits import fit as fit_command
 from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.choose import laws_for
+from tinyscale.fitting.choose import fit, laws_for
+from tinyscale.fitting.fit import Method
 from tinyscale.fitting.groups import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS
+from tinyscale.fitting.text import apart
 from tinyscale.results import SCHEMA, Results, SweepRecord
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
@@ -32,11 +34,11 @@ CONFIG = TrialConfig.model_validate({
 })  # fmt: skip
 
 
-def write_rows(results: Results, trial: str, rows: list[dict[str, Any]]) -> None:
+def write_rows(results: Results, trial: str, rows: list[dict[str, Any]], config: TrialConfig = CONFIG) -> None:
     """A trial's file, from its rows."""
     buffer = io.BytesIO()
     rows = [{**row, "trial": trial, "vocab_size": 1024, "schema_version": 1} for row in rows]
-    schema = SCHEMA.with_metadata({"tinyscale.config": CONFIG.model_dump_json()})
+    schema = SCHEMA.with_metadata({"tinyscale.config": config.model_dump_json()})
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     results.trials.write(f"{trial}.parquet", buffer.getvalue())
 
@@ -183,6 +185,87 @@ def test_fitting_leaves_the_trials_readable_as_they_were(tmp_path: Path) -> None
     before, _ = results.read()
     invoke(str(tmp_path), "--bootstrap", "100")
     pd.testing.assert_frame_equal(before, results.read()[0])
+
+
+def ones_own(folder: Path, **change: Any) -> Path:
+    """A CSV of 40 runs over 8 sizes and 5 lengths; change: columns -> values."""
+    n, d = np.repeat(np.geomspace(1e6, 1e9, 8), 5), np.tile(np.geomspace(1e8, 1e11, 5), 8)
+    path = folder / "runs.csv"
+    noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(40))
+    frame = pd.DataFrame({"n": n, "d": d, "loss": (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * noise})
+    frame.assign(**change).to_csv(path, index=False)
+    return path
+
+
+def test_fits_to_a_file_leave_those_of_the_study_in_the_same_folder(tmp_path: Path) -> None:
+    write_results(tmp_path / "study")
+    own = ones_own(tmp_path)
+    for _ in range(2):
+        invoke(str(tmp_path / "study"), "--bootstrap", "100")
+        invoke(str(own), "--results", str(tmp_path / "study"), "--bootstrap", "100")
+    records = json.loads((tmp_path / "study/fits/fits.json").read_text())
+    assert {record["name"]: record["source"] for record in records} == {
+        "width-power-n": "trials",
+        "runs-chinchilla": str(own),
+    }
+    assert set(pd.read_csv(tmp_path / "study/tables/fits.csv")["sweep"]) == {"width", "runs"}
+
+
+def test_another_file_of_the_same_name_does_not_replace_a_fit(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    first, second = ones_own(tmp_path), ones_own(tmp_path / "other")
+    invoke(str(first), "--results", str(tmp_path / "out"), "--bootstrap", "100")
+    with pytest.raises(ResultsError, match=r"runs-chinchilla of .*runs.csv is there already"):
+        invoke(str(second), "--results", str(tmp_path / "out"), "--bootstrap", "100")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("n", "12M", "column n: 1 of 40 values are not positive numbers, the first is '12M' in row 3"),
+        ("n", 0, "the first is 0.0 in row 3"),
+        ("d", np.nan, "column d: 1 of 40 values"),
+        ("loss", -1.0, "the first is -1.0 in row 3"),
+    ],
+)
+def test_a_value_that_is_no_size_is_refused_and_no_law_without_it_fitted(
+    tmp_path: Path, column: str, value: object, said: str
+) -> None:
+    frame = pd.read_csv(ones_own(tmp_path))
+    values = [value if row == 3 else each for row, each in enumerate(frame[column])]
+    with pytest.raises(FitError, match=said):
+        analyse(str(ones_own(tmp_path, **{column: values})), str(tmp_path / "out"))
+
+
+def test_intervals_and_delta_are_chosen_on_the_command_line(tmp_path: Path) -> None:
+    own, out = str(ones_own(tmp_path)), ("--results", str(tmp_path / "out"), "--bootstrap", "100", "--json")
+    (wild,) = json.loads(invoke(own, *out, "--intervals", "wild").stdout)
+    assert wild["intervals"].startswith("wild bootstrap")
+    (robust,) = json.loads(invoke(own, *out, "--delta", "1e-3").stdout)
+    assert robust["objective"]["delta"] == 1e-3
+    assert robust["intervals"].startswith("bootstrap")
+    (option,) = [each for each in fit_command.params if each.name == "intervals"]
+    assert tuple(option.type.to_info_dict()["choices"]) == get_args(Method)
+
+
+def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: Path) -> None:
+    (tmp_path / "runs.txt").write_text("a")
+    with pytest.raises(ResultsError, match=r"ends in \.csv, \.parquet, \.jsonl"):
+        read_groups(str(tmp_path / "runs.txt"))
+
+
+def test_a_misspelt_law_is_answered_with_the_nearest() -> None:
+    with pytest.raises(FitError, match="nearest: chinchilla"):
+        fit(pd.DataFrame({"n": [1.0], "loss": [2.0]}), "chinchila")
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"), [((1.99, 2.04), ("1.99", "2.04")), ((2.0, 5.0), ("2.0", "5.0")), ((3.0, 3.0), ("3.0", "3.0"))]
+)
+def test_two_errors_are_written_with_the_digits_that_tell_them_apart(
+    values: tuple[float, float], texts: tuple[str, str]
+) -> None:
+    assert apart(*values) == texts
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])

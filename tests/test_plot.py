@@ -32,7 +32,7 @@ def figures_are_closed() -> Iterator[None]:
 def test_it_draws_on_the_given_axes_and_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, ax = plt.subplots()
-    assert plot_fit(fit_law(runs_of_sizes(), "power-n"), ax=ax) is ax
+    assert plot_fit(fit_law(runs_of_sizes(), "power-n"), ax) is ax
     assert list(tmp_path.iterdir()) == []
 
 

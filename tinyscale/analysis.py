@@ -6,6 +6,8 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tinyscale.errors import FitError
@@ -17,7 +19,7 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.groups import READERS, Group, by_setting, free_settings, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS, under_conventions, untuned_note
 from tinyscale.fitting.points import COLUMNS, column_of
-from tinyscale.fitting.tables import Found, label, slug, write_contrasts, write_fits
+from tinyscale.fitting.tables import TRIALS, Found, label, slug, write_contrasts, write_fits
 from tinyscale.fitting.tuning import SETTINGS, Tuning
 from tinyscale.storage import Folder
 
@@ -40,13 +42,14 @@ class Refusal:
 class Analysis:
     """fits: of every group that supports a law; contrasts: of arms; dropped: (sweep, arm) -> rows left out, by reason.
 
-    written: paths, empty until `write_analysis`.
+    source: the file the runs came from, or TRIALS; written: paths, empty until `write_analysis`.
     """
 
     fits: tuple[Found, ...]
     contrasts: tuple[Contrast, ...]
     refused: tuple[Refusal, ...]
     dropped: Mapping[tuple[str, str], Mapping[str, int]]
+    source: str
     written: tuple[str, ...] = ()
 
 
@@ -58,7 +61,7 @@ def analyse(location: str, results: str, **options: Any) -> Analysis:
     done = find_laws(location, **options)
     if not done.fits and not done.contrasts:
         raise FitError("\n".join(map(str, done.refused)))
-    return write_analysis(Folder.at(results if location.endswith(tuple(READERS)) else location), done)
+    return write_analysis(Folder.at(location if done.source == TRIALS else results), done)
 
 
 def find_laws(
@@ -96,7 +99,16 @@ def find_laws(
             refused += reasons if whole.searched else []  # in a grid the settings need not be the question
     contrasts = contrasts_of(groups, refused)
     dropped = {(group.sweep, group.arm): group.dropped for group in groups}
-    return Analysis(tuple(fits), tuple(contrasts), tuple(refused), dropped)
+    source = source_of(location)
+    fits = [replace(found, labels=MappingProxyType({**found.labels, "source": source})) for found in fits]
+    return Analysis(tuple(fits), tuple(contrasts), tuple(refused), dropped, source)
+
+
+def source_of(location: str) -> str:
+    """What a fit says of where its runs came from: TRIALS, or the file."""
+    if not location.endswith(tuple(READERS)):
+        return TRIALS
+    return location if "://" in location else str(Path(location).absolute())
 
 
 def _refuse_misnamed(groups: Sequence[Group], columns: Mapping[str, str]) -> None:
@@ -110,7 +122,11 @@ def _refuse_misnamed(groups: Sequence[Group], columns: Mapping[str, str]) -> Non
 
 def write_analysis(folder: Folder, done: Analysis) -> Analysis:
     """Write fits/, tables/ and plots/ under a results folder; the analysis with the paths written."""
-    files = (*write_fits(folder, done.fits), *write_contrasts(folder, done.contrasts), *write_plots(folder, done.fits))
+    files = (
+        *write_fits(folder, done.fits, done.source),
+        *write_contrasts(folder, done.contrasts),
+        *write_plots(folder, done.fits),
+    )
     return replace(done, written=files)
 
 

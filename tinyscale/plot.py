@@ -1,4 +1,4 @@
-"""Drawing: functions (fit, frame=None, ax=None) -> Axes. Nothing is saved here."""
+"""Drawing: functions (fit, ax=None, frame=None) -> Axes. Nothing is saved here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEGEND: dict[str, Any] = {"framealpha": 0.9, "edgecolor": "none"}  # white behin
 MOST_NAMED = 8  # sizes named in a legend; more would cover the plot
 
 
-def plot_fit(fit: Fit, frame: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """The law and the runs behind it: one curve with its 95 % band, or for a joint law a curve for each size.
 
     frame: points to draw instead of the fitted ones, columns named as the law's variables and `loss`.
@@ -138,7 +138,7 @@ def _scientific(value: float) -> str:
     return f"{mantissa} \\times 10^{{{int(power)}}}" if power else mantissa
 
 
-def plot_budgets(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+def plot_budgets(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """Loss against N, a colour for each budget of FLOPs, and the bottom of each curve."""
     ax = ax or new_axes()
     points = fit.points if frame is None else frame
@@ -169,7 +169,7 @@ def plot_budgets(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None
     return ax
 
 
-def plot_optima(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """The compute-optimal N against C with its power law. frame: a table of optima to draw instead of the fit's own."""
     ax = ax or new_axes()
     table = fit.table if frame is None else frame
@@ -193,7 +193,7 @@ def plot_optima(fit: Optima, frame: pd.DataFrame | None = None, ax: Axes | None 
     return ax
 
 
-def plot_tuning(fit: Tuning, frame: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+def plot_tuning(fit: Tuning, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """The best setting against N with its power law. frame: a table of optima to draw instead of the fit's own."""
     ax = ax or new_axes()
     table = fit.table if frame is None else frame

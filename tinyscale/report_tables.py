@@ -69,7 +69,7 @@ def facts(name: str, rows: Sequence[tuple[str, Any]], caption: str) -> Table:
 
 def parameters_of(found: Found) -> Table:
     """Each parameter of a fit with its interval."""
-    frame = parameters_table([found])
+    frame = parameters_table([record(found)])
     columns = {"parameter": "parameter", "value": "value", "low": "95 % low", "high": "95 % high"}
     intervals = record(found)["intervals"]
     caption = f"Parameters, with 95 % intervals ({intervals}). An end that the data do not set is open."
@@ -127,7 +127,7 @@ def frontier_of(found: Fit) -> Table:
 
 def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
     """Each arm of a sweep against its base."""
-    frame = contrasts_table(contrasts)
+    frame = contrasts_table([each.as_json() for each in contrasts])
     columns = {
         "arm": "arm", "base": "against", "difference": "difference", "low": "95 % low", "high": "95 % high",
         "unit": "unit", "p": "p", "pairs": "pairs", "compute": "worth in compute", "compute_low": "95 % low",

@@ -223,7 +223,7 @@ class Results:
         """A trial's rows, and its metadata (`config`, `provenance`). FileNotFoundError or ResultsError."""
         content = self.trials.read(f"{identity}.parquet")
         try:
-            table = pq.read_table(io.BytesIO(content))
+            table = pq.read_table(pa.BufferReader(content))  # Arrow's threads call no Python, also while it ends
             table.validate(full=True)
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
@@ -291,7 +291,7 @@ class Results:
 
     def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
         """One file's rows; one of `DAMAGE` when it is no trial's."""
-        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
+        file = pq.ParquetFile(pa.BufferReader(self.trials.read(name)))
         if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
             raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
         table = _unify(file.read(columns=columns), wanted)

@@ -11,6 +11,8 @@ import click
 from tinyscale.cli.options import read_quantity, results_argument
 from tinyscale.errors import ResultsError
 
+SUGGESTED = "# Written by tinyscale suggest."  # first line of its files: only those are written over
+
 
 def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, str]:
     """n=params,d=tokens,loss=val -> a mapping."""
@@ -49,6 +51,20 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     help="Refits behind bands and predictions.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the refits.")
+@click.option(
+    "--intervals",
+    type=click.Choice(["auto", "profile", "bootstrap", "wild"]),
+    default="auto",
+    show_default=True,
+    help="How intervals are made; auto: profile below 50 clusters of runs, else bootstrap over clusters. "
+    "wild: residuals reweighted, no cluster left out.",
+)
+@click.option(
+    "--delta",
+    type=click.FloatRange(0, min_open=True),
+    help="Of Huber's function on log loss, for example 1e-3; inf: least squares, which profile and wild need.  "
+    "[default: inf below 50 clusters of runs, else 1e-3]",
+)
 @click.option(
     "--convention",
     type=click.Choice(["tinyscale", "kaplan", "hoffmann", "palm", "matmul", "all"]),
@@ -129,23 +145,34 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
 
     made, content = suggest_from(fits, budget, target, name)
     click.echo(
-        f"{len(made.runs)} runs, {made.flops:.2g} FLOPs: "
+        f"{len(made.runs)} run{'s' if len(made.runs) > 1 else ''}, {made.flops:.2g} FLOPs: "
         f"the interval of {made.target} shrinks to {made.shrink:.0%} of its width"
     )
     for run in made.runs:
         sizes = ", ".join(f"{key.upper()} = {value:.3g}" for key, value in run.variables.items())
         fields = ", ".join(f"{field} {value}" for field, value in run.fields.items())
         click.echo(f"  {sizes}, {run.flops:.2g} FLOPs" + (f": {fields}" if fields else ""))
+    click.echo(f"  of {budget:.2g} FLOPs; {made.ended}")
     if content is not None:
-        from ruamel.yaml import YAML
-
         path = out or Path(f"{content['name']}.yaml")
-        try:
-            with path.open("w", encoding="utf-8") as stream:
-                YAML(typ="safe").dump(content, stream)
-        except OSError as error:
-            raise ResultsError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
+        _write_sweep(path, content)
         click.echo(f"wrote {path}")
+
+
+def _write_sweep(path: Path, content: dict[str, Any]) -> None:
+    """Write a sweep file, over no file but one that was written so. ResultsError where that cannot be."""
+    from ruamel.yaml import YAML
+
+    try:
+        if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(SUGGESTED):
+            raise ResultsError(f"{path}: a file that suggest did not write is there; give another --out")
+        with path.open("w", encoding="utf-8") as stream:
+            stream.write(f"{SUGGESTED}\n")
+            yaml = YAML()
+            yaml.default_flow_style = None
+            yaml.dump(content, stream)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
 
 
 @click.command()

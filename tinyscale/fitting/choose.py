@@ -15,8 +15,9 @@ from tinyscale.fitting.forms import Array
 from tinyscale.fitting.honesty import LEAST_SPREAD
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
-from tinyscale.fitting.points import column_of, group_sizes
+from tinyscale.fitting.points import column_of, group_sizes, positive
 from tinyscale.fitting.tuning import Tuning, fit_tuning
+from tinyscale.sweep import nearest
 
 OPTIMA: dict[str, Callable[..., Optima | Tuning]] = {
     "isoflop": fit_isoflop,
@@ -39,7 +40,7 @@ def fit(
     if name in OPTIMA:
         return OPTIMA[name](frame, columns=columns)
     if name not in LAWS:
-        raise FitError(f"no law is called {name!r}; there are {', '.join(NAMES)}")
+        raise FitError(f"no law is called {name!r}{nearest(name, NAMES)}; there are {', '.join(NAMES)}")
     return fit_law(frame, find_law(name), columns=columns, **options)
 
 
@@ -63,12 +64,17 @@ def laws_for(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> t
 
 
 def _logarithms(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None) -> Array | None:
-    """Logarithms (n,) of a variable; None when the frame lacks it."""
+    """Logarithms (n,) of a variable; None when the frame lacks it, or a column that nobody named holds no numbers."""
     try:
-        values = pd.to_numeric(frame[column_of(frame, variable, columns)], errors="coerce").to_numpy(float)
+        column = column_of(frame, variable, columns)
     except FitError:
         return None
-    return np.log(values) if len(values) and (values > 0).all() else None
+    try:
+        return np.log(positive(frame[column]))
+    except FitError:
+        if variable in ("n", "d") or variable in (columns or {}):
+            raise  # else a law without it would be fitted in silence
+        return None
 
 
 def _in_budgets(n: Array, c: Array) -> bool:

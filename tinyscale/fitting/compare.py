@@ -21,6 +21,7 @@ from tinyscale.fitting.points import COLUMNS, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
 
 BASE = "base"
+SAME_LENGTH = 0.05  # numbers of tokens whose logarithms differ by less are one: whole steps do not hit one exactly
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,22 @@ def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
 def _sizes(both: pd.DataFrame) -> tuple[Index, Index]:
     """Size and length (n,) of each run, alike in both arms where N and D are.
 
-    Arms that change N itself (as many sizes, none in common) are matched by rank, smallest to smallest.
+    Arms that change N itself (as many sizes, none in common or each nearest to its like) are matched by rank, smallest
+    to smallest, and so are their lengths.
     """
     n, d = (np.log(both[name].to_numpy(float)) for name in MATCH)
-    size, side = group_sizes(n), both["side"].to_numpy()
-    ranks = [np.unique(size[side == s]) for s in (0, 1)]
-    if len(ranks[0]) == len(ranks[1]) and not set(ranks[0]) & set(ranks[1]):
-        size = np.where(side == 0, np.searchsorted(ranks[0], size), np.searchsorted(ranks[1], size))
-        return size, np.zeros_like(size)
-    return size, group_sizes(d, 0.05)
+    size, length, second = group_sizes(n), group_sizes(d, SAME_LENGTH), both["side"].to_numpy() == 1
+    ranks = [np.unique(size[second == s]) for s in (False, True)]
+    if len(ranks[0]) != len(ranks[1]) or (ranks[0] == ranks[1]).all():
+        return size, length
+    mean = np.bincount(size, n) / np.bincount(size)
+    distance = np.abs(mean[ranks[0]][:, None] - mean[ranks[1]])
+    alike = all((distance.argmin(axis=axis) == np.arange(len(distance))).all() for axis in (0, 1))
+    if not alike and set(ranks[0]) & set(ranks[1]):
+        return size, length
+    size = np.where(second, np.searchsorted(ranks[1], size), np.searchsorted(ranks[0], size))
+    within = pd.DataFrame({"size": size, "second": second, "length": length}).groupby(["size", "second"])["length"]
+    return size, within.rank(method="dense").to_numpy(np.intp)
 
 
 def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:

@@ -12,19 +12,24 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.laws import Law
+from tinyscale.fitting.solve import Problem
 
 ENDS = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """params: the law's parameters; draws (K, P): those of each refit; sd, dof: of a run's log loss about the law."""
+    """params: the law's parameters; draws (K, P): those of each refit; sd, dof: of a run's log loss about the law.
+
+    profiled: the points that intervals of what follows from the law are profiled on; None: they come from the refits.
+    """
 
     law: Law
     params: Mapping[str, float]
     draws: Array
     sd: float
     dof: int
+    profiled: Problem | None = None
 
     def predict(self, *, noise: bool = True, **variables: Any) -> pd.DataFrame:
         """Loss at new sizes, one row each, with 95 % ends: `curve.predict(n=[1e7, 1e8])`.

@@ -13,6 +13,7 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting.curve import ENDS, Curve
 from tinyscale.fitting.forms import Array
+from tinyscale.fitting.frontier import JOINT, Triple, exponents
 from tinyscale.fitting.holdout import HeldOut, hold_out
 from tinyscale.fitting.honesty import influence, refuse_unsupported, rival_note, rivals, warnings_of
 from tinyscale.fitting.laws import Law, find_law
@@ -42,7 +43,8 @@ class Fit:
 
     intervals: in the law's own units, an infinite end where the data set none; delta: of Huber's function (inf: least
     squares on log loss); objective: its sum over the points; influence: the parameters without each size; rivals: laws
-    of the same variables by held-out error; labels: where the runs came from.
+    of the same variables by held-out error; labels: where the runs came from; derived: of joint laws, the exponents
+    a, b of N* ~ C^a and D* ~ C^b with their ends.
     """
 
     law: Law
@@ -60,6 +62,7 @@ class Fit:
     warnings: tuple[str, ...]
     points: Points
     labels: Mapping[str, Any]
+    derived: Mapping[str, Triple]
 
     @property
     def params(self) -> Mapping[str, float]:
@@ -73,8 +76,8 @@ class Fit:
         return as_html(self)
 
     def interval(self, name: str) -> tuple[float, float]:
-        """95 % interval of a parameter. KeyError for a name that the law has not."""
-        return self.intervals[name]
+        """95 % interval of a parameter, or of what is derived. KeyError for a name that the law has not."""
+        return self.derived[name][1:] if name in self.derived else self.intervals[name]
 
     def predict(self, *, noise: bool = True, **variables: Any) -> pd.DataFrame:
         """Loss at new sizes, one row each, with 95 % ends: `fit.predict(n=[1e7, 1e8])`.
@@ -92,6 +95,7 @@ class Fit:
             "law": self.law.name,
             "formula": self.law.formula,
             "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
+            "derived": {n: dict(zip(("value", "low", "high"), ends, strict=True)) for n, ends in self.derived.items()},
             "intervals": self.method,
             "objective": {
                 "value": self.objective,
@@ -160,9 +164,11 @@ def fit_law(
         held_out=held_out,
         without=without,
     )
+    profiled = problem if intervals == "profile" else None
+    curve = Curve(law, params, law.to_params(drawn), noise.sd, noise.dof, profiled)
     return Fit(
         law=law,
-        curve=Curve(law, params, law.to_params(drawn), noise.sd, noise.dof),
+        curve=curve,
         intervals=MappingProxyType(ends),
         delta=delta,
         objective=float(solution.objective[0]),
@@ -176,6 +182,7 @@ def fit_law(
         warnings=(*notes, *rival_note(law, ranked)),
         points=points,
         labels=MappingProxyType({}),
+        derived=MappingProxyType(exponents(curve) if law.name in JOINT else {}),
     )
 
 

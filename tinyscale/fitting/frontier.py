@@ -1,45 +1,54 @@
-"""The compute-optimal frontier that follows from a fitted joint law, with intervals from its refits.
+"""The compute-optimal frontier that follows from a fitted joint law, with intervals.
 
 With C = 6 N D: N* = G (C/6)^a, D* = (C/6)^b / G, a = beta/(alpha+beta), b = alpha/(alpha+beta),
 G = (alpha A / beta B)^(1/(alpha+beta)). Hoffmann et al. 2022 (2203.15556), section 3.3, eq. 4.
+
+Each quantity maps E, log A, log B, alpha, beta (B, 5) to its value (B,) and gradient (B, 5). Its interval is a profile
+where the law's own are, else that of the refits.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.curve import ENDS, Curve
-from tinyscale.fitting.forms import Array
+from tinyscale.fitting.forms import Array, Pair
+from tinyscale.fitting.uncertainty import Noise, Quantity, profile_of
 
 JOINT = ("chinchilla", "tied")
+FARTHEST = 60.0  # in log C from the estimate: a loss that is not reached there is below the floor
+
+Triple = tuple[float, float, float]  # value, and 95 % ends
 
 
 def frontier(curve: Curve, flops: ArrayLike) -> pd.DataFrame:
     """Compute-optimal n, d and loss at each budget, one row each, with 95 % ends `<name>_low`, `<name>_high`."""
-    c = np.atleast_1d(np.asarray(flops, float))
-    rows = {"c": c}
-    best, drawn = (_optimum(parameters, c) for parameters in _parameters(curve))
-    for name, value, draws in zip(("n", "d", "loss"), best, drawn, strict=True):
-        low, high = np.percentile(draws, ENDS, axis=0)
-        rows |= {name: value[0], f"{name}_low": low, f"{name}_high": high}
-    return pd.DataFrame(rows)
+    rows = []
+    for c in np.atleast_1d(np.asarray(flops, float)):
+        x = float(np.log(c / 6))
+        with np.errstate(over="ignore"):
+            n, loss = (np.exp(_interval(curve, partial(quantity, x=x))) for quantity in (_log_size, _log_loss))
+            d = np.exp(x - np.log(n[[0, 2, 1]]))
+        rows.append([c, *n, *d, *loss])
+    return pd.DataFrame(
+        rows, columns=["c", *(f"{name}{end}" for name in ("n", "d", "loss") for end in ("", "_low", "_high"))]
+    )
 
 
-def exponents(curve: Curve) -> dict[str, tuple[float, float, float]]:
+def exponents(curve: Curve) -> dict[str, Triple]:
     """a and b of N* ~ C^a, D* ~ C^b: value, and 95 % ends."""
-    best, drawn = _parameters(curve)
-    found = {}
-    for name, of, other in (("a", 4, 3), ("b", 3, 4)):
-        low, high = np.percentile(drawn[:, of] / (drawn[:, of] + drawn[:, other]), ENDS)
-        found[name] = (float(best[0, of] / (best[0, of] + best[0, other])), float(low), float(high))
-    return found
+    value, low, high = np.clip(_interval(curve, _exponent), 0.0, 1.0).tolist()
+    return {"a": (value, low, high), "b": (1 - value, 1 - high, 1 - low)}
 
 
-def compute_for(curve: Curve, loss: float) -> tuple[float, float, float]:
-    """FLOPs at which the frontier reaches a loss: value, and 95 % ends (infinite: some refits never reach it).
+def compute_for(curve: Curve, loss: float) -> Triple:
+    """FLOPs at which the frontier reaches a loss: value, and 95 % ends (infinite: it may never reach it).
 
     C = 6 ((L - E) / K)^(-(alpha+beta)/(alpha beta)) with K = A G^-alpha + B G^beta. FitError below the floor.
     """
@@ -48,43 +57,84 @@ def compute_for(curve: Curve, loss: float) -> tuple[float, float, float]:
         raise FitError(
             f"no budget reaches a loss of {loss:.4g}: the fitted floor is {floor:.4g}; ask for a higher loss"
         )
-    best, drawn = (_inverse(parameters, loss) for parameters in _parameters(curve))
-    low, high = np.percentile(drawn, ENDS, method="nearest")
-    return float(best[0]), float(low), float(high)
+    theta = _solver(curve)[:, _columns(curve)]
+    g, (_, a, b, alpha, beta) = _log_size(theta, 0.0)[0][0], theta[0]
+    power = (alpha + beta) / (alpha * beta)
+    x = float(power * (np.logaddexp(a - alpha * g, b + beta * g) - np.log(loss - floor)))
+    low, high = (_reached(curve, np.log(loss), x, end) for end in (1, 2))
+    return 6 * np.exp(x), 6 * np.exp(low), 6 * np.exp(high)
 
 
-def _parameters(curve: Curve) -> tuple[Array, Array]:
-    """E, A, B, alpha, beta of the fit (1, 5) and of its refits (K, 5)."""
+def _reached(curve: Curve, log_loss: float, start: float, end: int) -> float:
+    """log(C/6), outward from `start`, where the low (1) or high (2) end of L* is at the loss; infinite: nowhere."""
+    side = -1 if end == 1 else 1
+
+    def left(x: float) -> float:
+        return side * float(_interval(curve, partial(_log_loss, x=x))[end] - log_loss)
+
+    if left(start) <= 0:
+        return start  # noiseless data: the ends are the estimate
+    near, far = start, start + side
+    while left(far) > 0:
+        near, far = far, far + (far - start)
+        if abs(far - start) > FARTHEST:
+            return side * np.inf
+    return float(brentq(left, near, far, xtol=5e-3))
+
+
+def _columns(curve: Curve) -> list[int]:
+    """Where E, A, B, alpha and beta are among the law's parameters. FitError for a law without a frontier."""
     if curve.law.name not in JOINT:
         raise FitError(f"{curve.law.formula} has no compute-optimal frontier; fit one of {', '.join(JOINT)}")
-    columns = [
-        curve.law.params.index(name if name in curve.law.params else "alpha")
-        for name in ("E", "A", "B", "alpha", "beta")
-    ]
-    return np.array([list(curve.params.values())])[:, columns], curve.draws[:, columns]
+    names = curve.law.params
+    return [names.index(name if name in names else "alpha") for name in ("E", "A", "B", "alpha", "beta")]
 
 
-def _scale(parameters: Array) -> Array:
-    """log G (K, 1)."""
-    _, A, B, alpha, beta = parameters.T[:, :, None]
-    return np.asarray(np.log(alpha * A / (beta * B)) / (alpha + beta))
+def _solver(curve: Curve) -> Array:
+    """The parameters (1, P) in solver coordinates."""
+    return curve.law.to_solver(np.array([[curve.params[name] for name in curve.law.params]]))
 
 
-def _optimum(parameters: Array, c: Array) -> tuple[Array, Array, Array]:
-    """n, d and loss (K, m) at budgets c (m,)."""
-    E, A, B, alpha, beta = parameters.T[:, :, None]
-    g, x = _scale(parameters), np.log(c / 6)
-    n, d = g + beta / (alpha + beta) * x, -g + alpha / (alpha + beta) * x
-    return np.exp(n), np.exp(d), E + A * np.exp(-alpha * n) + B * np.exp(-beta * d)
+def _interval(curve: Curve, quantity: Quantity) -> Array:
+    """Value and 95 % ends (3,) of a quantity."""
+    columns = _columns(curve)
+    by_parameter = np.eye(len(curve.law.params))[columns]
+
+    def of_law(theta: Array) -> Pair:
+        value, gradient = quantity(theta[:, columns])
+        return value, gradient @ by_parameter
+
+    theta = _solver(curve)
+    if curve.profiled is not None:
+        low, high = profile_of(curve.profiled, theta[0], Noise(curve.sd, curve.dof, None, None), of_law)
+    else:
+        low, high = np.percentile(of_law(curve.law.to_solver(curve.draws))[0], ENDS, method="nearest")
+    return np.array([of_law(theta)[0][0], low, high])
 
 
-def _inverse(parameters: Array, loss: float) -> Array:
-    """Budget (K,) at which the frontier reaches the loss; infinite where the floor is above it."""
-    E, A, B, alpha, beta = parameters.T
-    g = _scale(parameters)[:, 0]
-    k = A * np.exp(-alpha * g) + B * np.exp(beta * g)
-    reach = np.maximum(loss - E, 0)
-    with np.errstate(divide="ignore"):
-        power = -(alpha + beta) / (alpha * beta) * np.log(reach / k)
-    with np.errstate(over="ignore"):
-        return np.asarray(6 * np.exp(power))
+def _exponent(theta: Array) -> Pair:
+    """a = beta / (alpha + beta)."""
+    alpha, beta = theta.T[3:]
+    gradient = np.zeros_like(theta)
+    gradient[:, 3:] = np.stack([-beta, alpha], axis=1) / (alpha + beta)[:, None] ** 2
+    return beta / (alpha + beta), gradient
+
+
+def _log_size(theta: Array, x: float | Array) -> Pair:
+    """log N* at log(C/6) = x."""
+    _, a, b, alpha, beta = theta.T
+    both, (power, gradient) = alpha + beta, _exponent(theta)
+    g = (np.log(alpha / beta) + a - b) / both
+    gradient *= np.reshape(x, (-1, 1))
+    gradient[:, 1:] += np.stack([1 / both, -1 / both, (1 / alpha - g) / both, (-1 / beta - g) / both], axis=1)
+    return g + power * x, gradient
+
+
+def _log_loss(theta: Array, x: float | Array) -> Pair:
+    """log L* at log(C/6) = x. Its gradient is that at a fixed N*, as no other N has less loss."""
+    E, a, b, alpha, beta = theta.T
+    n = _log_size(theta, x)[0]
+    size, data = (np.exp(np.minimum(term, 300.0)) for term in (a - alpha * n, b - beta * (x - n)))
+    total = E + size + data
+    parts = [np.ones_like(total), size, data, -n * size, -(x - n) * data]
+    return np.log(total), np.stack(parts, axis=1) / total[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -53,6 +53,8 @@ def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool
     """
     if PurePosixPath(location).suffix in READERS:
         found = _file_groups(location, columns)
+    elif Path(location).is_file():
+        raise ResultsError(f"{location}: a file of runs ends in {', '.join(READERS)}; or give a results folder")
     else:
         found = _folder_groups(Results(location), columns)
     if pool:
@@ -149,7 +151,9 @@ def refuse_mixed(group: Group) -> None:
     """FitError when the losses of a group do not compare, or there is none."""
     if group.frame.empty:
         why = ", ".join(f"{rows} rows: {reason}" for reason, rows in group.dropped.items())
-        raise FitError(f"{group.title}: no finished runs to fit ({why or 'no rows'}); launch the sweep to its end")
+        raise FitError(
+            f"{group.title}: no finished runs to fit ({why or 'no rows'}); launch the sweep to its end, or add rows"
+        )
     mixed = varying(group.frame, SAME_TASK)
     if mixed:
         raise FitError(

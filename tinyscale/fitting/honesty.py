@@ -30,7 +30,7 @@ LEAST_SPREAD = np.log(1.5)  # of a variable, or of D about its dependence on N: 
 def refuse_unsupported(law: Law, points: Points) -> None:
     """FitError when no number could be trusted: too few sizes, no spread, one ratio, or a loss that does not fall."""
     joint = len(law.variables) > 1
-    needed = max(4, len(law.params) + joint)
+    needed = needs(law)
     for row, name in zip(points.x, law.variables, strict=True):
         if np.ptp(row) < LEAST_SPREAD and name != "u":
             value = count(float(np.exp(row.mean())))
@@ -38,10 +38,19 @@ def refuse_unsupported(law: Law, points: Points) -> None:
                 f"{law.formula} needs {name} to vary: here it stays at {value}; sweep it, or fit another law"
             )
     if points.configs() < needed:
+        others = [o.name for o in LAWS.values() if o.variables == law.variables and needs(o) <= points.configs()]
         raise FitError(
             f"{law.formula} needs at least {needed} different sizes and there are {points.configs()}; "
-            "add sizes, or take --law with fewer parameters"
+            "add sizes" + (f", or take --law {' or '.join(others)}" if others else "")
         )
+    for row, name in zip(points.x, law.variables, strict=True):
+        values = int(group_sizes(row).max()) + 1
+        if "beta" in law.params and values < 3 and name != "u":
+            other = ", or fit --law tied" if law.variables == ("n", "d") else ""
+            raise FitError(
+                f"{law.formula}: with {values} values of {name} its floor, coefficient and exponent cannot be told "
+                f"apart; add a third{other}"
+            )
     if joint and _collinear(points.x[0], points.x[1]):
         first, second = law.variables[:2]
         raise FitError(
@@ -54,6 +63,11 @@ def refuse_unsupported(law: Law, points: Points) -> None:
             f"{law.formula} needs a loss that falls: it goes from {np.exp(means.iloc[0]):.4g} at the smallest size to "
             f"{np.exp(means.iloc[-1]):.4g} at the largest; look at the learning rate and budget of the large runs"
         )
+
+
+def needs(law: Law) -> int:
+    """How many different sizes a law is fitted to at least."""
+    return max(4, len(law.params) + (len(law.variables) > 1))
 
 
 def _collinear(first: Array, second: Array) -> bool:

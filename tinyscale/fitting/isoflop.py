@@ -52,7 +52,7 @@ class Optima:
             "formula": FORMULAS[self.law],
             "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
             "intervals": f"t with {self.dof} degrees of freedom through {self.dof + 2} budgets",
-            "objective": {"value": self.chi2, "kind": "weighted least squares of log N* on log C", "delta": None},
+            "objective": {"value": self.chi2, "kind": "least squares of log N* on log C", "delta": None},
             "certificate": {
                 "converged": True,
                 "budgets": self.dof + 2,
@@ -111,7 +111,7 @@ def fit_envelope(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = Non
     if len(hull) < 4:
         raise FitError(f"the envelope holds {len(hull)} runs, 4 are needed; add budgets, or fit isoflop or chinchilla")
     table = ordered.iloc[hull].rename(columns={"n": "n_star", "d": "d_star", "loss": "loss_star"})
-    table = table.assign(log_n_sd=1.0, refused="").reset_index(drop=True)
+    table = table.assign(log_n_sd=np.nan, refused="").reset_index(drop=True)
     return _through("envelope", table, table, points, counts)
 
 
@@ -174,8 +174,9 @@ def _through(
 
 def optimum_line(table: pd.DataFrame, column: str) -> Line:
     """log of the column (n_star or d_star) against log C, through the optima of a table."""
-    sd = np.maximum(table["log_n_sd"].to_numpy(), 1e-6)
-    return weighted_line(np.log(table["c"].to_numpy()), np.log(table[column].to_numpy()), sd)
+    sd = table["log_n_sd"].to_numpy()
+    known = None if np.isnan(sd).all() else np.maximum(sd, 1e-6)  # runs of an envelope have none
+    return weighted_line(np.log(table["c"].to_numpy()), np.log(table[column].to_numpy()), known)
 
 
 def _hold_out(kept: pd.DataFrame) -> dict[str, float] | None:

@@ -70,18 +70,24 @@ def column_of(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | N
     )
 
 
+def positive(column: pd.Series[Any]) -> Array:
+    """The column's numbers (n,). FitError on a value that has no logarithm."""
+    values = np.asarray(pd.to_numeric(column, errors="coerce"), float)
+    bad = column[~(np.isfinite(values) & (values > 0))]
+    if len(bad):
+        first = repr(bad.iloc[0]) if isinstance(bad.iloc[0], str) else f"{bad.iloc[0]}"
+        raise FitError(
+            f"column {column.name}: {len(bad)} of {len(column)} values are not positive numbers, the first is {first} "
+            f"in row {bad.index[0]}; remove those rows"
+        )
+    return values
+
+
 def read_points(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = None) -> Points:
     """The points of `frame` that `law` is fitted to. FitError on a missing column or a value that has no logarithm."""
     optional = ["weight"] if columns and "weight" in columns else []
     counts = {name: column_of(frame, name, columns) for name in (*law.variables, "loss", *optional)}
-    kept = pd.DataFrame({name: pd.to_numeric(frame[column], errors="coerce") for name, column in counts.items()})
-    for name, column in counts.items():
-        bad = frame[~(np.isfinite(kept[name].to_numpy(float)) & (kept[name] > 0).to_numpy())]
-        if len(bad):
-            raise FitError(
-                f"column {column}: {len(bad)} of {len(frame)} values are not positive numbers, the first is "
-                f"{bad[column].iloc[0]!r} in row {bad.index[0]}; remove those rows"
-            )
+    kept = pd.DataFrame({name: positive(frame[column]) for name, column in counts.items()}, index=frame.index)
     for name in ("run", "seed", "trial"):
         if name in frame.columns:
             kept[name] = frame[name]
@@ -123,7 +129,7 @@ def describe_slice(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | N
     if len(law.variables) > 1:
         return ""
     try:
-        n, d = (frame[column_of(frame, name, columns)].to_numpy(float) for name in ("n", "d"))
+        n, d = (positive(frame[column_of(frame, name, columns)]) for name in ("n", "d"))
     except FitError:
         return "the other sizes are not known: the floor and the exponent belong to whatever was held fixed"
     if law.variables != ("d",) and _constant(d):

@@ -16,6 +16,7 @@ from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import read_curve
 from tinyscale.storage import Folder
 
+FLAGS = {"n": "--n", "d": "--tokens", "c": "--flops"}
 FAR = 10.0  # times the fitted range; beyond, nothing in the data speaks for the law
 
 
@@ -43,9 +44,21 @@ def predict_all(folder: Folder, records: Sequence[Mapping[str, Any]], asked: Map
     """
     found = [made for entry in records if (made := _predict(folder, entry, asked)) is not None]
     if not found:
-        laws = "; ".join(f"{entry['name']} ({entry['formula']})" for entry in records)
-        raise FitError(f"no fit predicts from {', '.join(asked) or 'nothing'} alone; there are {laws}")
+        given = " and ".join(FLAGS[name] for name in asked) or "nothing"
+        raise FitError(f"no fit predicts from {given} alone; " + "; ".join(map(_takes, records)))
     return found
+
+
+def _takes(entry: Mapping[str, Any]) -> str:
+    """What a fit predicts from."""
+    if entry["law"] in ("isoflop", "envelope"):
+        return f"{entry['name']} takes --flops"
+    if "range" not in entry:
+        return f"{entry['name']} is a law of the best {entry['law']} and predicts no loss"
+    if unknown := [name for name in entry["range"] if name not in FLAGS]:
+        return f"{entry['name']} takes {', '.join(entry['range'])}, and {', '.join(unknown)} only Python gives it"
+    either = ", or --flops alone" if entry["law"] in JOINT else ""
+    return f"{entry['name']} takes {' with '.join(FLAGS[name] for name in entry['range'])}{either}"
 
 
 def _predict(folder: Folder, entry: Mapping[str, Any], asked: Mapping[str, float]) -> Prediction | None:

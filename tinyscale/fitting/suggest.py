@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tinyscale.config import ModelConfig
-from tinyscale.costs import flops_per_token, parameters
+from tinyscale.config import ALTERNATIVES, ModelConfig, TrialConfig
+from tinyscale.costs import flops_per_token, parameters, training_steps
 from tinyscale.errors import FitError
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.forms import Array
@@ -23,6 +23,7 @@ from tinyscale.fitting.tables import read_curve, read_points_table, read_records
 from tinyscale.results import Results
 
 MOST_RUNS = 12
+LEAST_WIDTH = 4  # of a model
 REACH = 4.0  # times the largest size fitted: a run further out tests the law more than it sharpens it
 
 
@@ -37,12 +38,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """runs: the candidates chosen; flops: their cost; shrink: the interval's width afterwards over its width now."""
+    """runs: the candidates chosen; flops: their cost; shrink: the interval's width afterwards over its width now.
+
+    ended: why there are not more runs.
+    """
 
     target: str
     runs: tuple[Candidate, ...]
     flops: float
     shrink: float
+    ended: str
 
 
 def suggest(curve: Curve, x: Array, candidates: Sequence[Candidate], *, budget: float, target: str) -> Suggestion:
@@ -68,8 +73,21 @@ def suggest(curve: Curve, x: Array, candidates: Sequence[Candidate], *, budget: 
     plans = [_greedy(information, direction, rows, costs, budget, power) for power in (0.0, 0.5, 1.0)]
     variance, chosen = min(plans, key=lambda plan: plan[0])
     before = direction @ np.linalg.solve(information, direction)
-    runs = tuple(affordable[i] for i in chosen)
-    return Suggestion(target, runs, float(costs[chosen].sum()), float(np.sqrt(variance / before)))
+    spent, runs = float(costs[chosen].sum()), tuple(affordable[i] for i in chosen)
+    ended = _ended([c for c in candidates if c not in runs], len(runs), budget - spent)
+    return Suggestion(target, runs, spent, float(np.sqrt(variance / before)), ended)
+
+
+def _ended(others: Sequence[Candidate], chosen: int, left: float) -> str:
+    """Why a plan has no further run."""
+    if chosen == MOST_RUNS:
+        return f"{MOST_RUNS} runs are the most suggested at once: train these, fit, and ask again"
+    if not others:
+        return f"these are all the sizes up to {REACH:g} times the largest fitted: a larger one would test the law more"
+    cheapest = min(candidate.flops for candidate in others)
+    if cheapest > left:
+        return f"the next run takes {cheapest:.2g} FLOPs, more than the {left:.2g} that are left"
+    return "no other run of these sizes would shrink it"
 
 
 def _direction(curve: Curve, theta: Array, x: Array, target: str) -> Array:
@@ -120,20 +138,28 @@ def candidates_from(points: pd.DataFrame, entry: Mapping[str, Any]) -> list[Cand
     return [Candidate({"n": n, "d": d}, 6.0 * n * d, {}) for n, d in pairs]
 
 
-def candidates_of_trial(config: Mapping[str, Any], vocab_size: int, entry: Mapping[str, Any]) -> list[Candidate]:
-    """Runs like one trial but wider or narrower (N) and longer or shorter (D), with the fields that make them.
+@dataclass(frozen=True)
+class Behind:
+    """The trial that a fit's sweep is continued from.
 
-    config: the trial's whole configuration. Widths keep n_layers and the head's size.
+    held: what its widths keep, n_heads or head_dim; unused_seed: one that no trial of the sweep had.
     """
-    model, train = config["model"], config["train"]
-    head = model["d_model"] // model["n_heads"]
-    low, high = entry["range"].get("n", [1.0, 1.0])
-    variables, found = tuple(entry["range"]), []
-    for d_model in _widths(model, head, low, high, vocab_size) if "n" in variables else [model["d_model"]]:
-        shape = ModelConfig.model_validate({**_shape(model, head), "d_model": d_model})
-        n = float(parameters(shape, vocab_size).n_non_embedding)
-        per_token = flops_per_token(shape, vocab_size)["flops"]
-        for tokens in _tokens(train, n, per_token, entry["range"].get("d")):
+
+    config: TrialConfig
+    vocab_size: int
+    unique_tokens: int
+    held: str
+    unused_seed: int
+
+
+def candidates_of_trial(behind: Behind, entry: Mapping[str, Any]) -> list[Candidate]:
+    """Runs like one trial but wider or narrower (N) and longer or shorter (D), with the fields that make them."""
+    model, variables, found = behind.config.model, tuple(entry["range"]), []
+    for d_model in _widths(behind, *entry["range"]["n"]) if "n" in variables else [model.d_model]:
+        shape = ModelConfig.model_validate({**_shape(behind), "d_model": d_model})
+        n = float(parameters(shape, behind.vocab_size).n_non_embedding)
+        per_token = flops_per_token(shape, behind.vocab_size)["flops"]
+        for tokens in _tokens(behind, shape, entry["range"].get("d")):
             fields = {"model.d_model": d_model} if "n" in variables else {}
             fields |= {"train.tokens_budget": int(tokens)} if "d" in variables else {}
             sizes = {"n": n, "d": tokens, "c": per_token * tokens}
@@ -141,64 +167,70 @@ def candidates_of_trial(config: Mapping[str, Any], vocab_size: int, entry: Mappi
     return found
 
 
-def _shape(model: Mapping[str, Any], head: int) -> dict[str, Any]:
-    """The model's fields without those that follow from its width."""
-    return {k: v for k, v in model.items() if k not in ("d_model", "n_heads", "d_ff")} | {"head_dim": head}
+def _shape(behind: Behind) -> dict[str, Any]:
+    """The model's fields that are not at their default, without those that follow from its width."""
+    model = behind.config.model
+    given = model.model_dump(exclude_defaults=True, exclude={"d_model", "n_heads"})
+    plain = ModelConfig.model_validate({**given, "d_ff": None, "d_model": model.d_model, "n_heads": model.n_heads})
+    if plain.d_ff == model.d_ff:
+        del given["d_ff"]
+    return {**given, behind.held: getattr(model, behind.held)}
 
 
-def _widths(model: Mapping[str, Any], head: int, low: float, high: float, vocab_size: int) -> list[int]:
-    """Up to 12 widths, multiples of the head, from the smallest model fitted to four times the largest."""
-    per_width = parameters(ModelConfig.model_validate({**_shape(model, head), "d_model": model["d_model"]}), vocab_size)
-    scale = model["d_model"] / np.sqrt(per_width.n_non_embedding)  # N goes with the width squared
+def _widths(behind: Behind, low: float, high: float) -> list[int]:
+    """Up to 12 widths that the heads divide, from the smallest model fitted to four times the largest."""
+    model = behind.config.model
+    scale = model.d_model / np.sqrt(parameters(model, behind.vocab_size).n_non_embedding)  # N goes with width squared
     wanted = np.geomspace(scale * np.sqrt(low), scale * np.sqrt(REACH * high), 12)
-    return sorted({max(head, head * round(width / head)) for width in wanted})
+    heads = model.n_heads * (2 if model.positions == "rotary" else 1)
+    step = heads if behind.held == "n_heads" else model.head_dim
+    return sorted({max(step * -(-LEAST_WIDTH // step), step * round(width / step)) for width in wanted})
 
 
-def _tokens(train: Mapping[str, Any], n: float, per_token: float, fitted: Sequence[float] | None) -> list[float]:
+def _tokens(behind: Behind, shape: ModelConfig, fitted: Sequence[float] | None) -> list[float]:
     """Token counts for a size: a grid when the law has D, else what the trial's own budget gives."""
     if fitted is not None:
         return [float(tokens) for tokens in np.geomspace(fitted[0], REACH * fitted[1], 9).round()]
-    if train.get("tokens_budget"):
-        return [float(train["tokens_budget"])]
-    if train.get("tokens_per_param"):
-        return [train["tokens_per_param"] * n]
-    return [train["flops_budget"] / per_token]
+    train = behind.config.train
+    return [float(train.batch_tokens * training_steps(shape, train, behind.vocab_size, behind.unique_tokens))]
 
 
-def sweep_file(name: str, config: Mapping[str, Any], suggestion: Suggestion, seed: int) -> dict[str, Any]:
-    """A sweep file's content that trains the suggested runs: the trial's configuration, the varied fields zipped."""
-    model = config["model"]
-    varied = list(suggestion.runs[0].fields)
-    train = {k: v for k, v in config["train"].items() if v is not None}
+def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, Any]:
+    """A sweep file's content that trains the suggested runs, their varied fields zipped; defaults are left out."""
+    given = behind.config.model_dump(mode="json", exclude_defaults=True)
+    shape, varied = _shape(behind), list(suggestion.runs[0].fields)
     if "train.tokens_budget" in varied:
-        train = {k: v for k, v in train.items() if k not in ("tokens_budget", "tokens_per_param", "flops_budget")}
-    shape = _shape(model, model["d_model"] // model["n_heads"])
+        given["train"] = {field: v for field, v in given["train"].items() if f"train.{field}" not in ALTERNATIVES[0]}
     if "model.d_model" not in varied:
-        shape["d_model"] = model["d_model"]
+        shape = {"d_model": behind.config.model.d_model, **shape}
     runs = sorted(suggestion.runs, key=lambda run: run.flops)
+    resources = {"resources": given["resources"]} if given.get("resources") else {}
     return {
         "name": f"{name}-next",
         "title": f"Runs that shrink the interval of {suggestion.target} to {suggestion.shrink:.0%} of its width",
-        "base": {"data": _given(config["data"]), "model": _given(shape), "train": train},
+        "base": {"data": given["data"], "model": shape, "train": given["train"]},
         "zip": {field: [run.fields[field] for run in runs] for field in varied},
-        "seeds": [seed],
-        "resources": _given(config["resources"]),
+        "seeds": [behind.unused_seed],
+        **resources,
     }
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are not None, at any depth."""
-    return {k: _given(v) if isinstance(v, Mapping) else v for k, v in values.items() if v is not None}
-
-
-def trials_of(results: Results, entry: Mapping[str, Any]) -> tuple[dict[str, Any], int, int] | None:
-    """Configuration and vocabulary of a trial behind a fit, and a seed that none had; None without its sweep."""
+def trial_behind(results: Results, entry: Mapping[str, Any]) -> Behind | None:
+    """The last trial of a fit's sweep and arm; None without its sweep."""
     records = [record for record in results.read_sweeps() if record.name == entry["sweep"]]
     trials = [g for record in records for g in record.groups if g["arm"] == entry["arm"]]
     if not trials:
         return None
-    rows, metadata = results.read_trial(str(trials[-1]["trial"]))
-    return metadata["config"], int(rows[-1]["vocab_size"]), 1 + max(int(g["seed"]) for g in trials)
+    (_, one), (rows, other) = (results.read_trial(str(trials[index]["trial"])) for index in (0, -1))
+    first, last = (TrialConfig.model_validate(metadata["config"]) for metadata in (one, other))
+    same_heads = first.model.n_heads == last.model.n_heads and first.model.d_model != last.model.d_model
+    return Behind(
+        config=last,
+        vocab_size=int(rows[-1]["vocab_size"]),
+        unique_tokens=int(rows[-1]["unique_tokens"] or 0),
+        held="n_heads" if same_heads else "head_dim",
+        unused_seed=1 + max(int(g["seed"]) for g in trials),
+    )
 
 
 def suggest_from(
@@ -217,9 +249,7 @@ def suggest_from(
     points = read_points_table(folder, entry)
     x = np.log(points[[entry["columns"][variable] for variable in entry["range"]]].to_numpy(float).T)
     curve = read_curve(folder, entry)
-    behind = trials_of(Results(folder.path.removesuffix("/fits")), entry)
-    if behind is None:
-        return suggest(curve, x, candidates_from(points, entry), budget=budget, target=target), None
-    config, vocab_size, seed = behind
-    made = suggest(curve, x, candidates_of_trial(config, vocab_size, entry), budget=budget, target=target)
-    return made, sweep_file(entry["sweep"], config, made, seed)
+    behind = trial_behind(Results(folder.path.removesuffix("/fits")), entry)
+    candidates = candidates_of_trial(behind, entry) if behind else candidates_from(points, entry)
+    made = suggest(curve, x, candidates, budget=budget, target=target)
+    return made, sweep_file(entry["sweep"], behind, made) if behind else None

@@ -12,20 +12,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.compare import Contrast
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.frontier import JOINT, exponents
+from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.groups import Group
 from tinyscale.fitting.honesty import residual_table
 from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.points import read_points
 from tinyscale.fitting.tuning import Tuning
 from tinyscale.storage import Folder
 
 Found = Fit | Optima | Tuning
+TRIALS = "trials"  # the source of fits to the folder's own runs
 
 
 def label(found: Found, group: Group, **more: Any) -> Found:
@@ -46,18 +50,14 @@ def slug(found: Found) -> str:
 
 
 def record(found: Found) -> dict[str, Any]:
-    """A fit as it stands in fits.json: plain values, its name, and the exponents of the compute-optimal frontier."""
-    derived = {}
-    if law_name(found) in JOINT and isinstance(found, Fit):
-        ends = ("value", "low", "high")
-        derived = {name: dict(zip(ends, values, strict=True)) for name, values in exponents(found.curve).items()}
-    return {"name": slug(found), **found.as_json(), "derived": derived}
+    """A fit as it stands in fits.json: plain values, and its name."""
+    return {"name": slug(found), "derived": {}, **found.as_json()}
 
 
-def parameters_table(fits: Sequence[Found]) -> pd.DataFrame:
-    """One row a parameter: sweep, arm, law, parameter, value, low, high (95 %), points, held-out errors in percent."""
+def parameters_table(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a parameter of these records: sweep, arm, law, parameter, value, 95 % ends, points, held-out errors."""
     rows = []
-    for entry in map(record, fits):
+    for entry in entries:
         held = entry["held_out"] or {}
         shared = {name: entry[name] for name in ("sweep", "arm", "title", "law")}
         errors = {name: held.get(name) for name in ("error_percent", "carry_forward_percent")}
@@ -84,11 +84,24 @@ def residuals_of(found: Fit) -> pd.DataFrame:
     return residual_table(frame, variables, points_table(found)["residual"].to_numpy())
 
 
-def write_fits(folder: Folder, fits: Sequence[Found]) -> list[str]:
-    """Write fits/ (fits.json, refits) and tables/ (CSV and Parquet) under a results folder; the paths written."""
-    text = json.dumps([record(found) for found in fits], indent=1, allow_nan=False) + "\n"
+def write_fits(folder: Folder, fits: Sequence[Found], source: str) -> list[str]:
+    """Write fits/ (fits.json, refits) and tables/ (CSV and Parquet) under a results folder; the paths written.
+
+    source: the file the runs came from, or TRIALS. Fits of other sources stay; ResultsError where a name is taken.
+    """
+    entries = [record(found) for found in fits]
+    others = [entry for entry in _read_json(folder / "fits", "fits.json") if entry.get("source", TRIALS) != source]
+    taken = {entry["name"]: entry.get("source", TRIALS) for entry in others}
+    for entry in entries:
+        if entry["name"] in taken:
+            raise ResultsError(
+                f"{folder}: a fit {entry['name']} of {taken[entry['name']]} is there already; rename the file, or name "
+                "another folder with --results"
+            )
+    entries = sorted([*others, *entries], key=lambda entry: entry.get("source", TRIALS) != TRIALS)
+    text = _json(entries)
     refits = {f"{slug(found)}.draws.parquet": _parquet(_draws(found)) for found in fits if isinstance(found, Fit)}
-    tables = {"fits": parameters_table(fits)}
+    tables = {"fits": parameters_table(entries)}
     for found in fits:
         tables[slug(found)] = points_table(found)
         if isinstance(found, Fit):
@@ -99,25 +112,44 @@ def write_fits(folder: Folder, fits: Sequence[Found]) -> list[str]:
 
 
 def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
-    """Write fits/contrasts.json and tables/contrasts.csv when there are arms to compare; the paths written."""
+    """Write fits/contrasts.json and tables/contrasts.csv when there are arms to compare; the paths written.
+
+    Contrasts of other sweeps stay.
+    """
     if not contrasts:
         return []
-    text = json.dumps([each.as_json() for each in contrasts], indent=1, allow_nan=False) + "\n"
-    written = _write(folder / "fits", {"contrasts.json": text.encode()})
-    return written + _write(
-        folder / "tables", {"contrasts.csv": contrasts_table(contrasts).to_csv(index=False).encode()}
-    )
+    sweeps = {each.sweep for each in contrasts}
+    others = [entry for entry in _read_json(folder / "fits", "contrasts.json") if entry["sweep"] not in sweeps]
+    entries = [*others, *(each.as_json() for each in contrasts)]
+    table = contrasts_table(entries).to_csv(index=False)
+    return [
+        *_write(folder / "fits", {"contrasts.json": _json(entries).encode()}),
+        *_write(folder / "tables", {"contrasts.csv": table.encode()}),
+    ]
 
 
-def contrasts_table(contrasts: Sequence[Contrast]) -> pd.DataFrame:
+def contrasts_table(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row an arm; of each efficiency its value and 95 % ends, as `<name>`, `<name>_low`, `<name>_high`."""
     rows = []
-    for each in contrasts:
-        plain = {name: value for name, value in each.as_json().items() if not isinstance(value, Mapping)}
-        for name, ends in each.efficiency.items():
-            plain |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    for entry in entries:
+        plain = {name: value for name, value in entry.items() if not isinstance(value, Mapping)}
+        for name, ends in entry["efficiency"].items():
+            plain |= {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
         rows.append(plain)
     return pd.DataFrame(rows)
+
+
+def _json(entries: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(entries, indent=1, allow_nan=False) + "\n"
+
+
+def _read_json(folder: Folder, name: str) -> list[dict[str, Any]]:
+    """The records in a file of the folder; none where it is missing or damaged."""
+    try:
+        found: list[dict[str, Any]] = json.loads(folder.read(name))
+    except (OSError, ValueError):
+        return []
+    return found
 
 
 def _draws(found: Fit) -> pd.DataFrame:
@@ -128,6 +160,12 @@ def _parquet(table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     return buffer.getvalue()
+
+
+def _read_parquet(content: bytes) -> pd.DataFrame:
+    """Through Arrow's own buffer: its threads would call back into a Python one, also while the process ends."""
+    frame: pd.DataFrame = pq.read_table(pa.BufferReader(content)).to_pandas()
+    return frame
 
 
 def _write(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
@@ -152,7 +190,7 @@ def read_points_table(folder: Folder, entry: Mapping[str, Any]) -> pd.DataFrame:
     """The fitted points of a record, under the names of the table they came from. folder: that of fits.json."""
     tables = replace(folder, path=folder.path.removesuffix("fits") + "tables")
     try:
-        return pd.read_parquet(io.BytesIO(tables.read(f"{entry['name']}.parquet")))
+        return _read_parquet(tables.read(f"{entry['name']}.parquet"))
     except OSError as error:
         raise ResultsError(f"{tables}: the points of {entry['name']} are gone ({error}); run tinyscale fit") from error
 
@@ -161,10 +199,14 @@ def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:
     """The curve of a record, with its refits."""
     law = find_law(entry["law"])
     try:
-        draws = pd.read_parquet(io.BytesIO(folder.read(f"{entry['name']}.draws.parquet")))
+        draws = _read_parquet(folder.read(f"{entry['name']}.draws.parquet"))
     except OSError as error:
         raise ResultsError(
             f"{folder}: the refits of {entry['name']} are gone ({error}); run tinyscale fit again"
         ) from error
     params = {name: entry["params"][name]["value"] for name in law.params}
-    return Curve(law, params, draws[list(law.params)].to_numpy(), entry["noise"]["sd"], entry["noise"]["dof"])
+    profiled = None
+    if entry["law"] in JOINT and entry["intervals"].startswith("profile"):
+        profiled = read_points(read_points_table(folder, entry), law, entry["columns"]).problem(law, np.inf)
+    noise = entry["noise"]
+    return Curve(law, params, draws[list(law.params)].to_numpy(), noise["sd"], noise["dof"], profiled)

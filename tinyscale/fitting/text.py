@@ -21,6 +21,12 @@ def number(value: float | None, digits: int = 4) -> str:
     return "open" if value is None or math.isinf(value) else f"{value:.{digits}g}"
 
 
+def apart(first: float, second: float) -> tuple[str, str]:
+    """Two values with as few digits as show which is larger, two to six."""
+    texts = [tuple(f"{value:#.{digits}g}".rstrip(".") for value in (first, second)) for digits in range(2, 7)]
+    return next(((a, b) for a, b in texts if a != b), (texts[0][0], texts[0][1]))
+
+
 def describe(entry: Mapping[str, Any]) -> str:
     """The record of a fit (as in fits.json) as a block of lines."""
     lines = [f"{entry['title']}: {entry['formula']}" + (f", {entry['slice']}" if entry["slice"] else ""), ""]
@@ -48,11 +54,11 @@ def verdict(found: Found) -> str:
     where = f" {entry['slice']}" if entry["slice"] else ""
     text = f"{formula_with_numbers(found)}{where}, with {name} {value} (95 %: {low} to {high})."
     if held := entry["held_out"]:
-        error, carried = abs(held["error_percent"]), abs(held["carry_forward_percent"])
+        error, carried = (abs(held[f"{name}_percent"]) for name in ("error", "carry_forward"))
         what = "The largest size" if "size" in held else "The best size at the largest budget"
-        better = "better than" if error < carried else "no better than"
+        better, shown = "better than" if error < carried else "no better than", apart(error, carried)
         text += (
-            f" {what}, held out, was predicted with an error of {error:.2g} %, {better} the {carried:.2g} % of "
+            f" {what}, held out, was predicted with an error of {shown[0]} %, {better} the {shown[1]} % of "
             "carrying the last value forward."
         )
     else:
@@ -87,10 +93,10 @@ def _rivals(entry: Mapping[str, Any]) -> list[str]:
     own = [row for row in entry.get("rivals", []) if row["law"] == entry["law"]]
     if not others or not own:
         return []
-    best, error = others[0], own[0]["held_out_rms_percent"]
+    mine, its = apart(own[0]["held_out_rms_percent"], others[0]["held_out_rms_percent"])
     return [
-        f"other laws: over growing subsets this law missed the next size by {error:.2g} %, "
-        f"the nearest rival, {best['law']}, by {best['held_out_rms_percent']:.2g} %"
+        f"other laws: over growing subsets this law missed the next size by {mine} %, "
+        f"the nearest rival, {others[0]['law']}, by {its} %"
     ]
 
 

@@ -119,7 +119,7 @@ def _describe(row: Mapping[Any, Any], setting: str) -> str:
 
 
 def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]) -> Tuning:
-    """log optimum = log k + p log N (+ q log D), equal weights; their scatter is taken no smaller than their own sd."""
+    """log optimum = log k + p log N (+ q log D), equal weights; intervals by t from the scatter about it."""
     kept = table[table["refused"] == ""]
     n, d = np.log(kept["n"].to_numpy(float)), np.log(kept["d"].to_numpy(float))
     basis, names = np.stack([np.ones_like(n), n], axis=1), ["k", "p"]
@@ -129,7 +129,7 @@ def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, 
     y = np.log(kept["optimum"].to_numpy(float))
     found, *_ = np.linalg.lstsq(basis, y, rcond=None)
     dof = max(len(y) - len(names), 1)
-    variance = max(((y - basis @ found) ** 2).sum() / dof, (kept["log_sd"].to_numpy(float) ** 2).mean())
+    variance = max(((y - basis @ found) ** 2).sum() / dof, 1e-24)
     reach = special.stdtrit(dof, 0.975) * np.sqrt(variance * np.diag(np.linalg.pinv(basis.T @ basis)))
     ends = np.stack([found, found - reach, found + reach], axis=1)
     ends[0] = np.exp(np.clip(ends[0], -700, 700))

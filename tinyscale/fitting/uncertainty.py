@@ -6,18 +6,26 @@ law exceeds what their seeds explain, the sizes themselves are the noise: fewer 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy import special
 
-from tinyscale.fitting.forms import Array, Index
+from tinyscale.fitting.forms import Array, Index, Mask, Pair
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import Problem, minimise
 
 LEVEL = 0.95
 OPEN = 3.0  # a bound this large or larger in solver coordinates says nothing: the interval has no end there
+NEAR = 8.0  # linear standard deviations within which most intervals end
+WIDEST = 1e3  # linear standard deviations that a profile is followed for
+LEAST_SD = 1e-12  # noiseless data still need a scale
+HOLD = 1e4  # against 1: how hard a quantity is held at a value; the end of its interval is off by the inverse
 LACK_OF_FIT_LEVEL = 0.25  # to pool or not, Bancroft 1964: at 5 % a missed lack of fit makes intervals too short
+
+Quantity = Callable[[Array], Pair]  # theta (B, P) -> its value (B,) and gradient (B, P)
 
 
 @dataclass(frozen=True)
@@ -66,37 +74,84 @@ def profile(problem: Problem, theta: Array, noise: Noise) -> tuple[Array, Array]
     the optimum by t^2 noise variances. Bates and Watts 1988, section 6.1.2.
     """
     assert np.isinf(problem.delta), "Huber's objective is no likelihood: it has no profile"
-    sd = max(noise.sd, 1e-12)
-    cut = float(special.stdtrit(noise.dof, (1 + LEVEL) / 2)) * sd
-    spread = covariance(problem, theta, sd)
-    return _ends(problem, theta, spread, -1, cut), _ends(problem, theta, spread, 1, cut)
-
-
-def _ends(problem: Problem, theta: Array, spread: Array, side: int, cut: float) -> Array:
-    """One end (P,) of every parameter's profile: bracket on a widening grid, then close in twice."""
-    bound = np.where(side < 0, *problem.law.limits)
+    spread = covariance(problem, theta, max(noise.sd, LEAST_SD))
     unit = np.maximum(np.sqrt(np.diag(spread)), 1e-9 * (1 + np.abs(theta)))
-    room, rows = np.abs(bound - theta), np.arange(len(theta))
-    distance = np.minimum(unit[:, None] * np.concatenate([[0.0], np.geomspace(0.3, 1e3, 24), [np.inf]]), room[:, None])
-    for _ in range(3):
-        crossed = profile_root(problem, theta, spread, side * distance) >= cut
+    root = partial(profile_root, problem, theta, spread)
+    ends = []
+    for side, bound in zip((-1, 1), problem.law.limits, strict=True):
+        reach = _crossing(root, side, unit, np.abs(bound - theta), noise)
+        open_end = np.where(np.abs(bound) < OPEN, bound, side * np.inf)
+        ends.append(np.where(np.isfinite(reach), theta + side * reach, open_end))
+    return ends[0], ends[1]
+
+
+def profile_of(problem: Problem, theta: Array, noise: Noise, quantity: Quantity) -> tuple[float, float]:
+    """95 % profile interval of a quantity that follows from the parameters; as `profile`."""
+    value, gradient = quantity(theta[None])
+    if not gradient.any():
+        return float(value[0]), float(value[0])  # the law leaves it no freedom
+    follow = covariance(problem, theta, max(noise.sd, LEAST_SD)) @ gradient[0]
+    variance = max(float(gradient[0] @ follow), 1e-18)
+    held = _held(problem, quantity, HOLD * max(noise.sd, LEAST_SD) ** 2 / variance)
+    best = minimise(problem, theta[None]).objective[0]
+
+    def root(offset: Array) -> Array:
+        start = theta + offset.T * follow / variance
+        y = np.column_stack([np.broadcast_to(problem.y, (offset.size, len(problem.y))), value + offset[0]])
+        rise = minimise(replace(held, y=y), start).objective - best
+        return np.asarray(np.sqrt(np.maximum(2 * rise, 0))[None])
+
+    unit = np.array([np.sqrt(variance)])
+    low, high = (float(_crossing(root, side, unit, np.array([WIDEST]) * unit, noise)[0]) for side in (-1, 1))
+    return float(value[0]) - low, float(value[0]) + high
+
+
+def _held(problem: Problem, quantity: Quantity, weight: float) -> Problem:
+    """The problem with one point more, whose prediction is the quantity: so heavy that a fit takes on its value."""
+
+    def log_loss(theta: Array, x: Array) -> Pair:
+        predicted, jacobian = problem.law.log_loss(theta, x[:, :-1])
+        value, gradient = quantity(theta)
+        return np.column_stack([predicted, value]), np.concatenate([jacobian, gradient[..., None]], axis=2)
+
+    x, heavy = np.column_stack([problem.x, problem.x[:, -1]]), np.append(problem.weight, weight)
+    return replace(problem, law=replace(problem.law, log_loss=log_loss), x=x, weight=heavy)
+
+
+def _crossing(root: Callable[[Array], Array], side: int, unit: Array, room: Array, noise: Noise) -> Array:
+    """How far (R,) from the optimum each row's root (R, G) of signed offsets (R, G) reaches t noise; infinite: nowhere.
+
+    unit (R,): the scale of the search; room (R,): where it ends. Bracket on a grid, a wider one where that holds no end
+    (minimising far out is slow), then close in twice.
+    """
+    cut = float(special.stdtrit(noise.dof, (1 + LEVEL) / 2)) * max(noise.sd, LEAST_SD)
+    rows = np.arange(len(unit))
+
+    def bracket(distance: Array) -> tuple[Array, Array, Mask]:
+        crossed = root(side * distance) >= cut
         at = np.maximum(crossed.argmax(axis=1), 1)
-        inner, outer = distance[rows, at - 1], distance[rows, at]
-        found = crossed.any(axis=1)
+        return distance[rows, at - 1], distance[rows, at], np.asarray(crossed.any(axis=1))
+
+    steps = np.append(0.0, np.geomspace(0.5, NEAR, 9))
+    inner, outer, found = bracket(np.minimum(unit[:, None] * steps, room[:, None]))
+    if not found.all():
+        wide = np.concatenate([steps, np.geomspace(NEAR, WIDEST, 16)[1:], [np.inf]])
+        wide = np.minimum(wide, np.where(found, NEAR, np.inf)[:, None])
+        inner, outer, found = bracket(np.minimum(unit[:, None] * wide, room[:, None]))
+    for _ in range(2):
         span = np.where(found, outer - inner, 0)[:, None] * np.linspace(0, 1, 9)
-        distance = np.where(found, inner, room)[:, None] + span
-    open_end = np.where(np.abs(bound) < OPEN, bound, side * np.inf)
-    return np.where(found, theta + side * (inner + outer) / 2, open_end)
+        inner, outer, found = bracket(np.where(found, inner, room)[:, None] + span)
+    return np.where(found, (inner + outer) / 2, np.inf)
 
 
 def profile_root(problem: Problem, theta: Array, spread: Array, offset: Array) -> Array:
     """Root of the rise in the residual sum of squares (P, G) when parameter p is held at theta_p + offset (P, G)."""
     params, grid = offset.shape
     held, rows = np.repeat(np.arange(params), grid), np.arange(params * grid)
-    follow = (spread / np.diag(spread)[:, None])[held]  # where the other parameters go, to first order
+    direction = spread / np.maximum(np.diag(spread), 1e-300)[:, None]  # where the others go, to first order
     low, high = (np.tile(limit, (len(held), 1)) for limit in problem.law.limits)
     low[rows, held] = high[rows, held] = theta[held] + offset.ravel()
-    found = minimise(problem, theta + np.nan_to_num(offset.ravel()[:, None] * follow), low, high)
+    found = minimise(problem, theta + np.nan_to_num(offset.ravel()[:, None] * direction[held]), low, high)
     best = minimise(problem, theta[None]).objective[0]
     rise: Array = np.maximum(2 * (found.objective - best), 0)
     return np.sqrt(rise).reshape(params, grid)

@@ -113,16 +113,16 @@ class Line:
         return value, value - reach, value + reach
 
 
-def weighted_line(x: Array, y: Array, sd: Array) -> Line:
-    """Weighted least squares of y (n,) on x with standard deviations sd.
+def weighted_line(x: Array, y: Array, sd: Array | None) -> Line:
+    """Weighted least squares of y (n,) on x with standard deviations sd; None: all alike, and not known.
 
     Intervals by t with n - 2 degrees of freedom; where points scatter more than their own sd, by that scatter.
     """
-    weight = 1 / sd**2
+    weight = np.ones_like(x) if sd is None else 1 / sd**2
     middle, level = (weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()
     spread = (weight * (x - middle) ** 2).sum()
     slope = (weight * (x - middle) * y).sum() / spread
     chi2, dof = float((weight * (y - level - slope * (x - middle)) ** 2).sum()), max(len(x) - 2, 1)
-    wide = special.stdtrit(dof, 0.975) * np.sqrt(max(1.0, chi2 / dof))
+    wide = special.stdtrit(dof, 0.975) * np.sqrt(max(0.0 if sd is None else 1.0, chi2 / dof))
     slope_reach, level_reach = float(wide / np.sqrt(spread)), float(wide / np.sqrt(weight.sum()))
     return Line(float(slope), slope_reach, float(level), level_reach, float(middle), chi2, dof)
