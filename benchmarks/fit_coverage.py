@@ -206,7 +206,7 @@ STUDIES = (
     *(of_law("power-n", sizes, seeds=seeds) for sizes, seeds in ((5, 2), (5, 3), (6, 1), (6, 3), (8, 3))),
     *(of_law("power-n", 6, seeds=3, noise=noise) for noise in (0.002, 0.010)),
     of_law("power-n", 6, seeds=3, noise=0.003, size_noise=0.003),
-    *(of_law(f"power-{v}", 6, seeds=seeds) for v in "dct" for seeds in (1, 3)),
+    *(of_law(f"power-{v}", 6, seeds=3) for v in "dct"),
     *(of_law(f"power-{v}-no-floor", 6, seeds=3) for v in "ndc"),
     *(of_law("power-n", sizes, seeds=3, intervals="wild", name="power-n, wild") for sizes in (5, 6, 8)),
     *(of_law("power-n", sizes, seeds=3, intervals="bootstrap", name="power-n, bootstrap") for sizes in (6, 12)),

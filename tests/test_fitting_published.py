@@ -1,5 +1,7 @@
 """Published fits come out again from their published points."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,35 +48,35 @@ def test_our_own_isoflop_on_porians_runs_is_near_all_fifteen_published_exponents
         assert found.params["a"] == pytest.approx(fits.loc[key, "a"], abs=0.03)
 
 
+MUENNIGHOFF = {
+    "E": np.exp(0.6254804), "A": np.exp(6.255414), "B": np.exp(7.3049974), "alpha": 0.3526596, "beta": 0.3526596,
+    "R_N": 5.309743, "R_D": 15.387756,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(("n", "d", "loss"), [(6.34e9, 242e9, 2.2256440889984477), (8.67e9, 178e9, 2.2269634075087867)])
 def test_the_data_constrained_law_has_the_published_values(n: float, d: float, loss: float) -> None:
-    params = {
-        "E": np.exp(0.6254804),
-        "A": np.exp(6.255414),
-        "B": np.exp(7.3049974),
-        "alpha": 0.3526596,
-        "beta": 0.3526596,
-        "R_N": 5.309743,
-        "R_D": 15.387756,
-    }
-    assert float(find_law("data-constrained").loss(params, n=n, d=d, u=25e9)) == pytest.approx(loss, abs=1e-9)
+    assert float(find_law("data-constrained").loss(MUENNIGHOFF, n=n, d=d, u=25e9)) == pytest.approx(loss, abs=1e-9)
 
 
-def test_the_data_constrained_fit_explains_the_published_runs() -> None:
-    """Runs beaten by 5 % by one with no more of anything have overfitted, which no falling law can hold: 38 of 296."""
+def test_the_data_constrained_fit_explains_the_published_runs_better_than_the_published_constants() -> None:
+    """Runs of up to 60 epochs: beyond, many have overfitted, and no falling law holds a rising loss.
+
+    The published R2 of .772 is of 175 samples that the table does not mark; on these 220 runs the constants have .765.
+    """
     runs = published("datablations/parametric_fit_points.csv")
-    runs = runs[~overfitted(runs)]
+    runs = runs[runs["tokens"] <= 60 * runs["unique_tokens"]]
     columns = {"n": "params", "d": "tokens", "u": "unique_tokens", "loss": "val_loss"}
     found = fit_law(runs, "data-constrained", columns=columns, draws=100, holdout=0)
-    frame = found.points.frame
-    missed = frame["loss"] - found.law.loss(found.params, **{v: frame[v].to_numpy() for v in ("n", "d", "u")})
-    assert 1 - (missed**2).sum() / ((frame["loss"] - frame["loss"].mean()) ** 2).sum() >= 0.77
+    assert len(found.points) == 220
+    assert explained(found.points.frame, MUENNIGHOFF) == pytest.approx(0.765, abs=1e-3)
+    assert explained(found.points.frame, found.params) >= 0.92
 
 
-def overfitted(runs: pd.DataFrame) -> np.ndarray:
-    n, d, u, loss = (runs[name].to_numpy() for name in ("params", "tokens", "unique_tokens", "val_loss"))
-    smaller = (n <= n[:, None]) & (d <= d[:, None]) & (u <= u[:, None])
-    return np.asarray((smaller & (loss < 0.95 * loss[:, None])).any(axis=1))
+def explained(runs: pd.DataFrame, params: Mapping[str, float]) -> float:
+    """R2 of the data-constrained law on the loss."""
+    predicted = find_law("data-constrained").loss(params, **{v: runs[v].to_numpy() for v in ("n", "d", "u")})
+    return 1 - float(((runs["loss"] - predicted) ** 2).sum() / ((runs["loss"] - runs["loss"].mean()) ** 2).sum())
 
 
 def test_gadres_five_small_runs_predict_the_overtrained_and_the_large_one_as_published() -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.tuning import fit_tuning
+from tinyscale.fitting.tuning import best_setting, fit_tuning
 
 
 def swept(best: np.ndarray, n: np.ndarray, d: np.ndarray, *, seed: int = 0) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def test_the_power_of_the_best_learning_rate_comes_back() -> None:
     low, high = found.interval("p")
     assert low < -0.4 < high
     assert found.params["p"] == pytest.approx(-0.4, abs=0.02)
-    assert found.optimum(1e8) == pytest.approx(1.8 * 1e8**-0.4, rel=0.1)
+    assert best_setting(found, 1e8) == pytest.approx(1.8 * 1e8**-0.4, rel=0.1)
 
 
 def test_with_data_apart_from_size_both_powers_come_back() -> None:

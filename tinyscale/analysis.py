@@ -20,7 +20,7 @@ from tinyscale.fitting.groups import READERS, Group, by_setting, free_settings, 
 from tinyscale.fitting.honesty import CONVENTIONS, under_conventions, untuned_note
 from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.fitting.tables import TRIALS, Found, label, slug, write_contrasts, write_fits
-from tinyscale.fitting.tuning import SETTINGS, Tuning
+from tinyscale.fitting.tuning import SETTINGS
 from tinyscale.storage import Folder
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def figures_of(found: Found) -> dict[str, Callable[..., Axes]]:
 
     if isinstance(found, Fit):
         return {slug(found): partial(plot.plot_fit, found)}
-    if isinstance(found, Tuning):
+    if found.law in SETTINGS:
         return {slug(found): partial(plot.plot_tuning, found)}
     return {
         f"{slug(found)}-budgets": partial(plot.plot_budgets, found),

@@ -16,7 +16,7 @@ from tinyscale.fitting.forms import Array, Index
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.points import count, group_sizes
-from tinyscale.fitting.tuning import Tuning
+from tinyscale.fitting.tuning import best_setting
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -193,7 +193,7 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     return ax
 
 
-def plot_tuning(fit: Tuning, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
+def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """The best setting against N with its power law. frame: a table of optima to draw instead of the fit's own."""
     ax = ax or new_axes()
     table = fit.table if frame is None else frame
@@ -205,7 +205,7 @@ def plot_tuning(fit: Tuning, ax: Axes | None = None, frame: pd.DataFrame | None 
     for d in np.unique(table["d"]) if "q" in fit.params else [1.0]:
         grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 1.5, 50)
         label = f"D = {count(d)}" if "q" in fit.params else "fit"
-        ax.plot(grid, [fit.optimum(n, d) for n in grid], lw=1.4, label=label)
+        ax.plot(grid, [best_setting(fit, n, d) for n in grid], lw=1.4, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(f"N: parameters ({fit.columns['n']})")

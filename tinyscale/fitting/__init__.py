@@ -6,7 +6,7 @@ from tinyscale.fitting.fit import Fit, fit_law
 from tinyscale.fitting.frontier import compute_for, exponents, frontier
 from tinyscale.fitting.isoflop import Optima, fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, Law, find_law
-from tinyscale.fitting.tuning import Tuning, fit_tuning
+from tinyscale.fitting.tuning import best_setting, fit_tuning
 
 __all__ = [
     "LAWS",
@@ -14,7 +14,7 @@ __all__ = [
     "Fit",
     "Law",
     "Optima",
-    "Tuning",
+    "best_setting",
     "compute_for",
     "exponents",
     "find_law",

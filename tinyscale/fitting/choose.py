@@ -16,10 +16,10 @@ from tinyscale.fitting.honesty import LEAST_SPREAD
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
 from tinyscale.fitting.points import column_of, group_sizes, positive
-from tinyscale.fitting.tuning import Tuning, fit_tuning
+from tinyscale.fitting.tuning import fit_tuning
 from tinyscale.sweep import nearest
 
-OPTIMA: dict[str, Callable[..., Optima | Tuning]] = {
+OPTIMA: dict[str, Callable[..., Optima]] = {
     "isoflop": fit_isoflop,
     "envelope": fit_envelope,
     "lr": partial(fit_tuning, law="lr"),
@@ -30,7 +30,7 @@ NAMES = (*LAWS, *OPTIMA)
 
 def fit(
     frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
-) -> Fit | Optima | Tuning:
+) -> Fit | Optima:
     """Fit a scaling law to final points, one row a run; left out, the law for what varies.
 
     columns: variables n, d, c, ... and loss -> the frame's columns, where they are not the results' own. options: of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,28 +16,31 @@ from tinyscale.fitting.points import column_of, count, group_sizes
 from tinyscale.fitting.valley import Line, find_valley, weighted_line
 
 SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
-FORMULAS = {"isoflop": "N*(C) = k_N C^a, D*(C) = k_D C^b", "envelope": "N*(C) = k_N C^a, D*(C) = k_D C^b"}
 
 
 @dataclass(frozen=True)
 class Optima:
-    """Power laws of the compute-optimal N and D.
+    """A power law through optima: of N and D at each budget of FLOPs, or of a setting at each size.
 
-    law: isoflop or envelope; params k_N, a, k_D, b with 95 % intervals; table: one row a budget, with the reason where
-    it was refused; points: the runs that were read (columns n, d, c, loss); chi2 and dof of the line through log N*.
+    law: isoflop, envelope, lr or batch; params: with 95 % intervals; table: one row an optimum, with the reason where
+    it was refused; places: what those are at (budgets or sizes); points: the runs that were read; objective: value and
+    kind; dof: degrees of freedom of the intervals; of: what else the runs had in common that the law holds for.
     """
 
     law: str
+    formula: str
     params: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     table: pd.DataFrame
+    places: str
     points: pd.DataFrame
     columns: Mapping[str, str]
-    chi2: float
+    objective: Mapping[str, Any]
     dof: int
     held_out: Mapping[str, float] | None
     warnings: tuple[str, ...]
-    labels: Mapping[str, Any]
+    of: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter. KeyError for another name."""
@@ -45,23 +48,21 @@ class Optima:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for fits.json."""
-        ends = self.intervals
+        ends, refused = self.intervals, int((self.table["refused"] != "").sum())
+        kept = len(self.table) - refused
         return {
             **self.labels,
             "law": self.law,
-            "formula": FORMULAS[self.law],
+            "formula": self.formula,
             "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
-            "intervals": f"t with {self.dof} degrees of freedom through {self.dof + 2} budgets",
-            "objective": {"value": self.chi2, "kind": "least squares of log N* on log C", "delta": None},
-            "certificate": {
-                "converged": True,
-                "budgets": self.dof + 2,
-                "refused": int((self.table["refused"] != "").sum()),
-            },
+            "intervals": f"t with {self.dof} degrees of freedom through {kept} {self.places}",
+            "objective": {**self.objective, "delta": None},
+            "certificate": {"converged": True, self.places: kept, "refused": refused},
             "held_out": dict(self.held_out) if self.held_out else None,
             "slice": "",
             "warnings": list(self.warnings),
             "columns": dict(self.columns),
+            "of": dict(self.of),
             "points": len(self.points),
             "optima": json_rows(self.table),
         }
@@ -159,16 +160,17 @@ def _through(
         intervals |= {symbol: (low, high), exponent: (line.slope - line.slope_reach, line.slope + line.slope_reach)}
     return Optima(
         law=law,
+        formula="N*(C) = k_N C^a, D*(C) = k_D C^b",
         params=MappingProxyType(params),
         intervals=MappingProxyType(intervals),
         table=table,
+        places="budgets",
         points=points,
         columns=MappingProxyType(dict(counts)),
-        chi2=n_line.chi2,
+        objective={"value": n_line.chi2, "kind": "least squares of log N* on log C"},
         dof=n_line.dof,
         held_out=_hold_out(kept),
         warnings=tuple(_warnings(kept, table)),
-        labels=MappingProxyType({}),
     )
 
 

@@ -25,10 +25,9 @@ from tinyscale.fitting.honesty import residual_table
 from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.laws import find_law
 from tinyscale.fitting.points import read_points
-from tinyscale.fitting.tuning import Tuning
 from tinyscale.storage import Folder
 
-Found = Fit | Optima | Tuning
+Found = Fit | Optima
 TRIALS = "trials"  # the source of fits to the folder's own runs
 
 

@@ -6,7 +6,7 @@ Learning rate and batch: Li et al. 2025 (2503.04715), lr* = k N^p D^q; Bi et al.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import special
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.isoflop import json_rows
+from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.points import column_of, count, group_sizes, varying
 from tinyscale.fitting.valley import find_valley
 
@@ -25,59 +25,15 @@ HOLDS_FOR = ("corpus_hash", "tokenizer_hash", "optimizer", "parametrization")  #
 LEAST_SIZES = 3
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """A setting's optimum as a power law of N, and of D where D varies apart from N.
-
-    law: lr or batch; params k, p (of N), q (of D) with 95 % intervals; table: one row a size, with the reason where it
-    was refused; points: the runs that were read, columns n, d, setting, loss.
-    """
-
-    law: str
-    formula: str
-    params: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    table: pd.DataFrame
-    points: pd.DataFrame
-    columns: Mapping[str, str]
-    dof: int
-    warnings: tuple[str, ...]
-    of: Mapping[str, Any]
-    labels: Mapping[str, Any]
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """95 % interval of a parameter. KeyError for another name."""
-        return self.intervals[name]
-
-    def optimum(self, n: float, d: float = 1.0) -> float:
-        """The setting at a size; d matters only where the law has it."""
-        return float(self.params["k"] * n ** self.params["p"] * d ** self.params.get("q", 0.0))
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for fits.json."""
-        ends = self.intervals
-        refused = int((self.table["refused"] != "").sum())
-        return {
-            **self.labels,
-            "law": self.law,
-            "formula": self.formula,
-            "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
-            "intervals": f"t with {self.dof} degrees of freedom through {len(self.table) - refused} sizes",
-            "objective": {"value": None, "kind": "least squares of the log optimum on log N and log D", "delta": None},
-            "certificate": {"converged": True, "sizes": len(self.table) - refused, "refused": refused},
-            "held_out": None,
-            "slice": "",
-            "warnings": list(self.warnings),
-            "columns": dict(self.columns),
-            "of": dict(self.of),
-            "points": len(self.points),
-            "optima": json_rows(self.table),
-        }
+def best_setting(found: Optima, n: float, d: float = 1.0) -> float:
+    """The setting at a size, by a law of tuning; d matters only where the law has it."""
+    return float(found.params["k"] * n ** found.params["p"] * d ** found.params.get("q", 0.0))
 
 
-def fit_tuning(frame: pd.DataFrame, law: str, *, columns: Mapping[str, str] | None = None) -> Tuning:
+def fit_tuning(frame: pd.DataFrame, law: str, *, columns: Mapping[str, str] | None = None) -> Optima:
     """The best lr (or batch, in tokens) at each N and D by a polynomial in its log, then log-log least squares.
 
+    params k, p (of N) and, where D varies apart from N, q (of D); points: columns n, d, setting, loss.
     Batches of different size have best rates of their own. Sizes whose best value lies at an end of the range are
     refused with the reason; FitError, which says what was found at each size, when fewer than 3 remain.
     """
@@ -118,7 +74,7 @@ def _describe(row: Mapping[Any, Any], setting: str) -> str:
     return f"{place}: best {setting} {row['optimum']:.3g} (95 %: {low:.3g} to {high:.3g})"
 
 
-def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]) -> Tuning:
+def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]) -> Optima:
     """log optimum = log k + p log N (+ q log D), equal weights; intervals by t from the scatter about it."""
     kept = table[table["refused"] == ""]
     n, d = np.log(kept["n"].to_numpy(float)), np.log(kept["d"].to_numpy(float))
@@ -134,7 +90,7 @@ def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, 
     ends = np.stack([found, found - reach, found + reach], axis=1)
     ends[0] = np.exp(np.clip(ends[0], -700, 700))
     notes = [_describe(row, setting) for row in table[table["refused"] != ""].to_dict("records")]
-    return Tuning(
+    return Optima(
         law=law,
         formula=f"{setting}* = k N^p" + (" D^q" if apart else ""),
         params=MappingProxyType(dict(zip(names, ends[:, 0].tolist(), strict=True))),
@@ -142,10 +98,11 @@ def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, 
             {name: (float(row[1]), float(row[2])) for name, row in zip(names, ends, strict=True)}
         ),
         table=table,
+        places="sizes",
         points=points,
         columns=MappingProxyType(dict(counts)),
+        objective={"value": None, "kind": "least squares of the log optimum on log N and log D"},
         dof=dof,
+        held_out=None,
         warnings=tuple(notes),
-        of=MappingProxyType({}),
-        labels=MappingProxyType({}),
     )

@@ -15,13 +15,14 @@ from scipy import special
 
 from tinyscale.fitting.forms import Array, Index, Mask, Pair
 from tinyscale.fitting.points import Points
-from tinyscale.fitting.solve import Problem, minimise
+from tinyscale.fitting.solve import Problem, Solutions, minimise
 
 LEVEL = 0.95
 OPEN = 3.0  # a bound this large or larger in solver coordinates says nothing: the interval has no end there
 NEAR = 8.0  # linear standard deviations within which most intervals end
 WIDEST = 1e3  # linear standard deviations that a profile is followed for
 LEAST_SD = 1e-12  # noiseless data still need a scale
+CURVED, NEIGHBOUR_STEPS = 6, 100  # laws of so many parameters have valleys that bend, or several
 HOLD = 1e4  # against 1: how hard a quantity is held at a value; the end of its interval is off by the inverse
 LACK_OF_FIT_LEVEL = 0.25  # to pool or not, Bancroft 1964: at 5 % a missed lack of fit makes intervals too short
 
@@ -152,9 +153,20 @@ def profile_root(problem: Problem, theta: Array, spread: Array, offset: Array) -
     low, high = (np.tile(limit, (len(held), 1)) for limit in problem.law.limits)
     low[rows, held] = high[rows, held] = theta[held] + offset.ravel()
     found = minimise(problem, theta + np.nan_to_num(offset.ravel()[:, None] * direction[held]), low, high)
-    best = minimise(problem, theta[None]).objective[0]
-    rise: Array = np.maximum(2 * (found.objective - best), 0)
+    lowest = _from_neighbours(problem, found, low, high, grid) if params >= CURVED else found.objective
+    rise: Array = np.maximum(2 * (lowest - minimise(problem, theta[None]).objective[0]), 0)
     return np.sqrt(rise).reshape(params, grid)
+
+
+def _from_neighbours(problem: Problem, found: Solutions, low: Array, high: Array, grid: int) -> Array:
+    """The objectives (B,) when each of the grid's points is also tried from where its neighbours on it ended."""
+    theta, objective = found.theta, found.objective
+    for shift in (1, -1) * 3:
+        start = np.roll(theta.reshape(-1, grid, theta.shape[1]), shift, axis=1).reshape(theta.shape)
+        again = minimise(problem, start, low, high, steps=NEIGHBOUR_STEPS)
+        better = again.objective < objective
+        theta, objective = np.where(better[:, None], again.theta, theta), np.minimum(objective, again.objective)
+    return objective
 
 
 def parametric_draws(problem: Problem, theta: Array, noise: Noise, draws: int, *, seed: int) -> Array:
