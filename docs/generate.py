@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tinyscale.config import TrialConfig
+from tinyscale.launches import FIELDS as LAUNCH_FIELDS
 from tinyscale.results import COLUMNS, SCHEMA_VERSION
 from tinyscale.sweep import SweepFile
 
@@ -64,7 +65,16 @@ frame = pd.read_parquet("results/trials")
 
 The file's own metadata hold the full configuration (`tinyscale.config`) and where it comes from
 (`tinyscale.provenance`: commit, packages, machine, command) as JSON. Sweeps stand in `results/sweeps/<name>.json`,
-fits in `results/fits/fits.json`."""
+fits in `results/fits/fits.json`.
+
+## Launches
+
+`results/launches/` has a small JSON file for each launch that came to its end, stopped ones included. It is never
+changed; its name is the sweep, the time and a few random letters, so that launches side by side lose nothing.
+
+| key | what it holds |
+|---|---|
+{launches}"""
 
 
 def _default(info: FieldInfo) -> str:
@@ -120,10 +130,13 @@ def pages() -> dict[Path, str]:
     """What each generated file should hold."""
     keys = [f"| `{n}` | {_default(info)} | {info.description} |" for n, info in SweepFile.model_fields.items()]
     columns = [f"| `{name}` | {kind} | {what} |" for name, kind, what in COLUMNS]
+    launches = "\n".join(f"| `{name}` | {what} |" for name, what in LAUNCH_FIELDS.items())
     parts = "".join(_parts(TrialConfig, ""))
     return {
         DOCS / "sweep-file.md": SWEEP_FILE.format(made=MADE, keys="\n".join(keys), parts=parts),
-        DOCS / "results-schema.md": SCHEMA_FILE.format(made=MADE, version=SCHEMA_VERSION, columns="\n".join(columns)),
+        DOCS / "results-schema.md": SCHEMA_FILE.format(
+            made=MADE, version=SCHEMA_VERSION, columns="\n".join(columns), launches=launches
+        ),
     }
 
 

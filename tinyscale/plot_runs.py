@@ -1,4 +1,4 @@
-"""Drawing of runs: what a law leaves over, and loss against tokens, FLOPs and time. Nothing is saved here."""
+"""Drawing of runs: what a law leaves over; loss against tokens, FLOPs, time, and position. Nothing is saved here."""
 
 from __future__ import annotations
 
@@ -74,6 +74,30 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
         low, high = ax.get_xlim()
         ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if high > 30 * low else (1.0, 3.0)))
         ax.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(inf, inf)))
+    return ax
+
+
+def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Loss against the tokens of its document that a target has before it, a line a context length.
+
+    means: rows of `positions_over_seeds`, of one size; where a length has several arms, these set the line's style.
+    """
+    ax = ax or new_axes()
+    lengths = sorted(means["context_length"].unique())
+    colours = dict(zip(lengths, colormaps["viridis"](np.linspace(0, 0.85, len(lengths))), strict=True))
+    several = means.groupby("context_length")["arm"].nunique().max() > 1
+    arms = list(dict.fromkeys(means["arm"])) if several else []
+    for (arm, length), curve in means.groupby(["arm", "context_length"], sort=False):
+        x, spread = curve["seen"] * 2**0.5, curve["loss_std"].fillna(0)  # the middle of the entry, seen to 2 seen - 1
+        style = STYLES[arms.index(arm) % len(STYLES)] if several else "-"
+        ax.fill_between(x, curve["loss"] - spread, curve["loss"] + spread, color=colours[length], alpha=0.2, lw=0)
+        ax.plot(x, curve["loss"], style, marker="o", ms=4, lw=1.4, color=colours[length], mec="white", mew=0.4)
+    ax.set_xscale("log")
+    ax.set_xlabel("Tokens of its document before the target")
+    ax.set_ylabel("Validation loss (nats per token)")
+    _legend(ax, "context_length", colours, arms)
+    tidy(ax)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=20))
     return ax
 
 

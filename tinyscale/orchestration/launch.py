@@ -6,6 +6,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
+from tinyscale.launches import LaunchRecord, write_launch
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.session import Cluster
@@ -241,7 +243,26 @@ def launch(
     summary.wall_seconds = time.monotonic() - began
     finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]
     forecast.learn([(planned[timing.trial].trial, timing.train_seconds) for timing in finished], plan.at_once)
+    with suppress(ResultsError):  # the rows are there, and the summary is still to be told
+        write_launch(results.launches, _record(summary, plan, shared.provenance))
     return summary
+
+
+def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> LaunchRecord:
+    """The summary as the results keep it."""
+    return LaunchRecord(
+        sweep=plan.sweep.name,
+        trials=len(plan.to_run),
+        states=dict(Counter(summary.states.values())),
+        slots=summary.slots,
+        wall_seconds=summary.wall_seconds,
+        train_seconds=summary.train_seconds,
+        expected_seconds=summary.expected_seconds,
+        efficiency=summary.efficiency,
+        overhead_per_trial=summary.overhead_per_trial,
+        stopped=summary.stopped,
+        provenance=provenance,
+    )
 
 
 def record_sweep(plan: Plan, results: Results) -> None:
