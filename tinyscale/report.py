@@ -11,7 +11,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from tinyscale.analysis import Analysis, figures_of, find_laws, write_analysis, write_figure
+from tinyscale.analysis import Analysis, find_laws, write_analysis
+from tinyscale.figures import figures_of, write_figure
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.tables import Found, slug
