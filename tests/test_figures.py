@@ -60,7 +60,7 @@ def test_another_suffix_is_refused_with_the_legal_ones(fitted: str, tmp_path: Pa
 
 def test_budgets_and_a_law_that_is_not_there_yet_are_fitted(fitted: str, tmp_path: Path) -> None:
     out = tmp_path / "figure.svg"
-    assert "budgets-isoflop, fitted now" in plot(fitted, "--law", "isoflop", "--figure", "budgets", "--out", out).output
+    assert "budgets-isoflop, fitted now" in plot(fitted, "--law", "isoflop", "--figure", "curves", "--out", out).output
     assert "grid-tied, fitted now" in plot(fitted, "--law", "tied", "--fit", "grid-tied", "--out", out).output
     assert "fitted now" not in (Path(fitted) / "fits" / "fits.json").read_text()
 
@@ -87,9 +87,9 @@ def test_which_fit_is_meant_must_be_clear(fitted: str, law: str | None, name: st
 
 
 def test_a_figure_that_a_fit_has_not_and_a_path_that_cannot_be_written_are_refused(fitted: str, tmp_path: Path) -> None:
-    done = plot(fitted, "--fit", "width-power-n", "--figure", "budgets", "--out", tmp_path / "figure.pdf")
+    done = plot(fitted, "--fit", "width-power-n", "--figure", "curves", "--out", tmp_path / "figure.pdf")
     assert isinstance(done.exception, FitError)
-    assert "has no figure 'budgets'; it has law, residuals" in str(done.exception)
+    assert "has no figure 'curves'; it has law, residuals" in str(done.exception)
     done = plot(fitted, "--fit", "width-power-n", "--out", tmp_path / "none" / "figure.pdf")
     assert isinstance(done.exception, ResultsError)
     assert "give another --out" in str(done.exception)

@@ -78,7 +78,7 @@ def test_numbers_of_the_page_are_those_of_the_csv(reported: Path, html: str) -> 
 def test_every_plot_of_the_page_is_a_png_and_an_svg(reported: Path, html: str) -> None:
     stems = re.findall(r'<figure id="(.*?)">', html)
     assert {"width-power-n", "width-power-n-residuals", "width-loss-tokens", "context-positions"} <= set(stems)
-    assert {"budgets-isoflop", "budgets-isoflop-budgets"} <= set(stems)
+    assert {"budgets-isoflop", "budgets-isoflop-curves"} <= set(stems)
     for stem in stems:
         assert (reported / "plots" / f"{stem}.png").stat().st_size > 5000
         assert (reported / "plots" / f"{stem}.svg").exists()

@@ -32,26 +32,25 @@ def write_plots(folder: Folder, fits: Sequence[Found]) -> list[str]:
 
 def figures_of(found: Found) -> dict[str, Callable[..., Axes]]:
     """The figures of a fit: stem of the file -> what draws it."""
-    from tinyscale import plot
+    from tinyscale import plot, plot_optima
 
     if isinstance(found, Fit):
         return {slug(found): partial(plot.plot_fit, found)}
     if isinstance(found, Tuning):
-        return {slug(found): partial(plot.plot_tuning, found)}
-    return {
-        f"{slug(found)}-budgets": partial(plot.plot_budgets, found),
-        slug(found): partial(plot.plot_optima, found),
-    }
+        curves, law = partial(plot_optima.plot_settings, found), partial(plot_optima.plot_tuning, found)
+    else:
+        curves, law = partial(plot_optima.plot_budgets, found), partial(plot_optima.plot_optima, found)
+    return {f"{slug(found)}-curves": curves, slug(found): law}
 
 
 def draw_of(found: Found, what: str) -> Callable[..., Axes]:
-    """What draws the law, its residuals or its budgets. FitError where the fit has no such figure."""
+    """What draws the law, its residuals or the curves behind it. FitError where the fit has no such figure."""
     from tinyscale.plot_runs import plot_residuals
 
-    *budgets, law = figures_of(found).values()
+    *curves, law = figures_of(found).values()
     figures = {"law": law}
-    if budgets:
-        figures["budgets"] = budgets[0]
+    if curves:
+        figures["curves"] = curves[0]
     if isinstance(found, Fit):
         figures["residuals"] = partial(plot_residuals, found)
     if what not in figures:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
@@ -66,6 +66,7 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     ax.set_yscale("log")
     ax.set_xlabel(AXES[x])
     ax.set_ylabel("Validation loss (nats per token)")
+    ax.set_title(", ".join(dict.fromkeys(points["sweep"])) if "sweep" in points else "", fontsize=10, loc="left")
     low, high = np.log(points["val_loss"].min()), np.log(points["val_loss"].max())
     ax.set_ylim(np.exp(low - 0.05 * (high - low + 0.01)), np.exp(high + 0.08 * (high - low + 0.01)))
     _legend(ax, by, colours, arms)
@@ -98,6 +99,7 @@ def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
     _legend(ax, "context_length", colours, arms)
     tidy(ax)
     ax.xaxis.set_major_locator(LogLocator(base=2, numticks=20))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return ax
 
 
@@ -116,4 +118,6 @@ def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None
 
 
 def _text(value: object) -> str:
+    if isinstance(value, int | np.integer) and value < 10_000:  # a d_model or a context_length of 1024 is no 1.02K
+        return str(value)
     return count(float(value)) if isinstance(value, int | float | np.number) and value >= 1000 else str(value)

@@ -17,6 +17,7 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.tables import Found, slug
 from tinyscale.fitting.text import formula_with_numbers, verdict
+from tinyscale.fitting.tuning import Tuning
 from tinyscale.launches import read_launches
 from tinyscale.plot_runs import plot_positions, plot_residuals, plot_runs
 from tinyscale.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
@@ -222,18 +223,23 @@ class _Page:
 
 def _caption(found: Found, stem: str) -> str:
     """What a plot of a fit shows."""
-    if stem.endswith("-budgets"):
-        return (
-            "Loss against parameters at each budget of compute; the bottom of a curve is the best size for its budget."
-        )
+    if stem.endswith("-curves"):
+        swept = "the setting at each size" if isinstance(found, Tuning) else "parameters at each budget of compute"
+        return f"Loss against {swept}, a line through the means of seeds; the bottom of a curve is its best."
     if isinstance(found, Fit) and len(found.law.variables) == 1:
         return (
             "The runs and the law, with the 95 % band of its curve, drawn up to four times beyond the largest size. "
             "The diamond is the largest size as a law of only the smaller ones predicts it."
         )
     if isinstance(found, Fit):
-        return "The runs and the law: a colour and a curve for each size."
-    return "The best value at each size or budget, with the power law through them; bars are one standard deviation."
+        return (
+            "The runs and the law: a colour, a curve and its 95 % band for each size. The diamond is the largest size "
+            "as a law of only the smaller ones predicts it."
+        )
+    return (
+        "The best value at each size or budget, with the power law through them and its 95 % band; bars are one "
+        "standard deviation."
+    )
 
 
 def _colour(record: SweepRecord, points: pd.DataFrame) -> str:

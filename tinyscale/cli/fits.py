@@ -163,10 +163,10 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
 @click.option("--fit", "name", help="Draw this fit, by its name in fits.json.")
 @click.option(
     "--figure",
-    type=click.Choice(["law", "residuals", "budgets"]),
+    type=click.Choice(["law", "residuals", "curves"]),
     default="law",
     show_default=True,
-    help="The law with its runs; what it leaves over; or the IsoFLOP curves behind it.",
+    help="The law with its runs; what it leaves over; or the curves whose bottoms it is drawn through.",
 )
 @click.option(
     "--out",
