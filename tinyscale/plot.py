@@ -39,6 +39,12 @@ def plot_fit(fit: Fit, frame: pd.DataFrame | None = None, ax: Axes | None = None
     return ax
 
 
+def shades(number: int) -> Array:
+    """Colours (number, 4) from dark to light for what has an order; the lightest still shows on white."""
+    found: Array = colormaps["viridis"](np.linspace(0, 0.8, number))
+    return found
+
+
 def new_axes(columns: int = 1) -> Axes:
     """Axes of a new figure that is wide enough for its labels."""
     axes: Axes = plt.subplots(figsize=(6.4 * columns, 4.4), layout="constrained")[1]
@@ -95,7 +101,7 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     """Loss against the second variable, a colour and a curve for each size of the first."""
     first, second, *rest = fit.law.variables
     size = group_sizes(np.log(points[first].to_numpy(float)))
-    colours = colormaps["viridis"](np.linspace(0, 0.9, size.max() + 1))
+    colours = shades(size.max() + 1)
     named = set(np.unique(np.linspace(0, size.max(), min(size.max() + 1, MOST_NAMED)).round().astype(int)))
     for index, colour in enumerate(colours):
         part = points[size == index]

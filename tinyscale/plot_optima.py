@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -16,7 +15,7 @@ from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, optimum_line
 from tinyscale.fitting.points import count, group_sizes
 from tinyscale.fitting.tuning import Tuning
 from tinyscale.fitting.valley import weighted_line
-from tinyscale.plot import BLUE, LEGEND, ORANGE, new_axes, scientific, tidy
+from tinyscale.plot import BLUE, LEGEND, ORANGE, new_axes, scientific, shades, tidy
 
 LABELS = {"lr": "lr: peak learning rate", "batch_tokens": "batch_tokens: tokens of one step"}
 STAR: dict[str, Any] = {"ms": 11, "color": ORANGE, "mec": "white", "mew": 0.6, "zorder": 5}
@@ -41,7 +40,7 @@ def _draw_stars(ax: Axes, fit: Optima, table: pd.DataFrame, x: str, y: str, labe
 
 def _draw_curves(ax: Axes, points: pd.DataFrame, x: str, group: Index, name: Callable[[pd.DataFrame], str]) -> None:
     """Runs of each group in a colour of its own, a line through their means, and its name."""
-    for index, colour in enumerate(colormaps["viridis"](np.linspace(0, 0.9, group.max() + 1))):
+    for index, colour in enumerate(shades(group.max() + 1)):
         part = points[group == index].sort_values(x)
         means = part.groupby(group_sizes(np.log(part[x].to_numpy(float))))[[x, "loss"]].mean()
         ax.plot(part[x], part["loss"], "o", ms=4, color=colour, mec="white", mew=0.4, label=name(part))
@@ -133,7 +132,7 @@ def plot_tuning(fit: Tuning, frame: pd.DataFrame | None = None, ax: Axes | None 
         low, high = _tuning_band(fit, grid)
         ax.fill_between(grid, low, high, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
     sizes = np.unique(table["d"]) if "q" in fit.params else [1.0]
-    for d, colour in zip(sizes, colormaps["viridis"](np.linspace(0, 0.9, len(sizes))), strict=True):
+    for d, colour in zip(sizes, shades(len(sizes)), strict=True):
         label, shade = (f"D = {count(d)}", colour) if "q" in fit.params else ("fit", BLUE)
         ax.plot(grid, [fit.optimum(n, d) for n in grid], lw=1.6, color=shade, label=label)
     ax.errorbar(table["n"], best, _factor(best, table["log_sd"]), fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)

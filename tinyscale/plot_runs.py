@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
@@ -16,7 +15,7 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import points_table
-from tinyscale.plot import BLUE, GREY, MOST_NAMED, new_axes, tidy
+from tinyscale.plot import BLUE, GREY, MOST_NAMED, new_axes, shades, tidy
 
 AXES = {
     "tokens": "Training tokens",
@@ -56,7 +55,7 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     ax = ax or new_axes()
     points = points[(points[x] > 0) & (points["val_loss"] > 0)]
     values = list(dict.fromkeys(points[by].sort_values()))
-    colours = dict(zip(values, colormaps["viridis"](np.linspace(0, 0.85, len(values))), strict=True))
+    colours = dict(zip(values, shades(len(values)), strict=True))
     arms = list(dict.fromkeys(points["arm"])) if "arm" in points and by != "arm" else []
     for _, rows in points.groupby([*(["arm"] if arms else []), "trial"], sort=False):
         run = rows.sort_values(x)
@@ -85,7 +84,7 @@ def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = ax or new_axes()
     lengths = sorted(means["context_length"].unique())
-    colours = dict(zip(lengths, colormaps["viridis"](np.linspace(0, 0.85, len(lengths))), strict=True))
+    colours = dict(zip(lengths, shades(len(lengths)), strict=True))
     several = means.groupby("context_length")["arm"].nunique().max() > 1
     arms = list(dict.fromkeys(means["arm"])) if several else []
     for (arm, length), curve in means.groupby(["arm", "context_length"], sort=False):

@@ -139,8 +139,8 @@ class _Page:
         if not fits and not contrasts and not refused:
             refused = ["none of its trials has rows yet; launch it"]
         if not verdicts:
-            verdicts = [f"No law is fitted: {each.partition(': not fitted: ')[2] or each}." for each in refused]
-            refused = []
+            reasons = dict.fromkeys(each.partition(": not fitted: ")[2] or each for each in refused)
+            verdicts, refused = [f"No law is fitted: {reason}." for reason in reasons], []
         verdicts += [positions_verdict(falls)] if len(falls) else []
         blocks = [
             *(block for found in fits for block in self._of_fit(found)),

@@ -243,21 +243,32 @@ def dropped_of(sweep: str, dropped: Mapping[tuple[str, str], Mapping[str, int]])
 
 
 def provenance_of(store: Results, trials: Sequence[str]) -> Table:
-    """Where the rows come from: one entry for each launch and machine that trained some of the trials."""
+    """Where the rows come from: what all share, then what differs between launches and machines that trained trials."""
     found: Counter[str] = Counter()
     for trial in trials:
         try:
             found[json.dumps(store.read_trial(trial)[1].get("provenance", {}))] += 1
         except ResultsError:
             continue  # said elsewhere on the page
-    rows = []
-    for number, (text, times) in enumerate(found.items(), 1):
-        origin = json.loads(text)
-        packages = ", ".join(f"{name} {version}" for name, version in origin.pop("packages", {}).items())
-        if origin.pop("dirty", False):
-            origin["commit"] = f"{origin['commit']}, with changes that were not committed"
-        kept = {"trials": times, **origin, "packages": packages}
-        rows += [(number, what, value) for what, value in kept.items() if value not in (None, "")]
+    origins = [{"trials": times, **_origin(json.loads(text))} for text, times in found.items()]
+    names = dict.fromkeys(name for origin in origins for name in origin)
+    differing = {name for name in names if len({origin.get(name) for origin in origins}) > 1}
+    differing |= {"trials"} if len(origins) > 1 else set()
+    rows = [("all", name, origins[0][name]) for name in names if name not in differing]
+    rows += [
+        (str(number), name, origin[name])
+        for number, origin in enumerate(origins, 1)
+        for name in names
+        if name in differing and name in origin
+    ]
     frame = pd.DataFrame(rows, columns=["launch", "what", "value"], dtype=object)
-    columns = {"launch": "launch", "what": "", "value": ""} if len(found) > 1 else {"what": "", "value": ""}
+    columns = {"launch": "launch", "what": "", "value": ""} if len(origins) > 1 else {"what": "", "value": ""}
     return Table("provenance", frame, columns, "The code, the packages, the machine and the command behind the rows.")
+
+
+def _origin(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance in words; what is not known is left out."""
+    packages = ", ".join(f"{name} {version}" for name, version in provenance.get("packages", {}).items())
+    changed = ", with changes that were not committed" if provenance.get("dirty") else ""
+    words = {**provenance, "commit": f"{provenance.get('commit') or 'unknown'}{changed}", "packages": packages}
+    return {name: value for name, value in words.items() if name != "dirty" and value not in (None, "")}
