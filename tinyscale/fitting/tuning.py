@@ -17,6 +17,7 @@ from scipy import special
 from tinyscale.errors import FitError
 from tinyscale.fitting.isoflop import json_rows
 from tinyscale.fitting.points import column_of, count, group_sizes
+from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.valley import find_valley
 
 SETTINGS = {"lr": "lr", "batch": "batch_tokens"}
@@ -41,6 +42,12 @@ class Tuning:
     dof: int
     warnings: tuple[str, ...]
     labels: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.law}: {verdict(self)})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter. KeyError for another name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import signal
 import tempfile
 import threading
@@ -43,7 +44,7 @@ class Timing:
     train_seconds: float
 
 
-@dataclass
+@dataclass(repr=False)
 class Summary:
     """What came of a launch."""
 
@@ -54,6 +55,16 @@ class Summary:
     wall_seconds: float = 0.0
     expected_seconds: float | None = None
     stopped: bool = False
+
+    def __repr__(self) -> str:
+        counted = Counter(self.states.values()).items()
+        told = ", ".join(f"{number} {state}" for state, number in counted) or "nothing to run"
+        return f"Summary({told}; {self.train_seconds:.1f} s of training in {self.wall_seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: a line, and the reasons of what failed."""
+        reasons = "".join(f"<li>{trial}: {html.escape(why)}</li>" for trial, why in self.reasons.items())
+        return f"<p>{html.escape(repr(self))}</p>" + (f"<ul>{reasons}</ul>" if reasons else "")
 
     @property
     def failed(self) -> int:
