@@ -151,7 +151,8 @@ def test_the_tutorial_leads_from_a_text_to_a_report(tmp_path: Path) -> None:
     """Its sweep file and its commands as they stand, with fewer tokens a trial."""
     page = (ROOT / "docs" / "tutorial.md").read_text()
     (sweep,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
-    smaller = sweep.replace("tokens_budget: 1M", "tokens_budget: 60K").replace("400K", "700K")  # few words: long tokens
+    smaller = sweep.replace("tokens_budget: 600K", "tokens_budget: 60K")
+    smaller = smaller.replace("val_bytes: 400K", "val_bytes: 700K")  # few words: long tokens
     (tmp_path / "mine.yaml").write_text(smaller)
     write_text(tmp_path / "my_text.txt", words=600_000)
     named = "tinyscale (plan|launch|status|fit|report|predict|plot)"
