@@ -1,7 +1,11 @@
-"""Write docs/sweep-file.md and docs/results-schema.md from the code: `python docs/generate.py`."""
+"""Write docs/sweep-file.md and docs/results-schema.md from the code, and the README's exponents from results/.
+
+python docs/generate.py
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -11,11 +15,18 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tinyscale.config import TrialConfig
-from tinyscale.results import COLUMNS, SCHEMA_VERSION
+from tinyscale.fitting.tables import read_records
+from tinyscale.fitting.text import number
+from tinyscale.launches import FIELDS as LAUNCH_FIELDS
+from tinyscale.results import COLUMNS, SCHEMA_VERSION, Results, SweepRecord
 from tinyscale.search import SEARCHABLE, Search, Values
 from tinyscale.sweep import SweepFile
 
-DOCS = Path(__file__).parent
+DOCS, ROOT = Path(__file__).parent, Path(__file__).parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- exponents: made by docs/generate.py from results/ -->", "<!-- end of exponents -->"
+BETWEEN = f"{re.escape(BEGIN)}.*{re.escape(END)}"
+EXPONENTS = ("alpha", "beta", "alpha_N", "alpha_D", "gamma", "a", "b", "p", "q")
 MADE = "<!-- Made by docs/generate.py from the code: change it there. -->"
 
 SWEEP_FILE = """\
@@ -82,7 +93,16 @@ frame = pd.read_parquet("results/trials")
 
 The file's own metadata hold the full configuration (`tinyscale.config`) and where it comes from
 (`tinyscale.provenance`: commit, packages, machine, command) as JSON. Sweeps stand in `results/sweeps/<name>.json`,
-fits in `results/fits/fits.json`."""
+fits in `results/fits/fits.json`.
+
+## Launches
+
+`results/launches/` has a small JSON file for each launch that came to its end, stopped ones included. It is never
+changed; its name is the sweep, the time and a few random letters, so that launches side by side lose nothing.
+
+| key | what it holds |
+|---|---|
+{launches}"""
 
 
 def _default(info: FieldInfo) -> str:
@@ -139,11 +159,43 @@ def _keys(model: type[BaseModel]) -> str:
     return "\n".join(f"| `{n}` | {_default(info)} | {info.description} |" for n, info in model.model_fields.items())
 
 
+def exponents(results: Path) -> str:
+    """The exponents of all fits that are committed under a results folder, with the commits that trained their runs."""
+    if not (results / "fits" / "fits.json").exists():
+        return "No study is committed under `results/` yet; the quickstart's fit is above."
+    store = Results(str(results))
+    sweeps = {record.name: record for record in store.read_sweeps()}
+    rows = ["| sweep | law | exponents, with 95 % intervals | held-out error | commit |", "|---|---|---|---|---|"]
+    for entry in read_records(str(results))[1]:
+        named = (entry["params"] | entry["derived"]).items()
+        powers = [f"{n} {_ends(v)}" for n, v in named if n in EXPONENTS]
+        held = f"{entry['held_out']['error_percent']:+.2f} %" if entry["held_out"] else "none"
+        commits = _commits(store, sweeps[entry["sweep"]])
+        rows.append(f"| {entry['title']} | `{entry['formula']}` | {', '.join(powers)} | {held} | {commits} |")
+    return "\n".join(rows)
+
+
+def _ends(value: dict[str, float | None]) -> str:
+    return "{} ({} to {})".format(*(number(value[name], 3) for name in ("value", "low", "high")))
+
+
+def _commits(store: Results, record: SweepRecord) -> str:
+    found = {store.read_trial(trial)[1]["provenance"].get("commit") for trial in record.trials}
+    return ", ".join(sorted(f"`{commit[:7]}`" if commit else "unknown" for commit in found))
+
+
+def readme(results: Path = ROOT / "results") -> str:
+    """The README with the exponents as they are now."""
+    return re.sub(BETWEEN, lambda _: f"{BEGIN}\n\n{exponents(results)}\n\n{END}", README.read_text(), flags=re.S)
+
+
 def pages() -> dict[Path, str]:
     """What each generated file should hold."""
     columns = [f"| `{name}` | {kind} | {what} |" for name, kind, what in COLUMNS]
+    launches = "\n".join(f"| `{name}` | {what} |" for name, what in LAUNCH_FIELDS.items())
     parts = "".join(_parts(TrialConfig, ""))
     return {
+        README: readme(),
         DOCS / "sweep-file.md": SWEEP_FILE.format(
             made=MADE,
             keys=_keys(SweepFile),
@@ -152,7 +204,9 @@ def pages() -> dict[Path, str]:
             searchable=", ".join(f"`{path}`" for path in SEARCHABLE),
             parts=parts,
         ),
-        DOCS / "results-schema.md": SCHEMA_FILE.format(made=MADE, version=SCHEMA_VERSION, columns="\n".join(columns)),
+        DOCS / "results-schema.md": SCHEMA_FILE.format(
+            made=MADE, version=SCHEMA_VERSION, columns="\n".join(columns), launches=launches
+        ),
     }
 
 

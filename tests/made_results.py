@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from making import known_trial
 
+from tinyscale.launches import LaunchRecord, write_launch
 from tinyscale.results import Results, SweepRecord, point_columns
 from tinyscale.trial import Trial
 
@@ -34,9 +35,24 @@ def write(results: Results, trial: Trial, better: float = 1.0, state: str = "fin
         loss = loss_of(trial, tokens, better) * (1.2 if share < 1 else 1)
         point = {"step": tokens // 256, "tokens": tokens, "val_loss": loss, "decayed": share == 1}
         point |= {"wall_seconds": seconds, "tokens_per_second": 1e5}
+        point["loss_by_position"] = _by_position(trial, loss) if share == 1 else None
         points.append(point_columns(trial, point, 100_000, 400_000))
     reason = None if state == "finished" else "the loss was not finite"
     results.write_trial(trial, points if state == "finished" else points[:2], state, reason, PROVENANCE)
+
+
+def _by_position(trial: Trial, loss: float) -> list[float]:
+    """Losses of targets that see 1, 2, 4, ... tokens: about 1.6 / seen above the trial's own."""
+    noise = np.random.default_rng(trial.config.seed).standard_normal(20)
+    entries = range(trial.config.model.context_length.bit_length() - 1)
+    return [loss + 1.6 / 2**k * float(np.exp(0.03 * noise[k])) for k in entries]
+
+
+def add_launch(results: Results, sweep: str, trials: int, second: int = 5) -> None:
+    """The record of a launch that kept two slots busy for all but a tenth of its time."""
+    launched = {**PROVENANCE, "launched": f"2026-01-02T03:04:{second:02d}+00:00"}
+    record = LaunchRecord(sweep, trials, {"finished": trials}, 2, 50.0, 90.0, 60.0, 0.9, 0.25, False, launched)
+    write_launch(results.launches, record)
 
 
 def add_sweep(
@@ -61,7 +77,7 @@ def _budget(flops: float, widths: tuple[int, ...]) -> Iterator[tuple[str, dict[s
 
 
 def make_results(location: str) -> Results:
-    """Five sweeps: sizes with failures, arms, a grid of N and D, budgets of compute, and one that nothing can fit."""
+    """Six sweeps: sizes with failures, arms, a grid of N and D, budgets of compute, contexts, and one of one size."""
     results = Results(location)
     widths = (16, 32, 48, 64, 96, 128)
     sizes = [("base", {"d_model": width, "tokens_budget": 512_000}) for width in widths]
@@ -77,4 +93,8 @@ def make_results(location: str) -> Results:
     ]
     add_sweep(results, "budgets", "The best size for a budget", budgets, seeds=1)
     add_sweep(results, "single", "One size only", [("base", {"d_model": 16, "tokens_budget": 25_600})])
+    lengths = [("base", {"context_length": length, "tokens_budget": 256_000}) for length in (16, 32, 64, 128)]
+    add_sweep(results, "context", "How long a context pays?", lengths, seeds=3)
+    add_launch(results, "width", 10)
+    add_launch(results, "width", 2)
     return results

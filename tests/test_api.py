@@ -9,11 +9,13 @@ from made_results import make_results
 from making import ROOT, SWEEP, write_sweep
 from test_fitting_fit import runs_of_sizes
 from test_imports import HEAVY, loaded
+from test_plot import runs_by_rate
 
 import tinyscale as ts
 from tinyscale.analysis import analyse
 from tinyscale.fitting.predict import predict_all
 from tinyscale.fitting.tables import read_records
+from tinyscale.orchestration.launch import Summary
 
 
 def test_every_name_is_there_and_is_loaded_only_when_used() -> None:
@@ -49,6 +51,13 @@ def test_objects_say_in_a_line_what_they_are(tmp_path: Path, long_corpus: Path) 
     fit = ts.fit(runs_of_sizes())
     assert repr(fit).startswith("Fit(power-n: L(N) = 1.")
     assert "<td>" in fit._repr_html_()
+    assert "axes: {d_model: [16, 32]}" in sweep._repr_html_()
+    summary = Summary(states={"a": "finished", "b": "failed"}, reasons={"b": "a < b"}, wall_seconds=3)
+    assert repr(summary) == "Summary(1 finished, 1 failed; 0.0 s of training in 3.0 s)"
+    assert "<li>b: a &lt; b</li>" in summary._repr_html_()
+    best = ts.fit(runs_by_rate(), "lr")
+    assert repr(best).startswith("Optima(lr: lr* = ")
+    assert "<td>" in best._repr_html_()
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -99,6 +101,11 @@ def test_plan_prints_a_table_the_work_and_its_warnings(sweep: Path, tmp_path: Pa
             ("plan", "tiny.yaml", "--set", "d_mode=3"),
             "error: --set d_mode=3: 'd_mode' names no field; nearest: model.d_model",
         ),
+        (
+            ("plan", "tiny.yaml", "--set", "data.tokenizer.knd=char"),
+            "error: --set data.tokenizer.knd=char: 'data.tokenizer.knd' names no field; nearest: data.tokenizer.kind\n"
+            "  legal: data.tokenizer.kind, data.tokenizer.vocab_size\n",
+        ),
         (("plan", "tiny.yaml", "--select", "d_model=3"), "error: --select d_model=3: d_model never is 3; it is 16, 32"),
         (
             ("plan", "tiny.yaml", "--set", "corpus=no.txt"),
@@ -126,8 +133,43 @@ def test_a_wrong_option_is_clicks_own_error(sweep: Path, tmp_path: Path) -> None
     assert "No such option" in done.stderr
 
 
+def test_a_traceback_comes_only_with_debug(tmp_path: Path) -> None:
+    done = tinyscale("--debug", "fit", "nowhere", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.splitlines()[-1].startswith("error: nowhere/trials: no trials to fit")
+
+
+@pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("retry", "--state", "failed")])
+def test_a_results_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path, command: tuple[str, ...]) -> None:
+    name, *options = command
+    done = tinyscale(name, "rseults", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: rseults: no such folder; launch a sweep into it first, or name another\n"
+
+
+@pytest.mark.parametrize(("word", "offered"), [("pl", ["plan", "plot"]), ("sug", ["suggest"])])
+def test_bash_completes_commands(tmp_path: Path, word: str, offered: list[str]) -> None:
+    """As `eval "$(_TINYSCALE_COMPLETE=bash_source tinyscale)"` has bash ask."""
+    program = Path(sys.executable).parent / "tinyscale"
+    asked = {"_TINYSCALE_COMPLETE": "bash_complete", "COMP_WORDS": f"tinyscale {word}", "COMP_CWORD": "1"}
+    done = subprocess.run([program], env={**os.environ, **asked}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [f"plain,{name}" for name in offered]
+
+
+def test_the_line_of_the_guide_sets_completion_up_in_bash(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "running.md").read_text()
+    (line,) = re.findall(r"^eval .*", guide, flags=re.M)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = f"{line}\ncomplete -p tinyscale"
+    done = subprocess.run(["bash", "-c", script], env={**os.environ, "PATH": path}, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"-F _tinyscale_completion" in done.stdout
+
+
 @pytest.mark.parametrize("given", [["results"], ["--results", "results"], []])
 def test_a_results_folder_is_an_argument_or_an_option(tmp_path: Path, given: list[str]) -> None:
+    (tmp_path / "results").mkdir()
     assert json.loads(tinyscale("status", *given, "--json", cwd=tmp_path).stdout)["sweeps"] == []
 
 

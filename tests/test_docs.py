@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hub_server import running_hub
 from launching import tinyscale, write_text
-from making import ROOT
+from made_results import make_results
+from making import ROOT, trial_config
+from pydantic import ValidationError
 
 from tinyscale import fitting
-from tinyscale.config import TrialConfig
+from tinyscale.analysis import analyse
+from tinyscale.config import DataConfig, TrialConfig
+from tinyscale.data import hub
 from tinyscale.fitting.laws import LAWS
+from tinyscale.fitting.tables import read_records
 from tinyscale.results import COLUMNS
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -32,7 +43,7 @@ def test_every_field_and_column_is_in_the_reference() -> None:
     assert all(f"| `{name}` |" in schema.read_text() for name, _, _ in COLUMNS)
 
 
-@pytest.mark.parametrize("page", [*DOCS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "CHANGELOG.md", ROOT / "README.md"], ids=lambda path: path.name)
 def test_links_between_pages_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
@@ -40,14 +51,99 @@ def test_links_between_pages_lead_to_files(page: Path) -> None:
 
 def test_the_law_that_the_guide_adds_can_be_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of extending.md as it stands there: a law of one's own recovers its parameters."""
-    guide = (ROOT / "docs" / "extending.md").read_text()
-    (code,) = [block for block in re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S) if "Law(" in block]
     monkeypatch.setattr(fitting.laws, "LAWS", dict(LAWS))
     scope: dict[str, object] = {}
-    exec(code, scope)
+    exec(python_block("Law("), scope)
     frame = scope["frame"]
     found = fitting.fit_law(frame, scope["law"], draws=200)  # type: ignore[arg-type]
     np.testing.assert_allclose([found.params["A"], found.params["alpha"]], [30, 0.2], rtol=0.05)
+
+
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda path: path.name)
+def test_commands_stand_in_blocks_that_tests_read_or_need_an_account(page: Path) -> None:
+    """`sh` is held against the command line by test_readme.py, `python` is run here; other commands are marked."""
+    parts = re.split(r"^```(.*)$", page.read_text(), flags=re.M)
+    for before, kind, text in zip(parts[::4], parts[1::4], parts[2::4], strict=False):
+        assert kind in ("sh", "python", "yaml", ""), kind
+        if kind == "" and re.search(r"^(ray|tinyscale|pip|python3?) ", text, flags=re.M):
+            assert "account" in before.split("\n\n")[-2], text
+
+
+def test_the_readmes_exponents_are_those_of_the_results(tmp_path: Path) -> None:
+    make_results(str(tmp_path))
+    analyse(str(tmp_path), str(tmp_path), draws=100)
+    text = runpy.run_path(str(ROOT / "docs" / "generate.py"))["readme"](tmp_path)
+    (width,) = [record for record in read_records(str(tmp_path))[1] if record["name"] == "width-power-n"]
+    alpha = "alpha {value:.3g} ({low:.3g} to {high:.3g})".format(**width["params"]["alpha"])
+    error = f"{width['held_out']['error_percent']:+.2f} %"
+    assert f"| width | `L(N) = E + A N^-alpha` | {alpha} | {error} | `0123abc` |" in text
+    assert "No study is committed" not in text
+
+
+def test_the_results_are_read_as_the_schema_page_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_results(str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "results-schema.md").read_text(), re.M | re.S)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert set(scope["frame"].columns) == {name for name, _, _ in COLUMNS}
+
+
+def python_block(of: str) -> str:
+    """The one piece of Python in extending.md that holds this."""
+    guide = (ROOT / "docs" / "extending.md").read_text()
+    (code,) = [block for block in re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S) if of in block]
+    return code
+
+
+def test_the_optimizer_that_the_guide_adds_in_two_places_trains(tmp_path: Path, tiny_corpus: DataConfig) -> None:
+    """A copy of the code with the guide's two changes, and one trial with it."""
+    with pytest.raises(ValidationError, match="optimizer"):
+        trial_config(tiny_corpus, optimizer="sgd")
+    shutil.copytree(ROOT / "tinyscale", tmp_path / "tinyscale", ignore=shutil.ignore_patterns("__pycache__"))
+    config, optim = (tmp_path / "tinyscale" / name for name in ("config.py", "optim.py"))
+    field = python_block("optimizer: Literal[")
+    changed, times = re.subn(r"^    optimizer: Literal\[.*\n", field, config.read_text(), flags=re.M)
+    assert times == 1
+    config.write_text(changed)
+    optim.write_text(optim.read_text() + "\n" + python_block('BUILDERS["sgd"]'))
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, tiny_corpus.model_dump_json(exclude={"zipf"})],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    state, first, last = done.stdout.split()
+    assert state == "finished"
+    assert float(last) < float(first)
+
+
+TRAIN = """
+import json, sys
+from making import make_trial, trial_config
+from tinyscale.train import train
+
+data = json.loads(sys.argv[1])
+outcome = train(*make_trial(trial_config(data, optimizer="sgd", lr=1.0)), lambda _: None)
+print(outcome.state, outcome.points[0].val_loss, outcome.points[-1].val_loss)
+"""
+
+
+def test_the_corpus_that_the_guide_adds_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "read ten words and wrote one more, " * 3
+    limericks = [f"There was a young model, number {number:04}, that {line}so." for number in range(180)]
+    monkeypatch.setattr(hub, "HUB", dict(hub.HUB))
+    monkeypatch.setenv("TINYSCALE_CACHE", str(tmp_path))
+    exec(python_block('HUB["limericks"]'), {"HUB": hub.HUB, "HubCorpus": hub.HubCorpus})
+    added = hub.HUB["limericks"]
+    with running_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        path = f"/datasets/{added.repo}/resolve/{added.revision}/{added.file}"
+        server.files[path] = "\n<|endoftext|>\n".join(limericks).encode()
+        assert hub.hub_documents("limericks", None) == limericks
 
 
 @pytest.mark.slow
@@ -55,12 +151,13 @@ def test_the_tutorial_leads_from_a_text_to_a_report(tmp_path: Path) -> None:
     """Its sweep file and its commands as they stand, with fewer tokens a trial."""
     page = (ROOT / "docs" / "tutorial.md").read_text()
     (sweep,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
-    smaller = sweep.replace("tokens_budget: 1M", "tokens_budget: 60K").replace("400K", "700K")  # few words: long tokens
+    smaller = sweep.replace("tokens_budget: 600K", "tokens_budget: 60K")
+    smaller = smaller.replace("val_bytes: 400K", "val_bytes: 700K")  # few words: long tokens
     (tmp_path / "mine.yaml").write_text(smaller)
     write_text(tmp_path / "my_text.txt", words=600_000)
-    named = "tinyscale (plan|launch|status|fit|report|predict)"
+    named = "tinyscale (plan|launch|status|fit|report|predict|plot)"
     commands = [line for line in page.splitlines() if re.match(named, line)]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         program = tinyscale(*command.split()[1:], cwd=tmp_path)
         output, _ = program.communicate(timeout=240)

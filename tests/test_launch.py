@@ -10,6 +10,7 @@ from launching import RAY_WARNS, final_losses, planned, run, write_sweep
 
 from tinyscale.data import prepare
 from tinyscale.errors import LaunchError
+from tinyscale.launches import read_launches
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results import Results, read_results
 from tinyscale.train import WEIGHTS, train
@@ -33,6 +34,10 @@ def test_a_launch_finishes_each_trial_of_the_grid_and_a_second_one_trains_nothin
     again = planned(path, results)
     assert again.to_run == []
     assert run(again, results, None).states == {}
+    (record,) = read_launches(results.launches)
+    assert (record.trials, record.states, record.slots) == (4, {"finished": 4}, 2)
+    assert record.train_seconds == pytest.approx(summary.train_seconds)
+    assert record.efficiency == pytest.approx(summary.efficiency)
 
 
 def test_an_extended_sweep_trains_only_what_is_new(tmp_path, cluster):

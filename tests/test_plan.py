@@ -110,7 +110,7 @@ def test_an_edited_text_is_another_trial(tmp_path: Path, planned: Any, long_corp
         ("axes:\n  tokens_budget: [5120,\n    1G]\n", {}, "tiny.yaml, line 8: tokens_budget=1000000000: the budget of 1,000,000,"),
         ("", {"overrides": ("tokens_budget=5M",)}, "--set tokens_budget=5M: the budget of 4,999,936 tokens reads the "),
         ("", {"overrides": ("tokens_budget=127",)}, "--set tokens_budget=127: the budget allows 127 tokens, less than one step of train.batch_tokens = 256: raise"),
-        ("arms:\n  a: {flops_budget: 1e6}\n", {}, "tiny.yaml, line 7: the budget allows"),
+        ("arms:\n  a: {flops_budget: 1e6}\n", {}, "tiny.yaml, line 7: a: the budget allows"),
         ("axes:\n  context_length: [32, 32768]\n", {"overrides": ("batch_tokens=65536", "tokens_budget=131072")}, "tiny.yaml, line 7: context_length=32768: model.context_length = 32,768 is longer than any document"),
         ("", {"overrides": ("unique_tokens=1000", "context_length=1024", "batch_tokens=1024", "repeats=true")}, "--set context_length=1024: model.context_length = 1,024 is longer"),
         ("", {"overrides": ("unique_tokens=900M",)}, "--set unique_tokens=900M: data.unique_tokens = 900,000,000 is more than the "),

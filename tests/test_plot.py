@@ -14,13 +14,16 @@ from test_fitting_published import HOFFMANN
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.isoflop import fit_isoflop
 from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.tuning import fit_tuning
 
 mpl.use("Agg")
 import itertools
 
 from matplotlib import pyplot as plt
 
-from tinyscale.plot import plot_budgets, plot_fit, plot_optima
+from tinyscale import plot_optima as plot_optima_module
+from tinyscale.plot import plot_fit
+from tinyscale.plot_optima import plot_budgets, plot_optima, plot_settings, plot_tuning
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +72,58 @@ def test_every_kind_of_law_can_be_drawn(name: str) -> None:
     ax = plot_fit(found)
     ax.figure.draw_without_rendering()
     assert ax.get_legend() is not None
+
+
+def runs_by_rate(seeds: int = 2) -> pd.DataFrame:
+    """Losses at seven rates of four sizes, lowest at 0.2 N^-0.25."""
+    sizes, rates = (1e4, 4e4, 1.6e5, 6e5), 2.0 ** np.arange(-10, -3)
+    noise = np.random.default_rng(0).standard_normal((len(sizes), len(rates), seeds))
+    cells = itertools.product(enumerate(sizes), enumerate(rates), range(seeds))
+    rows = [
+        {
+            "n": n,
+            "d": 20 * n,
+            "lr": lr,
+            "loss": 3 + 0.06 * np.log(lr / (0.2 * n**-0.25)) ** 2 + 0.005 * noise[i, j, seed],
+        }
+        for (i, n), (j, lr), seed in cells
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_best_rates_are_drawn_with_their_law_and_its_band_and_with_the_curves_behind_them() -> None:
+    found = fit_tuning(runs_by_rate(), "lr")
+    ax = plot_tuning(found)
+    legend = ax.get_legend()
+    assert legend is not None
+    assert f"{found.params['p']:.3f}" in legend.get_title().get_text()
+    (band,) = [each for each in ax.collections if each.get_label() == "95 % band of the line"]
+    ends = band.get_paths()[0].get_extents()
+    assert ends.y0 < found.table["optimum"].min()
+    assert ends.y1 > found.table["optimum"].max()
+    curves = plot_settings(found)
+    assert curves.get_xlabel() == "lr: peak learning rate"
+    dots = sum(len(line.get_xdata()) for line in curves.lines if line.get_marker() == "o")
+    assert dots == len(found.points), "every seed is a point"
+
+
+def test_the_band_of_best_rates_is_that_of_the_fits_own_intervals() -> None:
+    """Far away the width of the band in log rate is that of p alone."""
+    found = fit_tuning(runs_by_rate(), "lr")
+    far = np.exp(np.array([1000.0, 1001.0]) / 2)
+    low, high = plot_optima_module._tuning_band(found, far)
+    widening = np.diff(np.log(high / low) / 2)[0] / 0.5
+    assert widening == pytest.approx((found.interval("p")[1] - found.interval("p")[0]) / 2, rel=1e-3)
+
+
+def test_the_held_out_size_is_marked_on_curves_and_families() -> None:
+    for found in (
+        fit_law(runs_of_sizes(), "power-n"),
+        fit_law(grid_of(find_law("chinchilla")), "chinchilla", draws=100),
+    ):
+        assert found.held_out is not None
+        (diamond,) = [line for line in plot_fit(found).lines if line.get_marker() == "D"]
+        assert list(diamond.get_ydata()) == [found.held_out.predicted]
 
 
 def test_budgets_and_their_optima_are_drawn_with_the_refused_ones_left_out() -> None:

@@ -17,7 +17,7 @@ from tinyscale.results import Results
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder of five sweeps with its report."""
+    """A results folder of six sweeps with its report."""
     folder = tmp_path_factory.mktemp("reported") / "results"
     make_results(str(folder))
     done = CliRunner().invoke(cli, ["report", str(folder)], catch_exceptions=False)
@@ -47,6 +47,7 @@ def verdict(html: str, name: str) -> str:
         ("optimizer", r"Lion is better than base by .* nats per token .* times the compute"),
         ("grid", r"L\(N, D\) = .* with alpha 0\.3"),
         ("budgets", r"N\*\(C\) = .* with a 0\.\d+"),
+        ("context", r"Beyond 32 tokens of the document the loss falls by less than 1 %: by 0\.02\d nats .* 3 seeds"),
         ("single", r"No law is fitted: nothing varies"),
     ],
 )
@@ -76,7 +77,8 @@ def test_numbers_of_the_page_are_those_of_the_csv(reported: Path, html: str) -> 
 
 def test_every_plot_of_the_page_is_a_png_and_an_svg(reported: Path, html: str) -> None:
     stems = re.findall(r'<figure id="(.*?)">', html)
-    assert {"width-power-n", "width-power-n-residuals", "width-loss-tokens", "budgets-isoflop-budgets"} <= set(stems)
+    assert {"width-power-n", "width-power-n-residuals", "width-loss-tokens", "context-positions"} <= set(stems)
+    assert {"budgets-isoflop", "budgets-isoflop-curves"} <= set(stems)
     for stem in stems:
         assert (reported / "plots" / f"{stem}.png").stat().st_size > 5000
         assert (reported / "plots" / f"{stem}.svg").exists()
@@ -95,6 +97,22 @@ def test_costs_are_those_of_the_rows(reported: Path) -> None:
     last = points.groupby("trial").last()
     assert float(costs["training seconds, all trials"]) == pytest.approx(last["wall_seconds"].sum())
     assert float(costs["training FLOPs"]) == pytest.approx(last["flops"].sum())
+
+
+def test_each_launch_of_a_sweep_is_a_row(html: str, reported: Path) -> None:
+    launches = pd.read_csv(reported / "tables" / "width-launches.csv")
+    assert sorted(launches["trials"]) == [2, 10]
+    assert launches["forecast_error_percent"].tolist() == pytest.approx([20, 20])
+    assert section(html, "width").count("<td>2026-01-02 03:04:05</td>") == 2
+    assert "launches.csv" not in section(html, "grid")
+
+
+def test_loss_by_position_is_told_where_the_context_varies_only(html: str, reported: Path) -> None:
+    assert "Loss by position in the context" in section(html, "context")
+    assert html.count("Loss by position in the context") == 1
+    means = pd.read_csv(reported / "tables" / "context-positions.csv")
+    assert means.groupby("context_length")["seen"].count().to_dict() == {16: 4, 32: 5, 64: 6, 128: 7}
+    assert (means["seeds"] == 3).all()
 
 
 def test_the_commit_and_the_command_are_told_once(html: str) -> None:

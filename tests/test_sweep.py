@@ -198,17 +198,17 @@ MISTAKES = [
     # more lines, what the message says: where, which field, what was given, what is legal
     ("titel: x\n", "tiny.yaml, line 6: unknown key 'titel'; nearest: title\n  legal: name, title, base, axes"),
     ("seeds: [0, -1]\n", "tiny.yaml, line 6: seed = -1: it should be greater than or equal to 0"),
-    ("seeds: 3\n", "tiny.yaml, line 6: seeds = 3: it should be a valid list"),
+    ("seeds: 3\n", "tiny.yaml, line 6: seeds = 3: it should be a list in brackets, such as [1, 2]"),
     ("seeds: []\n", "tiny.yaml, line 6: seeds = []: it should have at least 1 item"),
-    ("seeds: [0, x]\n", "tiny.yaml, line 6: seeds.1 = 'x': it should be a valid integer"),
-    ("axes:\n  d_modle: [1]\n", "tiny.yaml, line 7: 'd_modle' names no field; nearest: model.d_model\n  legal: data.corpus"),
+    ("seeds: [0, x]\n", "tiny.yaml, line 6: seeds.1 = 'x': it should be a whole number"),
+    ("axes:\n  d_modle: [1]\n", "tiny.yaml, line 7: 'd_modle' names no field; nearest: model.d_model\n  legal: model.d_model, model.n_layers"),
     ("axes:\n  model.width: [1]\n", "tiny.yaml, line 7: 'model.width' names no field"),
     ("axes:\n  model: [1]\n", "tiny.yaml, line 7: 'model' names no field"),
     ("axes:\n  d_model: [16,\n    12, 15]\n", "tiny.yaml, line 4: model.n_heads = 2: 2 heads do not divide d_model 15"),
-    ("axes:\n  lr:\n  - 1e-3\n  - fast\n", "tiny.yaml, line 9: train.lr = 'fast': it should be a valid number"),
+    ("axes:\n  lr:\n  - 1e-3\n  - fast\n", "tiny.yaml, line 9: train.lr = 'fast': it should be a number"),
     ("axes:\n  lr:\n  - 1e-3\n  - 20\n", "tiny.yaml, line 9: train.lr = 20: it should be less than or equal to 10"),
     ("axes:\n  d_model: []\n", "tiny.yaml, line 7: d_model has no values"),
-    ("axes:\n  d_model: 16\n", "tiny.yaml, line 7: axes.d_model = 16: it should be a valid list"),
+    ("axes:\n  d_model: 16\n", "tiny.yaml, line 7: axes.d_model = 16: it should be a list in brackets, such as [1, 2]"),
     ("axes: {lr: [1]}\nzip:\n  train.lr: [2]\n", "tiny.yaml, line 8: train.lr is varied beside train.lr (tiny.yaml, line 6)"),
     ("axes:\n  lr: [1]\n  train.lr: [2]\n", "tiny.yaml, line 8: train.lr is varied beside train.lr (tiny.yaml, line 7)"),
     (
@@ -217,7 +217,7 @@ MISTAKES = [
     ),
     ("zip:\n  d_model: [16, 32]\n  lr: [1e-3]\n", "tiny.yaml, line 6: zipped fields need lists of one length, not [1, 2]"),
     ("arms:\n  a:\n    optimizer: adam\n", "tiny.yaml, line 8: train.optimizer = 'adam' is not legal; nearest: adamw; legal: 'adamw', 'lion' or 'muon'"),
-    ("arms:\n  a: 3\n", "tiny.yaml, line 7: arms.a = 3: it should be a valid dictionary"),
+    ("arms:\n  a: 3\n", "tiny.yaml, line 7: arms.a = 3: it should be fields with values, such as {lr: 3e-3}"),
     ("arms:\n  a:\n    lr: 1\n    train: {lr: 2}\n", "tiny.yaml, line 9: train.lr is set a second time, after tiny.yaml, line 8"),
     ("arms:\n  a: {tokenizer: char}\n", "tiny.yaml, line 7: data.tokenizer = 'char': write its fields"),
     ("arms:\n  a: {betas: [0.9]}\n", "tiny.yaml, line 7: train.betas = [0.9]"),
@@ -242,7 +242,7 @@ def test_a_mistake_below_base_is_told_with_file_line_field_value_and_remedy(refu
         ("name: tiny", "name: ../tiny", "tiny.yaml, line 1: name = '../tiny'"),
         (", lr: 1e-2", "", "tiny.yaml, line 5: train.lr is missing, and it has no default"),
         ("  train: {", "  trian: {", "tiny.yaml, line 5: 'trian' names no field; nearest:"),
-        ("d_model: 16", "d_model: '16'", "tiny.yaml, line 4: model.d_model = '16': it should be a valid integer"),
+        ("d_model: 16", "d_model: '16'", "tiny.yaml, line 4: model.d_model = '16': it should be a whole number"),
         ("d_model: 16", "d_model: 17", "tiny.yaml, line 4: model.n_heads = 2: 2 heads do not divide d_model 17"),
         (", n_heads: 2", "", "tiny.yaml, line 4: model.n_heads: give n_heads or head_dim"),
         ("tokens_budget: 5120, ", "", "tiny.yaml, line 5: train.tokens_budget: give exactly one budget"),
@@ -263,6 +263,13 @@ def test_a_mistake_in_the_file_is_told_with_file_line_field_value_and_remedy(
     assert says in refused(replace=(old, new))
 
 
+def test_a_cell_of_the_grid_is_named_with_its_line_and_its_arm(load: Any) -> None:
+    sweep = load("arms: {small: {tokens_budget: 256}, large: {}}\naxes: {d_model: [16]}\n")
+    small, large = (variant.where("train.tokens_budget") for variant in sweep.variants)
+    assert small.endswith("tiny.yaml, line 6: small d_model=16")
+    assert large.endswith("tiny.yaml, line 5: large d_model=16")
+
+
 def test_a_scalar_tokenizer_under_an_axis_of_its_parts_is_an_error_not_a_crash(refused: Any) -> None:
     says = refused("axes: {vocab_size: [300]}\n", replace=("{kind: byte}", "byte"))
     assert "tiny.yaml, line 3: data.tokenizer = 'byte': write its fields" in says
@@ -274,6 +281,11 @@ def test_a_scalar_tokenizer_under_an_axis_of_its_parts_is_an_error_not_a_crash(r
         ({"overrides": ["n_layers"]}, "--set n_layers: write field=value"),
         ({"overrides": ["layers=3"]}, "--set layers=3: 'layers' names no field; nearest: model.n_layers"),
         ({"overrides": ["n_layers=0"]}, "--set n_layers=0: model.n_layers = 0: it should be greater than or equal to 1"),
+        ({"overrides": ["betas=0.9"]}, "train.betas = 0.9: it should be a list, such as [0.9, 0.95]"),
+        ({"overrides": ["betas=[0.9]"]}, "train.betas = [0.9]: it should be a longer list"),
+        ({"overrides": ["bias=1"]}, "model.bias = 1: it should be true or false"),
+        ({"overrides": ["tokenizer.knd=char"]}, "nearest: data.tokenizer\n  legal: data.tokenizer.kind, data.tokenizer.vocab_size"),
+        ({"overrides": ["xyzzy=1"]}, "'xyzzy' names no field\n  legal: seed, and the fields of data, data.tokenizer"),
         ({"overrides": ["n_layers=[1"]}, "--set n_layers=[1, line 1: not YAML"),
         ({"overrides": ["d_model=32"]}, "--set d_model=32: model.d_model is varied by the sweep; choose a part of it with --select"),
         ({"overrides": ["flops_budget=1"]}, "--set flops_budget=1: train.tokens_budget is varied by the sweep"),

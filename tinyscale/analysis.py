@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tinyscale.errors import FitError
+from tinyscale.errors import FitError, ResultsError
+from tinyscale.figures import write_plots
 from tinyscale.fitting.choose import fit, laws_for
 from tinyscale.fitting.chosen import at_chosen_rate, judging_seed
 from tinyscale.fitting.compare import Contrast, base_of, compare_arms
@@ -18,13 +18,21 @@ from tinyscale.fitting.efficiency import MATCH
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.groups import READERS, Group, by_setting, free_settings, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS, under_conventions, untuned_note
+from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.points import COLUMNS, column_of
-from tinyscale.fitting.tables import TRIALS, Found, label, slug, write_contrasts, write_fits
+from tinyscale.fitting.tables import (
+    TRIALS,
+    Found,
+    label,
+    law_name,
+    read_fit,
+    read_records,
+    slug,
+    write_contrasts,
+    write_fits,
+)
 from tinyscale.fitting.tuning import SETTINGS
 from tinyscale.storage import Folder
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -196,43 +204,31 @@ def _conventions(group: Group, found: Found, wanted: bool) -> dict[str, Any]:
     return {"conventions": under_conventions(group.frame, found.law, found.delta)}
 
 
-def write_plots(folder: Folder, fits: Sequence[Found]) -> list[str]:
-    """Draw each fit as PNG and SVG under plots/; the paths written."""
-    return [
-        path for found in fits for stem, draw in figures_of(found).items() for path in write_figure(folder, stem, draw)
-    ]
+def fit_to_draw(location: str, law: str | None = None, name: str | None = None) -> tuple[Found, str]:
+    """The one fit at a results folder or a file of runs that answers to a law and a name in fits.json, and its origin.
+
+    It is read where `tinyscale fit` left all that a plot needs, else fitted. FitError when none answers, or several do.
+    """
+    folder: Folder | None = None
+    records: list[dict[str, Any]] = []
+    if not location.endswith(tuple(READERS)):
+        with suppress(ResultsError):  # not fitted before
+            folder, records = read_records(location)
+    entries = [entry for entry in records if name in (None, entry["name"]) and law in (None, entry["law"])]
+    if folder and len(entries) == 1 and entries[0]["law"] in LAWS:
+        return read_fit(folder, entries[0]), f"read from {folder}/fits.json"
+    if len(entries) > 1:
+        raise _which([entry["name"] for entry in entries])
+    done = find_laws(location, law=entries[0]["law"] if entries else law)
+    fits = [found for found in done.fits if name in (None, slug(found)) and law in (None, law_name(found))]
+    if not fits:
+        there = ", ".join(dict.fromkeys([*(entry["name"] for entry in records), *map(slug, done.fits)]))
+        reasons = "\n".join(map(str, done.refused))
+        raise FitError(f"no fit {name or law} to draw" + (f"; there are {there}" if there else f"\n{reasons}"))
+    if len(fits) > 1:
+        raise _which([slug(found) for found in fits])
+    return fits[0], "fitted now"
 
 
-def figures_of(found: Found) -> dict[str, Callable[..., Axes]]:
-    """The figures of a fit: stem of the file -> what draws it."""
-    from tinyscale import plot
-
-    if isinstance(found, Fit):
-        return {slug(found): partial(plot.plot_fit, found)}
-    if found.law in SETTINGS:
-        return {slug(found): partial(plot.plot_tuning, found)}
-    return {
-        f"{slug(found)}-budgets": partial(plot.plot_budgets, found),
-        slug(found): partial(plot.plot_optima, found),
-    }
-
-
-def write_figure(folder: Folder, stem: str, draw: Callable[..., object]) -> list[str]:
-    """Draw on new axes and save as PNG and SVG under plots/ of a results folder; the paths written."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "tinyscale"  # the same fit gives the same file
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    draw(ax=ax)
-    written = []
-    for kind, about in (("png", None), ("svg", {"Date": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200, metadata=about)
-        figure.set_layout_engine("none")  # what is laid out once need not be again
-        (folder / "plots").write(f"{stem}.{kind}", buffer.getvalue())
-        written.append(f"{folder / 'plots'}/{stem}.{kind}")
-    plt.close(figure)
-    return written
+def _which(names: Sequence[str]) -> FitError:
+    return FitError(f"{len(names)} fits to draw; name one with --fit: {', '.join(names)}")

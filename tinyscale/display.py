@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 MAX_REASONS = 12
+LEAST_WANTED = ("memory", "steps", "FLOPs", "tokens")  # columns of a plan that a narrow terminal goes without
+PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
 STATUS_ORDER = ("finished", "stopped", "running", "interrupted", "missing", "failed", "diverged")
 
 
@@ -48,7 +50,7 @@ def count(number: int, thing: str) -> str:
 
 def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
     """One row a named corpus."""
-    table = Table(box=None, header_style="bold")
+    table = Table(**PLAIN)
     for name in ("corpus", "bytes", "licence", "from", "here"):
         table.add_column(name, justify="right" if name == "bytes" else "left", no_wrap=True)
     for corpus in corpora:
@@ -57,45 +59,59 @@ def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> Table:
-    """One row a cell of the grid, its seeds together, and of a search its draws."""
+def plan_table(plan: Plan, width: int | None = None) -> Table:
+    """One row a cell of the grid, its seeds together, and of a search its draws.
+
+    width: of the terminal; what matters least is left out to fit.
+    """
     search = plan.sweep.search
-    table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", box=None, header_style="bold")
-    shown = ["arm"] if len({planned.arm for planned in plan.trials}) > 1 else []
-    for name in (*shown, *plan.sweep.axes):
-        table.add_column(name)
-    for name in search.names if search else ():
-        table.add_column(name, no_wrap=True)
-    for name in ("trials" if search else "seeds", "N", "tokens", "steps", "FLOPs", "memory", "each", "state"):
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=name == "state")
     cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
     for planned in plan.trials:
         axes = search.cell(planned.axes) if search else planned.axes
         cells.setdefault((planned.arm, *map(str, axes.values())), []).append(planned)
-    for cell in list(cells.values())[:MAX_ROWS]:
-        table.add_row(*[cell[0].arm for _ in shown], *_plan_row(plan, cell))
+    several = len({planned.arm for planned in plan.trials}) > 1
+    rows = [_plan_row(plan, cell, several) for cell in list(cells.values())[:MAX_ROWS]]
+    shown = list(rows[0])
+    for name in LEAST_WANTED:
+        if width is not None and sum(_width(rows, column) + 2 for column in shown) > width + 2:
+            shown.remove(name)
+    table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", **PLAIN)
+    words = ("arm", "state", *plan.sweep.axes, *(search.names if search else ()))
+    for name in shown:
+        table.add_column(name, justify="left" if name in words else "right", no_wrap=name == "state")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     if len(cells) > MAX_ROWS:
         table.add_row(f"... and {len(cells) - MAX_ROWS} more")
     return table
 
 
-def _plan_row(plan: Plan, cell: list[PlannedTrial]) -> list[str]:
+def _width(rows: Sequence[dict[str, str]], column: str) -> int:
+    return max(len(column), *(len(row[column]) for row in rows))
+
+
+def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[str, str]:
     first = cell[0]
     trial = first.trial
     states = [planned.state for planned in cell]
-    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return [
-        *(str(first.axes.get(name, "")) for name in plan.sweep.axes),
-        *(map(str, plan.sweep.search.fields.values()) if plan.sweep.search else ()),
-        str(len(cell)),
-        si(trial.parameters.n_non_embedding),
-        si(trial.tokens),
-        f"{trial.steps:,}",
-        si(trial.flops),
-        f"{si(trial.memory_bytes).replace('B', 'G')}B",
-        duration(first.seconds) if first.seconds is not None else "",
-        counted,
-    ]
+    search = plan.sweep.search
+    return {
+        **({"arm": first.arm} if several_arms else {}),
+        **{name: str(first.axes.get(name, "")) for name in plan.sweep.axes},
+        **(
+            {name: str(values) for name, values in zip(search.names, search.fields.values(), strict=True)}
+            if search
+            else {}
+        ),
+        "trials" if search else "seeds": str(len(cell)),
+        "N": si(trial.parameters.n_non_embedding),
+        "tokens": si(trial.tokens),
+        "steps": f"{trial.steps:,}",
+        "FLOPs": si(trial.flops),
+        "memory": f"{si(trial.memory_bytes).replace('B', 'G')}B",
+        "each": duration(first.seconds) if first.seconds is not None else "",
+        "state": ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
+    }
 
 
 def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
@@ -119,7 +135,7 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
 
 def status_table(status: Status) -> Table:
     """One row a sweep: how many of its trials are in which state."""
-    table = Table(box=None, header_style="bold")
+    table = Table(**PLAIN)
     counts = {sweep.name: status.counts(sweep) for sweep in status.sweeps}
     present = [state for state in STATUS_ORDER if any(each[state] for each in counts.values())]
     for name in ("sweep", "trials", *present):
@@ -134,7 +150,7 @@ def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
     final = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]
     by = ["arm", *(name for name in axes if name in final.columns), "n_non_embedding", "tokens"]
     rows = over_seeds(final, list(dict.fromkeys(by)))
-    table = Table(box=None, header_style="bold")
+    table = Table(**PLAIN)
     shown = [name for name in by if name != "arm" or rows["arm"].nunique() > 1]
     for name in [*dict.fromkeys(shown), "seeds", "val_loss", "bits_per_byte"]:
         table.add_column(name, justify="right")

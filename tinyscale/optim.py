@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 
 from tinyscale.config import TrainConfig
 from tinyscale.costs import decay_steps
+
+Groups = list[dict[str, Any]]  # of parameters, as PyTorch's optimizers take them
 
 
 def lr_at(step: int, steps: int, train: TrainConfig) -> float:
@@ -43,7 +45,7 @@ class MuonWithAdamW:
         inside = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
         muon = torch.optim.Muon(matrices, lr=train.lr, weight_decay=train.weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.parts: list[torch.optim.Optimizer] = [muon, _adamw(others, train)]
+        self.parts: list[torch.optim.Optimizer] = [muon, _adamw(_groups(others, train), train)]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -89,17 +91,23 @@ def build_optimizer(
             {**narrow, "params": [p for p in narrow["params"] if id(p) in wide], "scale": width_scale},
             *vectors,
         ]
-    if train.optimizer == "lion":
-        lion: torch.optim.Optimizer = Lion(groups, lr=train.lr, betas=train.betas)
-        return lion
+    return BUILDERS[train.optimizer](groups, train)
+
+
+def _lion(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
+    found: torch.optim.Optimizer = Lion(groups, lr=train.lr, betas=train.betas)
+    return found
+
+
+def _adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
 
 
-def _adamw(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(_groups(parameters, train), lr=train.lr, betas=train.betas, fused=True)
+# What TrainConfig.optimizer may be, but for muon, which wants to know what its parameters are in the model.
+BUILDERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "lion": _lion}
 
 
-def _groups(parameters: Iterable[nn.Parameter], train: TrainConfig) -> list[dict[str, Any]]:
+def _groups(parameters: Iterable[nn.Parameter], train: TrainConfig) -> Groups:
     """Those that decay, and those that do not."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return [

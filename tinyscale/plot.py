@@ -1,4 +1,4 @@
-"""Drawing: functions (fit, ax=None, frame=None) -> Axes. Nothing is saved here."""
+"""Drawing of laws of the loss: (fit, ax=None, frame=None) -> Axes. Nothing is saved here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.forms import Array, Index
-from tinyscale.fitting.isoflop import SAME_BUDGET, Optima
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.points import count, group_sizes
-from tinyscale.fitting.tuning import best_setting
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -25,7 +23,7 @@ MOST_NAMED = 8  # sizes named in a legend; more would cover the plot
 
 
 def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
-    """The law and the runs behind it: one curve with its 95 % band, or for a joint law a curve for each size.
+    """The law and the runs behind it: one curve with its 95 % band, or for a joint law a curve and band for each size.
 
     frame: points to draw instead of the fitted ones, columns named as the law's variables and `loss`.
     """
@@ -39,6 +37,12 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
     ax.set_title("\n".join(filter(None, [fit.labels.get("title"), fit.slice])), fontsize=10, loc="left")
     tidy(ax)
     return ax
+
+
+def shades(number: int) -> Array:
+    """Colours (number, 4) from dark to light for what has an order; the lightest still shows on white."""
+    found: Array = colormaps["viridis"](np.linspace(0, 0.8, number))
+    return found
 
 
 def new_axes(columns: int = 1) -> Axes:
@@ -56,10 +60,7 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.fill_between(grid, curve["low"], curve["high"], color=BLUE, alpha=0.18, lw=0, label="95 % band of the curve")
     ax.plot(grid, curve["loss"], color=BLUE, lw=1.6, label="fit")
     _draw_seeds(ax, x, loss, group_sizes(np.log(x)))
-    if fit.held_out:
-        label = f"largest size, predicted from the smaller ({fit.held_out.error_percent:+.2f} %)"
-        at = (fit.held_out.size[name], fit.held_out.predicted)
-        ax.plot(*at, "D", ms=7, mfc="none", mec=ORANGE, mew=1.6, zorder=5, label=label)
+    _draw_held_out(ax, fit, name)
     ax.set_xscale("log")
     ax.set_xlim(grid[0], grid[-1])
     shown = np.concatenate([loss, curve["loss"]])
@@ -88,11 +89,19 @@ def _draw_seeds(ax: Axes, x: Array, loss: Array, size: Index) -> None:
     ax.plot(centre, mean, "_", ms=13, color="black", mew=1.6, label="mean of a size", zorder=4)
 
 
+def _draw_held_out(ax: Axes, fit: Fit, name: str) -> None:
+    """The loss that the smaller sizes alone predict for the largest, with a stem to what was measured there."""
+    if held := fit.held_out:
+        x, label = held.size[name], f"largest size, predicted from the smaller ({held.error_percent:+.2f} %)"
+        ax.plot([x, x], [held.predicted, held.actual], color=ORANGE, lw=1.2, zorder=4)
+        ax.plot(x, held.predicted, "D", ms=7, mfc="none", mec=ORANGE, mew=1.6, zorder=5, label=label)
+
+
 def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     """Loss against the second variable, a colour and a curve for each size of the first."""
     first, second, *rest = fit.law.variables
     size = group_sizes(np.log(points[first].to_numpy(float)))
-    colours = colormaps["viridis"](np.linspace(0, 0.9, size.max() + 1))
+    colours = shades(size.max() + 1)
     named = set(np.unique(np.linspace(0, size.max(), min(size.max() + 1, MOST_NAMED)).round().astype(int)))
     for index, colour in enumerate(colours):
         part = points[size == index]
@@ -102,12 +111,16 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
         grid = np.geomspace(part[second].min(), part[second].max(), 60)
         sizes = {first: np.full(len(grid), value), second: grid}
         sizes |= {name: np.interp(grid, *_sorted(part[second], part[name])) for name in rest}
-        ax.plot(grid, fit.law.loss(fit.params, **sizes), color=colour, lw=1.2)
+        curve = fit.predict(noise=False, **sizes)
+        ax.fill_between(grid, curve["low"], curve["high"], color=colour, alpha=0.18, lw=0)
+        ax.plot(grid, curve["loss"], color=colour, lw=1.2)
+    ax.fill_between([], [], [], color=GREY, alpha=0.18, lw=0, label="95 % band")
+    _draw_held_out(ax, fit, second)
     ax.set_xscale("log")
     symbol, unit = VARIABLES[second]
     ax.set_xlabel(f"{symbol}: {unit}")
     ax.set_yscale("log")
-    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.3)
+    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.4)
     title = law_text(fit)
     ax.legend(**LEGEND, fontsize=8, title=title, title_fontsize=9, alignment="left", ncols=2, loc="upper right")
 
@@ -124,106 +137,27 @@ def law_text(fit: Fit) -> str:
     floor = f"{value['E']:.3f} + " if "E" in value else ""
     if fit.law.name.startswith("power-"):
         symbol = VARIABLES[fit.law.variables[0]][0]
-        return f"$L({symbol}) = {floor}{_scientific(value['A'])}\\;{symbol}^{{-{value['alpha']:.3f}}}$"
+        return f"$L({symbol}) = {floor}{scientific(value['A'])}\\;{symbol}^{{-{value['alpha']:.3f}}}$"
     if fit.law.name in ("chinchilla", "tied", "width-depth"):
         first, second = (VARIABLES[name][0] for name in fit.law.variables)
-        a, b = (_scientific(value[name]) for name in ("A", "B"))
+        a, b = (scientific(value[name]) for name in ("A", "B"))
         alpha, beta = value["alpha"], value.get("beta", value["alpha"])
         return f"$L = {floor}{a}\\;{first}^{{-{alpha:.3f}}} + {b}\\;{second}^{{-{beta:.3f}}}$"
     return fit.law.formula
 
 
-def _scientific(value: float) -> str:
-    mantissa, _, power = f"{value:.3g}".partition("e")
+def scientific(value: float, digits: int = 3) -> str:
+    """1.2e10 as mathematics, without the dollar signs."""
+    mantissa, _, power = f"{value:.{digits}g}".partition("e")
     return f"{mantissa} \\times 10^{{{int(power)}}}" if power else mantissa
-
-
-def plot_budgets(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
-    """Loss against N, a colour for each budget of FLOPs, and the bottom of each curve."""
-    ax = ax or new_axes()
-    points = fit.points if frame is None else frame
-    budget = group_sizes(np.log(points["c"].to_numpy(float)), SAME_BUDGET)
-    colours = colormaps["viridis"](np.linspace(0, 0.9, budget.max() + 1))
-    for index, colour in enumerate(colours):
-        part = points[budget == index].sort_values("n")
-        label = f"C = {part['c'].mean():.1e}"
-        ax.plot(part["n"], part["loss"], "o-", ms=4, lw=0.9, color=colour, mec="white", mew=0.4, label=label)
-    ax.plot(
-        fit.table["n_star"],
-        fit.table["loss_star"],
-        "*",
-        ms=11,
-        color=ORANGE,
-        mec="white",
-        mew=0.6,
-        label="bottom",
-        zorder=5,
-    )
-    ax.set_xscale("log")
-    ax.set_xlabel(f"N: parameters ({fit.columns['n']})")
-    ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
-    ax.legend(**LEGEND, fontsize=8, loc="upper center", ncols=2)
-    ax.set_ylim(top=points["loss"].max() + 0.35 * np.ptp(points["loss"]))
-    tidy(ax)
-    return ax
-
-
-def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
-    """The compute-optimal N against C with its power law. frame: a table of optima to draw instead of the fit's own."""
-    ax = ax or new_axes()
-    table = fit.table if frame is None else frame
-    table = table[table["refused"] == ""]
-    grid = np.geomspace(table["c"].min() / 2, table["c"].max() * 2, 50)
-    low, high = fit.interval("a")
-    text = f"$N^* = {_scientific(fit.params['k_N'])}\\;C^{{{fit.params['a']:.3f}}}$\na: {low:.3f} to {high:.3f} (95 %)"
-    ax.plot(grid, fit.params["k_N"] * grid ** fit.params["a"], color=BLUE, lw=1.6)
-    n_star, sd = table["n_star"].to_numpy(float), table["log_n_sd"].to_numpy(float)
-    reach = n_star * np.abs(np.expm1([-sd, sd]))
-    ax.errorbar(table["c"], n_star, yerr=reach, fmt="*", ms=10, color=ORANGE, lw=1, zorder=3)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("C: training compute (FLOPs)")
-    ax.set_ylabel(f"N*: compute-optimal parameters ({fit.columns['n']})")
-    ax.text(0.04, 0.95, text, transform=ax.transAxes, va="top", fontsize=10)
-    tidy(ax)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{np.log10(value):.0f}}}$"))
-    ax.xaxis.set_major_locator(LogLocator(base=10))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-    return ax
-
-
-def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
-    """The best setting against N with its power law. frame: a table of optima to draw instead of the fit's own."""
-    ax = ax or new_axes()
-    table = fit.table if frame is None else frame
-    table = table[table["refused"] == ""]
-    best, sd = table["optimum"].to_numpy(float), table["log_sd"].to_numpy(float)
-    ax.errorbar(
-        table["n"], best, yerr=best * np.abs(np.expm1([-sd, sd])), fmt="o", ms=5, color=GREY, lw=1, label="best, ± 1 sd"
-    )
-    for d in np.unique(table["d"]) if "q" in fit.params else [1.0]:
-        grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 1.5, 50)
-        label = f"D = {count(d)}" if "q" in fit.params else "fit"
-        ax.plot(grid, [best_setting(fit, n, d) for n in grid], lw=1.4, label=label)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel(f"N: parameters ({fit.columns['n']})")
-    ax.set_ylabel(f"Best {fit.columns['setting']}")
-    ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
-    ax.set_ylim(best.min() / 3, best.max() * 3)  # a factor is what matters in a setting: do not magnify less
-    powers = ", ".join(f"{name} = {fit.params[name]:.3f}" for name in fit.params if name != "k")
-    ax.legend(**LEGEND, fontsize=8.5, title=f"{fit.formula}: {powers}", title_fontsize=9, alignment="left")
-    tidy(ax)
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    return ax
 
 
 def tidy(ax: Axes) -> None:
     """Ticks at 1, 2, 5 (few decades) or at decades, written 100K, 2M, 1B; plain numbers for the loss; a light grid."""
     low, high = ax.get_xlim()
     decades = np.log10(high / low)
-    steps = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0, 3.0) if decades < 4 else (1.0,)
+    few = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 0.8 else (1.0, 2.0, 5.0)
+    steps = few if decades < 2.5 else (1.0, 3.0) if decades < 4 else (1.0,)
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -231,7 +165,7 @@ def tidy(ax: Axes) -> None:
     bottom, top = ax.get_ylim()
     wide = ax.get_yscale() == "log" and top > 8 * bottom
     ax.yaxis.set_major_locator(
-        LogLocator(base=10, subs=(1.0, 2.0, 5.0)) if wide else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+        LogLocator(base=10, subs=(1.0, 2.0, 5.0)) if wide else MaxNLocator(8, steps=[1, 2, 2.5, 5, 10])
     )
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     ax.yaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""Drawing of runs: what a law leaves over, and loss against tokens, FLOPs and time. Nothing is saved here."""
+"""Drawing of runs: what a law leaves over; loss against tokens, FLOPs, time, and position. Nothing is saved here."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import points_table
-from tinyscale.plot import BLUE, GREY, MOST_NAMED, new_axes, tidy
+from tinyscale.plot import BLUE, GREY, MOST_NAMED, new_axes, shades, tidy
 
 AXES = {
     "tokens": "Training tokens",
@@ -56,7 +55,7 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     ax = ax or new_axes()
     points = points[(points[x] > 0) & (points["val_loss"] > 0)]
     values = list(dict.fromkeys(points[by].sort_values()))
-    colours = dict(zip(values, colormaps["viridis"](np.linspace(0, 0.85, len(values))), strict=True))
+    colours = dict(zip(values, shades(len(values)), strict=True))
     arms = list(dict.fromkeys(points["arm"])) if "arm" in points and by != "arm" else []
     for _, rows in points.groupby([*(["arm"] if arms else []), "trial"], sort=False):
         run = rows.sort_values(x)
@@ -66,6 +65,7 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     ax.set_yscale("log")
     ax.set_xlabel(AXES[x])
     ax.set_ylabel("Validation loss (nats per token)")
+    ax.set_title(", ".join(dict.fromkeys(points["sweep"])) if "sweep" in points else "", fontsize=10, loc="left")
     low, high = np.log(points["val_loss"].min()), np.log(points["val_loss"].max())
     ax.set_ylim(np.exp(low - 0.05 * (high - low + 0.01)), np.exp(high + 0.08 * (high - low + 0.01)))
     _legend(ax, by, colours, arms)
@@ -74,6 +74,31 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
         low, high = ax.get_xlim()
         ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if high > 30 * low else (1.0, 3.0)))
         ax.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(inf, inf)))
+    return ax
+
+
+def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Loss against the tokens of its document that a target has before it, a line a context length.
+
+    means: rows of `positions_over_seeds`, of one size; where a length has several arms, these set the line's style.
+    """
+    ax = ax or new_axes()
+    lengths = sorted(means["context_length"].unique())
+    colours = dict(zip(lengths, shades(len(lengths)), strict=True))
+    several = means.groupby("context_length")["arm"].nunique().max() > 1
+    arms = list(dict.fromkeys(means["arm"])) if several else []
+    for (arm, length), curve in means.groupby(["arm", "context_length"], sort=False):
+        x, spread = curve["seen"] * 2**0.5, curve["loss_std"].fillna(0)  # the middle of the entry, seen to 2 seen - 1
+        style = STYLES[arms.index(arm) % len(STYLES)] if several else "-"
+        ax.fill_between(x, curve["loss"] - spread, curve["loss"] + spread, color=colours[length], alpha=0.2, lw=0)
+        ax.plot(x, curve["loss"], style, marker="o", ms=4, lw=1.4, color=colours[length], mec="white", mew=0.4)
+    ax.set_xscale("log")
+    ax.set_xlabel("Tokens of its document before the target")
+    ax.set_ylabel("Validation loss (nats per token)")
+    _legend(ax, "context_length", colours, arms)
+    tidy(ax)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=20))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return ax
 
 
@@ -92,4 +117,6 @@ def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None
 
 
 def _text(value: object) -> str:
+    if isinstance(value, int | np.integer) and value < 10_000:  # a d_model or a context_length of 1024 is no 1.02K
+        return str(value)
     return count(float(value)) if isinstance(value, int | float | np.number) and value >= 1000 else str(value)

@@ -25,7 +25,7 @@ def launch_provenance(command: Sequence[str] | None = None) -> dict[str, Any]:
         "dirty": dirty,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]] if command is None else command),
+        "command": shlex.join([*_program(), *sys.argv[1:]] if command is None else command),
         "launched": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -38,6 +38,12 @@ def machine_provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def _program() -> list[str]:
+    """The program as it was called: by its name, or as a module."""
+    path = Path(sys.argv[0])
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
 
 
 def _commit() -> tuple[str | None, bool | None]:

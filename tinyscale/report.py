@@ -11,12 +11,16 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from tinyscale.analysis import Analysis, figures_of, find_laws, write_analysis, write_figure
+from tinyscale.analysis import Analysis, find_laws, write_analysis
+from tinyscale.figures import figures_of, write_figure
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.tables import Found, slug
 from tinyscale.fitting.text import formula_with_numbers, verdict
-from tinyscale.plot_runs import plot_residuals, plot_runs
+from tinyscale.fitting.tuning import SETTINGS
+from tinyscale.launches import read_launches
+from tinyscale.plot_runs import plot_positions, plot_residuals, plot_runs
+from tinyscale.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
 from tinyscale.report_tables import (
     Table,
     contrasts_of,
@@ -25,7 +29,9 @@ from tinyscale.report_tables import (
     evidence_of,
     final_losses,
     frontier_of,
+    launches_of,
     parameters_of,
+    positions_of,
     provenance_of,
 )
 from tinyscale.results import Results, SweepRecord, sweep_points
@@ -42,6 +48,11 @@ CURVES = {
     "flops": "The same against the compute spent so far, attention and head included.",
     "wall_seconds": "The same against the run's own training time, which depends on the machine and on its neighbours.",
 }
+POSITIONS = (
+    "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
+    "in bins that double; the last one ends at the context's length. A line is the mean over seeds, its band ± one "
+    "standard deviation."
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,7 @@ class _Page:
 
     def __init__(self, store: Results, done: Analysis, status: Status) -> None:
         self.folder, self.done, self.status = store.folder, done, status
+        self.launches = read_launches(store.launches)
         self.written: list[str] = []
 
     def section(self, record: SweepRecord, points: pd.DataFrame) -> Section:
@@ -122,15 +134,19 @@ class _Page:
         named = [f"{found.labels['title']}: " if len(fits) > 1 else "" for found in fits]
         verdicts = [f"{each.verdict[:1].upper()}{each.verdict[1:]}." for each in contrasts]
         verdicts += [name + verdict(found) for name, found in zip(named, fits, strict=True)]
+        by_position = position_losses(points)
+        falls = falls_beyond(by_position)
         if not fits and not contrasts and not refused:
             refused = ["none of its trials has rows yet; launch it"]
         if not verdicts:
-            verdicts = [f"No law is fitted: {each.partition(': not fitted: ')[2] or each}." for each in refused]
-            refused = []
+            reasons = dict.fromkeys(each.partition(": not fitted: ")[2] or each for each in refused)
+            verdicts, refused = [f"No law is fitted: {reason}." for reason in reasons], []
+        verdicts += [positions_verdict(falls)] if len(falls) else []
         blocks = [
             *(block for found in fits for block in self._of_fit(found)),
             *([self.table(contrasts_of(record.name, contrasts))] if contrasts else []),
             *self._of_runs(record, points),
+            *(self._of_positions(record, by_position, falls) if len(falls) else []),
             *self._of_trials(record, points),
             *([Notes("Not fitted", tuple(refused))] if refused else []),
         ]
@@ -163,10 +179,23 @@ class _Page:
                 draw = partial(plot_runs, points, x, by)
                 yield self._draw(f"{record.name}-loss-{x}", draw, f"{caption} Data: tables/{record.name}-points.csv.")
 
+    def _of_positions(self, record: SweepRecord, losses: pd.DataFrame, falls: pd.DataFrame) -> Iterator[Block]:
+        """Loss against the tokens that a target sees of its document."""
+        yield Heading("Loss by position in the context")
+        means = positions_over_seeds(losses)
+        self._write(f"{record.name}-positions", means)
+        largest = means[means["n_non_embedding"] == means["n_non_embedding"].max()]
+        caption = f"{POSITIONS} Data: tables/{record.name}-positions.csv."
+        yield self._draw(f"{record.name}-positions", partial(plot_positions, largest), caption)
+        yield self.table(positions_of(record.name, falls))
+
     def _of_trials(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """What the launch cost, what failed, and which rows no fit used."""
         yield Heading("Cost, and what was left out")
         yield self.table(costs_of(record, points, self.status.counts(record)))
+        launches = launches_of(record.name, self.launches)
+        if len(launches.frame):
+            yield self.table(launches)
         dropped = dropped_of(record.name, self.done.dropped)
         if len(dropped.frame):
             yield self.table(dropped)
@@ -194,18 +223,23 @@ class _Page:
 
 def _caption(found: Found, stem: str) -> str:
     """What a plot of a fit shows."""
-    if stem.endswith("-budgets"):
-        return (
-            "Loss against parameters at each budget of compute; the bottom of a curve is the best size for its budget."
-        )
+    if stem.endswith("-curves"):
+        swept = "the setting at each size" if found.law in SETTINGS else "parameters at each budget of compute"
+        return f"Loss against {swept}, a line through the means of seeds; the bottom of a curve is its best."
     if isinstance(found, Fit) and len(found.law.variables) == 1:
         return (
             "The runs and the law, with the 95 % band of its curve, drawn up to four times beyond the largest size. "
             "The diamond is the largest size as a law of only the smaller ones predicts it."
         )
     if isinstance(found, Fit):
-        return "The runs and the law: a colour and a curve for each size."
-    return "The best value at each size or budget, with the power law through them; bars are one standard deviation."
+        return (
+            "The runs and the law: a colour, a curve and its 95 % band for each size. The diamond is the largest size "
+            "as a law of only the smaller ones predicts it."
+        )
+    return (
+        "The best value at each size or budget, with the power law through them and its 95 % band; bars are one "
+        "standard deviation."
+    )
 
 
 def _colour(record: SweepRecord, points: pd.DataFrame) -> str:

@@ -19,6 +19,7 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import Found, contrasts_table, parameters_table, record, slug
+from tinyscale.launches import LaunchRecord
 from tinyscale.results import Results, SweepRecord, over_seeds
 
 BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget")  # beside these stand the tokens themselves
@@ -180,6 +181,56 @@ def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[str]) -> 
     return facts(f"{sweep.name}-costs", rows, "What the trials took, evaluation included, from their own rows.")
 
 
+def positions_of(sweep: str, falls: pd.DataFrame) -> Table:
+    """How far into a document each curve of loss against position goes on falling."""
+    arm = {"arm": "arm"} if falls["arm"].nunique() > 1 else {}
+    columns = arm | {
+        "context_length": "context_length", "n_non_embedding": "N", "beyond": "beyond tokens", "fall": "loss falls by",
+        "low": "95 % low", "high": "95 % high", "flat": "flat there", "seeds": "seeds",
+    }  # fmt: skip
+    caption = (
+        "Where reading further back stops paying: how much lower the loss is of targets that see the most of their "
+        "document than of those that see as many tokens as in the first number and less than twice as many. Flat: the "
+        "upper end is under 1 % of the loss; where no row of a curve is, its last is shown. Each seed is compared with "
+        "itself; the intervals hold the spread of seeds, not that of the validation text, which all share."
+    )
+    return Table(f"{sweep}-positions-falls", falls, columns, caption)
+
+
+def launches_of(sweep: str, launches: Sequence[LaunchRecord]) -> Table:
+    """How busy each launch of a sweep kept its slots, and how far off its forecast was."""
+    rows = [
+        {
+            "launched": each.launched.removesuffix("+00:00").replace("T", " "),
+            "trials": each.trials,
+            **{state: each.states.get(state, 0) for state in ("finished", "failed", "diverged")},
+            "slots": each.slots,
+            "wall_seconds": each.wall_seconds,
+            "train_seconds": each.train_seconds,
+            "expected_seconds": each.expected_seconds,
+            "forecast_error_percent": 100 * (each.expected_seconds / each.wall_seconds - 1)
+            if each.expected_seconds
+            else None,
+            "efficiency": each.efficiency,
+            "overhead_per_trial": each.overhead_per_trial,
+            "stopped": each.stopped,
+        }
+        for each in launches
+        if each.sweep == sweep
+    ]
+    columns = {
+        "launched": "launched (UTC)", "trials": "trials", "finished": "finished", "failed": "failed", "slots": "slots",
+        "wall_seconds": "wall (s)", "train_seconds": "training (s)", "forecast_error_percent": "forecast (%)",
+        "efficiency": "efficiency", "overhead_per_trial": "overhead (s)",
+    }  # fmt: skip
+    caption = (
+        "The launches. Efficiency: training seconds over the seconds of all slots, from the first trial's begin to the "
+        "last one's end. Overhead: seconds of a process beside training, a trial. Forecast: expected over real wall "
+        "time, less one. A launch that was killed leaves no row here, but keeps the trials it finished."
+    )
+    return Table(f"{sweep}-launches", pd.DataFrame(rows), columns, caption)
+
+
 def dropped_of(sweep: str, dropped: Mapping[tuple[str, str], Mapping[str, int]]) -> Table:
     """Rows that no fit used, by reason."""
     rows = [(arm, why, n) for (name, arm), reasons in dropped.items() if name == sweep for why, n in reasons.items()]
@@ -192,21 +243,32 @@ def dropped_of(sweep: str, dropped: Mapping[tuple[str, str], Mapping[str, int]])
 
 
 def provenance_of(store: Results, trials: Sequence[str]) -> Table:
-    """Where the rows come from: one entry for each launch and machine that trained some of the trials."""
+    """Where the rows come from: what all share, then what differs between launches and machines that trained trials."""
     found: Counter[str] = Counter()
     for trial in trials:
         try:
             found[json.dumps(store.read_trial(trial)[1].get("provenance", {}))] += 1
         except ResultsError:
             continue  # said elsewhere on the page
-    rows = []
-    for number, (text, times) in enumerate(found.items(), 1):
-        origin = json.loads(text)
-        packages = ", ".join(f"{name} {version}" for name, version in origin.pop("packages", {}).items())
-        if origin.pop("dirty", False):
-            origin["commit"] = f"{origin['commit']}, with changes that were not committed"
-        kept = {"trials": times, **origin, "packages": packages}
-        rows += [(number, what, value) for what, value in kept.items() if value not in (None, "")]
+    origins = [{"trials": times, **_origin(json.loads(text))} for text, times in found.items()]
+    names = dict.fromkeys(name for origin in origins for name in origin)
+    differing = {name for name in names if len({origin.get(name) for origin in origins}) > 1}
+    differing |= {"trials"} if len(origins) > 1 else set()
+    rows = [("all", name, origins[0][name]) for name in names if name not in differing]
+    rows += [
+        (str(number), name, origin[name])
+        for number, origin in enumerate(origins, 1)
+        for name in names
+        if name in differing and name in origin
+    ]
     frame = pd.DataFrame(rows, columns=["launch", "what", "value"], dtype=object)
-    columns = {"launch": "launch", "what": "", "value": ""} if len(found) > 1 else {"what": "", "value": ""}
+    columns = {"launch": "launch", "what": "", "value": ""} if len(origins) > 1 else {"what": "", "value": ""}
     return Table("provenance", frame, columns, "The code, the packages, the machine and the command behind the rows.")
+
+
+def _origin(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance in words; what is not known is left out."""
+    packages = ", ".join(f"{name} {version}" for name, version in provenance.get("packages", {}).items())
+    changed = ", with changes that were not committed" if provenance.get("dirty") else ""
+    words = {**provenance, "commit": f"{provenance.get('commit') or 'unknown'}{changed}", "packages": packages}
+    return {name: value for name, value in words.items() if name != "dirty" and value not in (None, "")}

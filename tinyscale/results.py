@@ -2,6 +2,7 @@
 
     trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config and provenance as JSON
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
+    launches/<sweep>-<time>-<random>.json   how one launch went: see launches.py
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
@@ -191,6 +192,7 @@ class Results:
         self.folder = Folder.at(location)
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
+        self.launches = self.folder / "launches"
         self.cache = self.folder / ".cache"
 
     def checkpoints(self, trial: str) -> Folder:

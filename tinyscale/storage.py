@@ -79,6 +79,11 @@ class Folder:
         if self._reach(lambda: self.fs.get_file_info(bucket), patience=0.0).type == pafs.FileType.NotFound:
             raise ResultsError(f"{self}: there is no bucket {bucket}; create it, or correct the address")
 
+    def require_there(self) -> None:
+        """ResultsError when there is no such folder on this machine; in an object store an empty one is none."""
+        if self.is_local and not Path(self.path).is_dir():
+            raise ResultsError(f"{self}: no such folder; launch a sweep into it first, or name another")
+
     def names(self, suffix: str = "") -> list[str]:
         """Sorted names of the files in this folder that end so; empty when the folder is absent."""
         return sorted(self.stamps(suffix))

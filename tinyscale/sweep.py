@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import html
 import itertools
 import math
 import re
@@ -93,7 +94,17 @@ def field_path(name: str, origin: str) -> str:
         return matches[0]
     if matches:
         raise ConfigError(f"{origin}: {name!r} is short for several fields: {', '.join(matches)}; write one in full")
-    raise ConfigError(f"{origin}: {name!r} names no field{nearest(name, known)}\n  legal: {', '.join(known)}")
+    raise ConfigError(f"{origin}: {name!r} names no field{nearest(name, known)}\n  legal: {_legal_fields(name)}")
+
+
+def _legal_fields(name: str) -> str:
+    """The fields of the group that a wrong name is in or near; without one, the groups."""
+    groups = {path.rpartition(".")[0] for path in FIELDS} - {""}
+    close = nearest(name, FIELDS).removeprefix("; nearest: ")
+    group = next((g for g in (name.rpartition(".")[0], close.rpartition(".")[0]) if g in groups), None)
+    if group is None:
+        return f"seed, and the fields of {', '.join(sorted(groups))}, as docs/sweep-file.md lists them"
+    return ", ".join(path for path in FIELDS if path.rpartition(".")[0] == group)
 
 
 def _flatten(
@@ -162,12 +173,27 @@ def _problem(error: ValidationError, settings: Layer, document: Document) -> Con
         return ConfigError(f"{origin}: {place}{given} is not legal{close}; legal: {legal}")
     if first["type"] == "model_type":
         return ConfigError(f"{origin}: {place}{given}: write its fields, such as {{kind: bpe, vocab_size: 1024}}")
-    return ConfigError(f"{origin}: {place}{given}: {_legal(first['msg'])}")
+    return ConfigError(f"{origin}: {place}{given}: {_legal(first)}")
 
 
-def _legal(message: str) -> str:
-    """pydantic's sentence as the end of ours."""
-    return re.sub(r"^(Input|String|List) should", "it should", message)
+KINDS = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "tuple_type": "a list, such as [0.9, 0.95]",
+    "list_type": "a list in brackets, such as [1, 2]",
+    "dict_type": "fields with values, such as {lr: 3e-3}",
+    "missing": "a longer list",
+}
+
+
+def _legal(error: Mapping[str, Any]) -> str:
+    """pydantic's complaint in the file's words, as the end of a sentence of ours."""
+    if kind := KINDS.get(error["type"]):
+        return f"it should be {kind}"
+    return re.sub(r"^(Input|String|List|Tuple) should", "it should", str(error["msg"])).replace(" after validation", "")
 
 
 def _validate(settings: Layer, document: Document) -> TrialConfig:
@@ -221,7 +247,8 @@ class Variant:
     def where(self, *paths: str) -> str:
         """Where the first of these fields that is set was written, and which cell of the grid this is."""
         origin = next((self.origins[path] for path in paths if path in self.origins), "")
-        cell = " ".join(f"{name}={value}" for name, value in self.axes.items())
+        arm = [self.arm] if self.arm != DEFAULT_ARM else []
+        cell = " ".join([*arm, *(f"{name}={value}" for name, value in self.axes.items())])
         return ": ".join(filter(None, [origin, cell]))
 
 
@@ -246,6 +273,10 @@ class Sweep:
         if self.search is None:
             return f"Sweep({self.name!r}: {len(self.variants)} trials over {over})"
         return f"Sweep({self.name!r}: {self.search.trials} trials a group over {over}, in search of {self.search})"
+
+    def _repr_html_(self) -> str:
+        title = f": {html.escape(self.title)}" if self.title else ""
+        return f"<p>{html.escape(repr(self))}{title}</p><pre>{html.escape(self.source)}</pre>"
 
 
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
@@ -300,7 +331,7 @@ def _file_problem(error: ValidationError, document: Document) -> ConfigError:
         return ConfigError(f"{origin}: unknown key {name!r}{nearest(name, known)}\n  legal: {', '.join(known)}")
     if first["type"] == "missing":
         return ConfigError(f"{origin}: {name} is missing: {model.model_fields[str(keys[-1])].description}")
-    return ConfigError(f"{origin}: {name} = {first['input']!r}: {_legal(first['msg'])}")
+    return ConfigError(f"{origin}: {name} = {first['input']!r}: {_legal(first)}")
 
 
 def _varied(file: SweepFile, document: Document) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import click
 
@@ -12,7 +13,8 @@ from tinyscale.errors import TinyscaleError
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tinyscale")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Show where in the code an error comes from.")
+def cli(debug: bool) -> None:  # main reads it, as errors end there
     """One YAML file in, a defensible scaling law out.
 
     \b
@@ -32,5 +34,7 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except TinyscaleError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
         click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Commands that take results to laws: fit, predict, suggest, report."""
+"""Commands that take results to laws and figures: fit, predict, suggest, plot, report."""
 
 from __future__ import annotations
 
@@ -175,6 +175,47 @@ def _write_sweep(path: Path, content: dict[str, Any]) -> None:
         raise ResultsError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
 
 
+FIGURES = (".pdf", ".svg", ".png")
+
+
+def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    if path.suffix not in FIGURES:
+        raise click.BadParameter(f"'{path}' ends on none of {', '.join(FIGURES)}")
+    return path
+
+
+@click.command()
+@results_argument("folder", "[RESULTS]")
+@click.option("--law", help="Draw the fit of this law.")
+@click.option("--fit", "name", help="Draw this fit, by its name in fits.json.")
+@click.option(
+    "--figure",
+    type=click.Choice(["law", "residuals", "curves"]),
+    default="law",
+    show_default=True,
+    help="The law with its runs; what it leaves over; or the curves whose bottoms it is drawn through.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_read_figure,
+    help="File to write: .pdf, .svg or .png.",
+)
+def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path) -> None:
+    """Draw one fit for a paper, from what `tinyscale fit` left in RESULTS, or from a .csv, .parquet or .jsonl of runs.
+
+    A law that was not fitted there yet is fitted with its defaults, and not recorded.
+    """
+    from tinyscale.analysis import fit_to_draw
+    from tinyscale.figures import draw_of, save_figure
+    from tinyscale.fitting.tables import slug
+
+    found, origin = fit_to_draw(folder, law, name)
+    save_figure(out, draw_of(found, figure))
+    click.echo(f"wrote {out}: {slug(found)}, {origin}")
+
+
 @click.command()
 @results_argument("folder", "[RESULTS]")
 def report(folder: str) -> None:
@@ -189,4 +230,4 @@ def report(folder: str) -> None:
     click.echo(f"wrote {len(files)} tables and plots\nwrote {page}")
 
 
-COMMANDS = (fit, predict, suggest, report)
+COMMANDS = (fit, predict, suggest, plot, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,6 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+LOG_WIDTH = 160  # for tables where there is no terminal
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,7 +48,9 @@ def read_quantity(_: click.Context, __: click.Parameter, text: str | None) -> fl
 
 
 def open_console(*, quiet: bool = False) -> Console:
-    """The console that tables and progress are printed to; quiet: to none."""
+    """The console that tables and progress are printed to; quiet: to none. Lines of a log or a pipe are not wrapped."""
     from rich.console import Console
 
-    return Console(quiet=quiet, highlight=False, soft_wrap=True)
+    if sys.stdout.isatty():
+        return Console(quiet=quiet, highlight=False)
+    return Console(quiet=quiet, highlight=False, width=LOG_WIDTH, soft_wrap=True)

@@ -60,7 +60,7 @@ def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(json.dumps(made.as_json(), indent=1))
         return
-    console.print(plan_table(made))
+    console.print(plan_table(made, console.width))
     for line in plan_summary(made, price):
         console.print(line)
 
@@ -98,7 +98,7 @@ def launch(
     with ExitStack() as stack:
         made, store, cluster = _plan(stack, console, **chosen)
         if not quiet:
-            console.print(plan_table(made))
+            console.print(plan_table(made, console.width))
         for line in plan_summary(made, price):
             console.print(line)
         if dry_run:
@@ -139,7 +139,9 @@ def status(folder: str, as_json: bool) -> None:
     from tinyscale.results import Results
     from tinyscale.status import read_status
 
-    found = read_status(Results(folder))
+    store = Results(folder)
+    store.folder.require_there()
+    found = read_status(store)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=1))
         return
@@ -170,6 +172,7 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
     from tinyscale.status import read_status
 
     store = Results(folder)
+    store.folder.require_there()
     trials = read_status(store).trials_in(states, sweep)
     if "finished" in states and trials and not yes:
         click.confirm(f"Forget {len(trials)} trials, finished ones among them?", abort=True)

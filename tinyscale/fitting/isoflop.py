@@ -13,6 +13,7 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.points import column_of, count, group_sizes
+from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.valley import Line, find_valley, weighted_line
 
 SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
@@ -41,6 +42,12 @@ class Optima:
     warnings: tuple[str, ...]
     of: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.law}: {verdict(self)})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter. KeyError for another name."""

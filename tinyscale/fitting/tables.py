@@ -21,10 +21,13 @@ from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.groups import Group
+from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.honesty import residual_table
 from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.laws import find_law
 from tinyscale.fitting.points import read_points
+from tinyscale.fitting.solve import Certificate
+from tinyscale.fitting.uncertainty import Noise
 from tinyscale.storage import Folder
 
 Found = Fit | Optima
@@ -192,6 +195,41 @@ def read_points_table(folder: Folder, entry: Mapping[str, Any]) -> pd.DataFrame:
         return _read_parquet(tables.read(f"{entry['name']}.parquet"))
     except OSError as error:
         raise ResultsError(f"{tables}: the points of {entry['name']} are gone ({error}); run tinyscale fit") from error
+
+
+def read_fit(folder: Folder, entry: Mapping[str, Any]) -> Fit:
+    """The fit of a record as it was before it was written: nothing is fitted again."""
+    law, held = find_law(entry["law"]), entry["held_out"]
+    columns = {name: column for name, column in entry["columns"].items() if name in (*law.variables, "loss", "weight")}
+    certificate = {**entry["certificate"], "at_bound": tuple(entry["certificate"]["at_bound"])}
+    ends = {
+        name: (each["value"], _end(each["low"], -np.inf), _end(each["high"], np.inf))
+        for name, each in (entry["params"] | entry["derived"]).items()
+    }
+    delta = entry["objective"]["delta"]
+    labels = {name: entry[name] for name in ("sweep", "arm", "title", "rows", "conventions") if name in entry}
+    return Fit(
+        law=law,
+        curve=read_curve(folder, entry),
+        intervals=MappingProxyType({name: ends[name][1:] for name in law.params}),
+        delta=np.inf if delta is None else delta,
+        objective=entry["objective"]["value"],
+        certificate=Certificate(**certificate),
+        noise=Noise(**entry["noise"]),
+        method=entry["intervals"],
+        held_out=HeldOut(**{**held, "windows": tuple(held["windows"])}) if held else None,
+        influence=tuple(entry["influence"]),
+        rivals=tuple(entry["rivals"]),
+        slice=entry["slice"],
+        warnings=tuple(entry["warnings"]),
+        points=read_points(read_points_table(folder, entry), law, columns),
+        derived=MappingProxyType({name: ends[name] for name in entry["derived"]}),
+        labels=MappingProxyType(labels),
+    )
+
+
+def _end(value: float | None, unset: float) -> float:
+    return unset if value is None else value
 
 
 def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:

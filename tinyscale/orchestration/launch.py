@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from rich.console import Console
 
 from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
+from tinyscale.launches import LaunchRecord, write_launch
 from tinyscale.orchestration.choose import Stop, choose_trials
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
@@ -42,7 +45,7 @@ class Timing:
     train_seconds: float
 
 
-@dataclass
+@dataclass(repr=False)
 class Summary:
     """What came of a launch."""
 
@@ -53,6 +56,16 @@ class Summary:
     wall_seconds: float = 0.0
     expected_seconds: float | None = None
     stopped: bool = False
+
+    def __repr__(self) -> str:
+        counted = Counter(self.states.values()).items()
+        told = ", ".join(f"{number} {state}" for state, number in counted) or "nothing to run"
+        return f"Summary({told}; {self.train_seconds:.1f} s of training in {self.wall_seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: a line, and the reasons of what failed."""
+        reasons = "".join(f"<li>{trial}: {html.escape(why)}</li>" for trial, why in self.reasons.items())
+        return f"<p>{html.escape(repr(self))}</p>" + (f"<ul>{reasons}</ul>" if reasons else "")
 
     @property
     def failed(self) -> int:
@@ -223,7 +236,26 @@ def launch(
     summary.wall_seconds = time.monotonic() - began
     finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]
     forecast.learn([(planned[timing.trial].trial, timing.train_seconds) for timing in finished], plan.at_once)
+    with suppress(ResultsError):  # the rows are there, and the summary is still to be told
+        write_launch(results.launches, _record(summary, plan, shared.provenance))
     return summary
+
+
+def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> LaunchRecord:
+    """The summary as the results keep it."""
+    return LaunchRecord(
+        sweep=plan.sweep.name,
+        trials=len(plan.to_run),
+        states=dict(Counter(summary.states.values())),
+        slots=summary.slots,
+        wall_seconds=summary.wall_seconds,
+        train_seconds=summary.train_seconds,
+        expected_seconds=summary.expected_seconds,
+        efficiency=summary.efficiency,
+        overhead_per_trial=summary.overhead_per_trial,
+        stopped=summary.stopped,
+        provenance=provenance,
+    )
 
 
 def _resources(to_run: list[PlannedTrial]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tinyscale.config import Resources
 from tinyscale.display import duration, si
 from tinyscale.plan import PlannedTrial
+
+WIDE, BAR = 100, 16  # columns of a terminal that has room for bars, and those of a bar
 
 
 @dataclass
@@ -43,6 +47,27 @@ class Running:
         """Part of the trial that is done."""
         return min(1.0, self.tokens / self.planned.trial.tokens)
 
+    @property
+    def time_left(self) -> str:
+        """Words for the time that its other tokens take at its speed; nothing before that is known."""
+        if not self.tokens_per_second:
+            return ""
+        return f"{duration((self.planned.trial.tokens - self.tokens) / self.tokens_per_second)} left"
+
+    def row(self, *, bar: bool) -> list[RenderableType]:
+        """What the live part says of it; the bar only where there is room."""
+        loss = f"loss {self.val_loss:.3f}" if self.val_loss is not None else ""
+        progress: list[RenderableType] = [ProgressBar(total=1.0, completed=self.share, width=BAR)] if bar else []
+        speed = f"{si(self.tokens_per_second)} tok/s" if self.tokens_per_second else ""
+        device = devices(self.planned.trial.config.resources)
+        return [self.planned.label, *progress, f"{self.share:.0%}", loss, speed, device, self.time_left]
+
+
+def devices(resources: Resources) -> str:
+    """What a trial runs on: 1 core, 0.25 GPU, 4 x 1 GPU."""
+    one = f"{resources.gpu:g} GPU" if resources.gpu else f"{resources.cpu} core{'s' if resources.cpu > 1 else ''}"
+    return one if resources.workers == 1 else f"{resources.workers} x {one}"
+
 
 class Monitor:
     """Counts trials and estimates the time left from the work done so far, in units of the forecast."""
@@ -57,7 +82,7 @@ class Monitor:
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Monitor:
-        if self.console.is_terminal and not self.quiet:
+        if self.console.is_terminal and not self.quiet and not os.environ.get("CI"):
             self.live.start()
         return self
 
@@ -99,16 +124,16 @@ class Monitor:
         failed = sum(state in ("failed", "diverged") for state in self.ended.values())
         speed = sum(running.tokens_per_second for running in self.running.values())
         totals = Text(
-            f"{len(self.ended) - failed} done, {len(self.running)} running, {failed} failed of {self.total}   "
-            f"{si(speed)} tokens/s   {duration(time.monotonic() - self.began)} elapsed, {self.time_left()} left"
+            f"{len(self.ended)}/{self.total} ended, {len(self.running)} running, {failed} failed; {si(speed)} tok/s; "
+            f"{duration(time.monotonic() - self.began)} elapsed, {self.time_left()} left"
         )
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        bar = self.console.width >= WIDE
+        for _ in range(6 if bar else 5):
+            table.add_column(no_wrap=True, justify="right")
         for running in self.running.values():
-            loss = f"loss {running.val_loss:.3f}" if running.val_loss is not None else ""
-            bar = ProgressBar(total=1.0, completed=running.share, width=20)
-            table.add_row(
-                running.planned.label, bar, f"{running.share:4.0%}", f"{si(running.tokens_per_second)} tok/s", loss
-            )
+            table.add_row(*running.row(bar=bar))
         return Group(totals, table)
 
 

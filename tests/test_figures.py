@@ -1,0 +1,95 @@
+"""A figure for a paper: drawn from what a fit left behind, from the one fit that is meant, in the formats there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from made_results import make_results
+from test_fitting_fit import runs_of_sizes
+
+from tinyscale.analysis import analyse, fit_to_draw
+from tinyscale.cli import cli
+from tinyscale.errors import FitError, ResultsError
+from tinyscale.fitting.fit import Fit
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A results folder of several sweeps, fitted."""
+    folder = str(tmp_path_factory.mktemp("fitted") / "results")
+    make_results(folder)
+    analyse(folder, folder, draws=100)
+    return folder
+
+
+def plot(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["plot", *map(str, arguments)])
+
+
+def test_a_fit_that_is_read_is_the_fit_that_was_written(fitted: str) -> None:
+    done = analyse(fitted, fitted, draws=100)
+    for written in [each for each in done.fits if isinstance(each, Fit)]:
+        found, origin = fit_to_draw(fitted, written.law.name, f"{written.labels['title']}-{written.law.name}")
+        assert isinstance(found, Fit)
+        assert origin.startswith("read from")
+        assert json.dumps(found.as_json()) == json.dumps(written.as_json())
+        sizes = {name: np.array([1e4, 1e6]) for name in written.law.variables}
+        np.testing.assert_allclose(found.predict(**sizes), written.predict(**sizes), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("suffix", "begins"), [("pdf", b"%PDF"), ("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_the_suffix_says_what_is_written(fitted: str, tmp_path: Path, suffix: str, begins: bytes) -> None:
+    out = tmp_path / f"figure.{suffix}"
+    done = plot(fitted, "--fit", "width-power-n", "--out", out)
+    assert done.output == f"wrote {out}: width-power-n, read from {fitted}/fits/fits.json\n"
+    first = out.read_bytes()
+    assert first.startswith(begins)
+    plot(fitted, "--fit", "width-power-n", "--out", out)
+    assert out.read_bytes() == first, "the same fit gives the same file"
+
+
+def test_another_suffix_is_refused_with_the_legal_ones(fitted: str, tmp_path: Path) -> None:
+    done = plot(fitted, "--out", tmp_path / "figure.jpg")
+    assert done.exit_code == 2
+    assert "ends on none of .pdf, .svg, .png" in done.output
+
+
+def test_budgets_and_a_law_that_is_not_there_yet_are_fitted(fitted: str, tmp_path: Path) -> None:
+    out = tmp_path / "figure.svg"
+    assert "budgets-isoflop, fitted now" in plot(fitted, "--law", "isoflop", "--figure", "curves", "--out", out).output
+    assert "grid-tied, fitted now" in plot(fitted, "--law", "tied", "--fit", "grid-tied", "--out", out).output
+    assert "fitted now" not in (Path(fitted) / "fits" / "fits.json").read_text()
+
+
+def test_a_table_of_ones_own_runs_is_fitted_and_drawn(tmp_path: Path) -> None:
+    runs_of_sizes().to_csv(tmp_path / "runs.csv")
+    done = plot(tmp_path / "runs.csv", "--out", tmp_path / "figure.pdf")
+    assert "runs-power-n, fitted now" in done.output
+    assert (tmp_path / "figure.pdf").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.pdf", "runs.csv"]
+
+
+@pytest.mark.parametrize(
+    ("law", "name", "says"),
+    [
+        ("power-n", None, "3 fits to draw; name one with --fit: optimizer-base-power-n, optimizer-lion-power-n, width"),
+        (None, "wdth-power-n", "no fit wdth-power-n to draw; there are .*width-power-n"),
+        ("power-m", None, "no fit power-m to draw; there are .*width-power-n"),
+    ],
+)
+def test_which_fit_is_meant_must_be_clear(fitted: str, law: str | None, name: str | None, says: str) -> None:
+    with pytest.raises(FitError, match=says):
+        fit_to_draw(fitted, law, name)
+
+
+def test_a_figure_that_a_fit_has_not_and_a_path_that_cannot_be_written_are_refused(fitted: str, tmp_path: Path) -> None:
+    done = plot(fitted, "--fit", "width-power-n", "--figure", "curves", "--out", tmp_path / "figure.pdf")
+    assert isinstance(done.exception, FitError)
+    assert "has no figure 'curves'; it has law, residuals" in str(done.exception)
+    done = plot(fitted, "--fit", "width-power-n", "--out", tmp_path / "none" / "figure.pdf")
+    assert isinstance(done.exception, ResultsError)
+    assert "give another --out" in str(done.exception)

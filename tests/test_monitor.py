@@ -1,0 +1,113 @@
+"""What a launch shows: a line a running trial that fits the terminal, failures at once, plain lines without one."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from making import known_trial
+from rich.console import Console
+
+from tinyscale.config import Resources
+from tinyscale.orchestration.monitor import Monitor, devices
+from tinyscale.plan import PlannedTrial
+
+
+def planned(**axes: int) -> PlannedTrial:
+    return PlannedTrial(known_trial(**axes), "base", axes, "new", None, seconds=10.0)
+
+
+TRIALS = [planned(d_model=width) for width in (16, 32)]
+LONG = replace(TRIALS[0], axes={f"a_field_with_a_long_name_{k}": 1_000_000 for k in range(5)})
+
+
+def watch(width: int = 80, *, terminal: bool = True, quiet: bool = False) -> tuple[Monitor, io.StringIO]:
+    out = io.StringIO()
+    look = {"width": width, "force_terminal": terminal, "highlight": False, "soft_wrap": True, "color_system": None}
+    console = Console(file=out, **look)  # type: ignore[arg-type]
+    return Monitor([*TRIALS, LONG], console, quiet=quiet), out
+
+
+def shown(monitor: Monitor) -> list[str]:
+    """The lines of the live part."""
+    with monitor.console.capture() as capture:
+        monitor.console.print(monitor.render(), soft_wrap=False)
+    return capture.get().rstrip().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_each_running_trial_is_one_line_that_fits_the_terminal(width: int) -> None:
+    monitor, _ = watch(width)
+    for each in (TRIALS[0], LONG):
+        monitor.started(each)
+        identity = each.trial.identity
+        for tokens in (0, each.trial.tokens // 4):
+            monitor.running[identity].told -= 2.0  # two seconds ago
+            monitor.heard(identity, {"tokens": tokens, "val_loss": 3.21987})
+    lines = shown(monitor)
+    assert len(lines) == 2, "both are one trial"
+    assert all(len(line) <= width for line in lines)
+    for word in ("25%", "loss 3.220", "tok/s", "1 core", "left"):
+        assert word in lines[1], word
+
+
+def test_a_name_too_long_is_cut_and_the_numbers_stay() -> None:
+    monitor, _ = watch(80)
+    monitor.started(LONG)
+    (_, line) = shown(monitor)
+    assert "…" in line
+    assert "1 core" in line
+
+
+def test_totals_count_what_ended_runs_and_failed() -> None:
+    monitor, _ = watch()
+    monitor.started(TRIALS[0])
+    monitor.started(TRIALS[1])
+    monitor.end(TRIALS[0], "finished", None)
+    monitor.end(TRIALS[1], "failed", "the disk is full")
+    assert shown(monitor)[0].startswith("2/3 ended, 0 running, 1 failed; ")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_failure_is_told_at_once_with_its_reason(terminal: bool, quiet: bool) -> None:
+    monitor, out = watch(terminal=terminal, quiet=quiet)
+    with monitor:
+        monitor.started(TRIALS[0])
+        monitor.end(TRIALS[0], "failed", "out of GPU memory at a peak of 3.1 GiB")
+        assert "failed: d_model=16 seed=0: out of GPU memory at a peak of 3.1 GiB" in out.getvalue()
+
+
+def test_without_a_terminal_each_end_is_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monitor, out = watch(terminal=False)
+    with monitor:
+        monitor.started(TRIALS[0])
+        monitor.end(TRIALS[0], "finished", None)
+    assert out.getvalue() == "1/3 finished: d_model=16 seed=0, unknown time left\n"
+
+
+def test_continuous_integration_gets_plain_lines_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    monitor, out = watch(terminal=True)
+    with monitor:
+        monitor.started(TRIALS[0])
+        monitor.end(TRIALS[0], "finished", None)
+    assert out.getvalue() == "1/3 finished: d_model=16 seed=0, unknown time left\n"
+
+
+def test_quiet_says_nothing_of_what_goes_well() -> None:
+    monitor, out = watch(terminal=False, quiet=True)
+    with monitor:
+        monitor.started(TRIALS[0])
+        monitor.end(TRIALS[0], "finished", None)
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [({}, "1 core"), ({"cpu": 2}, "2 cores"), ({"gpu": 0.25}, "0.25 GPU"), ({"gpu": 1, "workers": 4}, "4 x 1 GPU")],
+)
+def test_a_trials_share_of_a_device_is_in_words(resources: dict[str, float], words: str) -> None:
+    assert devices(Resources.model_validate(resources)) == words

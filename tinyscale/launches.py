@@ -1,0 +1,67 @@
+"""How each launch into a results folder went: one small file a launch, written once, at its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tinyscale.errors import ResultsError
+from tinyscale.storage import Folder
+
+
+def _told(what: str) -> Any:
+    return field(metadata={"doc": what})
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """How one launch went: what results/launches/<sweep>-<time>-<random>.json holds.
+
+    The file's name is its own, so that launches side by side lose nothing of each other.
+    """
+
+    sweep: str = _told("the sweep launched")
+    trials: int = _told("how many trials there were to train")
+    states: Mapping[str, int] = _told("state -> how many of them ended so")
+    slots: int = _told("how many run at once")
+    wall_seconds: float = _told("from the start of the grid to the end of its last trial")
+    train_seconds: float = _told("sum of the trials' own training seconds")
+    expected_seconds: float | None = _told(
+        "what the plan expected, Ray's start included; null where nothing was forecast"
+    )
+    efficiency: float = _told(
+        "training seconds over those of all slots, from the first trial's begin to the last's end"
+    )
+    overhead_per_trial: float = _told("mean seconds of a process on and between trials, training left out")
+    stopped: bool = _told("whether the user stopped it")
+    provenance: Mapping[str, Any] = _told("commit, packages, command and time of the launch")
+
+    @property
+    def launched(self) -> str:
+        """When it began, in UTC, to the second."""
+        return str(self.provenance.get("launched", ""))
+
+
+FIELDS: Mapping[str, str] = {each.name: each.metadata["doc"] for each in fields(LaunchRecord)}
+
+
+def write_launch(folder: Folder, record: LaunchRecord) -> None:
+    """Record how a launch went, beside all others. folder: launches/ of a results folder."""
+    when = re.sub(r"\D", "", record.launched.partition("+")[0])
+    name = f"{record.sweep}-{when}-{uuid.uuid4().hex[:6]}.json"
+    folder.write(name, json.dumps(asdict(record), indent=1).encode())
+
+
+def read_launches(folder: Folder) -> list[LaunchRecord]:
+    """The launches into a results folder, the oldest first. ResultsError on a file that is none."""
+    records = []
+    for name in folder.names(".json"):
+        try:
+            records.append(LaunchRecord(**json.loads(folder.read(name))))
+        except (ValueError, TypeError) as error:
+            raise ResultsError(f"{folder}/{name}: not a launch's record ({error}); delete it") from error
+    return sorted(records, key=lambda record: record.launched)
