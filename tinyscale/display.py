@@ -16,7 +16,7 @@ from tinyscale.results import over_seeds
 from tinyscale.status import Status
 
 if TYPE_CHECKING:
-    from tinyscale.orchestration.launch import Summary
+    from tinyscale.orchestration.summary import Summary
 
 MAX_ROWS = 60
 MAX_REASONS = 12

@@ -12,12 +12,12 @@ import pandas as pd
 
 from tinyscale import forecast
 from tinyscale.config import ALTERNATIVES, DataConfig
-from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
+from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
 from tinyscale.settle import Choice, Means, settle, settled_notes
 from tinyscale.sweep import Sweep, Variant
-from tinyscale.trial import Trial, resolve
+from tinyscale.trial import Trial
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
 
@@ -56,6 +56,10 @@ class PlannedTrial:
         """Its place in the sweep in words, such as `d_model=64 seed=1`."""
         values = [f"{name}={value}" for name, value in self.axes.items()]
         return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
+
+    def with_share(self, gpu: float) -> PlannedTrial:
+        """The same trial on another share of a GPU."""
+        return replace(self, trial=self.trial.with_share(gpu))
 
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` lists."""
@@ -97,12 +101,14 @@ class Plan:
     @property
     def device_hours(self) -> tuple[float, str] | None:
         """Hours of GPUs (or of CPU cores, where none is asked for) that the trials take; None where not forecast."""
-        resources = self.trials[0].trial.config.resources
-        share, device = (resources.gpu, "GPU") if resources.gpu else (resources.cpu, "core")
-        seconds = [planned.seconds for planned in self.to_run if planned.seconds is not None]
-        if len(seconds) < len(self.to_run):
-            return None
-        return sum(seconds) * share * resources.workers / 3600, device
+        each = [(planned.seconds, planned.trial.config.resources) for planned in self.to_run]
+        device = "GPU" if any(resources.gpu for _, resources in each) else "core"
+        hours = 0.0
+        for seconds, resources in each:
+            if seconds is None:
+                return None
+            hours += seconds / 3600 * resources.workers * (resources.gpu if device == "GPU" else resources.cpu)
+        return hours, device
 
     def __repr__(self) -> str:
         return f"Plan({self.sweep.name!r}: {len(self.trials)} trials, {len(self.to_run)} to run)"
@@ -130,12 +136,15 @@ def make_plan(
     *,
     cpus: float,
     gpus: float,
+    gpu_bytes: float | None = None,
+    grows: bool = False,
     with_forecast: bool = True,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Resolve a sweep against its text and the results so far.
 
-    cpus, gpus: what the trials may use. notify is told of work that takes seconds. TinyscaleError on text that cannot
+    cpus, gpus: what the trials may use. gpu_bytes: memory of a GPU, where known. grows: nodes are added as trials wait.
+    notify is told of work that takes seconds. TinyscaleError on text that cannot
     be used, trials that ask for more than the text holds, and axes that move nothing.
     """
     notify("reading and tokenizing the text")
@@ -143,9 +152,11 @@ def make_plan(
     former = {_place(group): group for r in results.read_sweeps() if r.name == sweep.name for group in r.groups}
     notify("settling what the sweep leaves open")
     before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
-    means = Means(
-        results, lambda variant: _resolve(variant, corpora[_text_of(variant)]), before, cpus, gpus, with_forecast
-    )
+
+    def resolved(variant: Variant) -> Trial:
+        return _resolve(variant, corpora[_text_of(variant)])
+
+    means = Means(results, resolved, before, cpus, gpus, with_forecast, gpu_bytes, grows)
     states = results.states()
     trials = []
     for settled in settle(sweep.variants, means):
@@ -154,14 +165,16 @@ def make_plan(
         trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason, settled.choices))
     _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, former, trials)
-    at_once = min(forecast.slots(planned.trial.config, cpus, gpus) for planned in trials)
+    at_once = forecast.side_by_side([planned.trial.config for planned in trials], cpus, gpus)
     if with_forecast and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
         seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
         if seconds is not None:
             trials = [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
     notes = settled_notes([planned.choices for planned in trials])
-    return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)), tuple(notes))
+    return Plan(
+        sweep, tuple(trials), at_once, (*_warnings(trials), *_unplaceable(trials, cpus, gpus, grows)), tuple(notes)
+    )
 
 
 def _text_of(variant: Variant) -> DataConfig:
@@ -199,14 +212,7 @@ def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
             "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
         )
     try:
-        trial = resolve(
-            config,
-            corpus_hash=corpus.corpus_hash,
-            split_rule=SPLIT_RULE,
-            tokenizer_hash=corpus.tokenizer_hash,
-            vocab_size=corpus.vocab_size,
-            train_tokens=corpus.train_tokens,
-        )
+        trial = corpus.resolve(config)
     except ConfigError as error:
         raise ConfigError(f"{budget}: {error}") from error
     if (config.data.unique_tokens or 0) > corpus.train_tokens:
@@ -282,6 +288,15 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
                 f"{sweep.path}: {what} moves nothing: ({twin.label}) and ({planned.label}) are the same "
                 "trial; remove the repeated value, or the axis"
             )
+
+
+def _unplaceable(trials: Sequence[PlannedTrial], cpus: float, gpus: float, grows: bool) -> Iterator[str]:
+    """Why nothing runs, or not yet: what the first trial for which there is no place lacks."""
+    lacks = ((planned, forecast.lacking(planned.trial.config.resources, cpus, gpus)) for planned in trials)
+    for planned, lack in lacks:
+        if planned.will_run and lack:
+            yield f"{planned.label} {lack}" + (", or wait for the autoscaler to add nodes" if grows else "")
+            return
 
 
 def _warnings(trials: Sequence[PlannedTrial]) -> list[str]:

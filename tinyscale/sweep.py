@@ -60,7 +60,7 @@ FIELDS = tuple(_leaf_fields(TrialConfig))
 TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit the first one's settings
 
 # Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
-AUTO: Mapping[str, Any] = {"train.precision": "fp32", "resources.compile": False}
+AUTO: Mapping[str, Any] = {"train.precision": "fp32", "resources.compile": False, "resources.gpu": 1.0}
 
 
 @dataclass(frozen=True)
@@ -206,13 +206,13 @@ class Variant:
         return {"arm": self.arm, "seed": self.config.seed, "axes": dict(self.axes)}
 
     def settled(self, values: Mapping[str, Any]) -> Variant:
-        """The variant with values for fields that were open."""
-        nested = self.config.model_dump()
+        """The variant with values for fields that were open; choosers choose legal ones."""
+        config = self.config
         for path, value in values.items():
-            *parents, leaf = path.split(".")
-            functools.reduce(dict.__getitem__, parents, nested)[leaf] = value
+            part, leaf = path.split(".")
+            config = config.model_copy(update={part: getattr(config, part).model_copy(update={leaf: value})})
         still = tuple(path for path in self.autos if path not in values)
-        return replace(self, config=TrialConfig.model_validate(nested), autos=still)
+        return replace(self, config=config, autos=still)
 
     def where(self, *paths: str) -> str:
         """Where the first of these fields that is set was written, and which cell of the grid this is."""

@@ -116,8 +116,7 @@ def launch(
         summary = launch_plan(
             made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
         )
-    record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
-    console.print(results_table(sweep_points(store.read()[0], record), made.sweep.axes))
+    console.print(results_table(sweep_points(store.read()[0], summary.sweep), made.sweep.axes))
     for line in launch_summary(summary, len(made.to_run)):
         console.print(line)
     console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
@@ -185,7 +184,7 @@ def _plan(
     address: str | None,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results it was made against, and the cluster when one runs at the address."""
-    from tinyscale.forecast import this_machine
+    from tinyscale.forecast import this_room
     from tinyscale.plan import make_plan
     from tinyscale.results import Results
     from tinyscale.sweep import load_sweep
@@ -193,14 +192,13 @@ def _plan(
     sweep = load_sweep(sweep_path, overrides=overrides, select=select)
     store, cluster = Results(results), None
     store.folder.require_reachable()
-    cpus, gpus = map(float, this_machine())
     if address:
         from tinyscale.orchestration.session import ray_session
 
         cluster = stack.enter_context(ray_session(address))
-        cpus, gpus = cluster.cpus, cluster.gpus
+    room = this_room() if cluster is None else cluster.room
     with console.status("planning") as status:
-        return make_plan(sweep, store, cpus=cpus, gpus=gpus, notify=status.update), store, cluster
+        return make_plan(sweep, store, **room, notify=status.update), store, cluster
 
 
 COMMANDS = (plan, launch, status, retry)
