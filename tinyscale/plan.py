@@ -16,7 +16,7 @@ from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, 
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
 from tinyscale.settle import Choice, Means, settle, settled_notes
-from tinyscale.sweep import Sweep, Variant
+from tinyscale.sweep import Sweep, Variant, without_collector
 from tinyscale.trial import Trial
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
@@ -130,6 +130,7 @@ class Plan:
         }
 
 
+@without_collector()
 def make_plan(
     sweep: Sweep,
     results: Results,

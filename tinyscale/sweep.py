@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import functools
+import gc
 import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,19 @@ class Sweep:
         return f"Sweep({self.name!r}: {len(self.variants)} trials over {', '.join(self.axes) or 'seeds'})"
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Thousands of trials are made at once and all stay: the garbage collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collector()
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
     """Read a sweep file and expand it.
 
