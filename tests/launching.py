@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from tinyscale.orchestration.launch import Summary, launch
+from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster
+from tinyscale.orchestration.summary import Summary
 from tinyscale.plan import Plan, make_plan
 from tinyscale.results import Results, read_results
 from tinyscale.sweep import load_sweep
+
+RAY = str(Path(sys.executable).with_name("ray"))
 
 # Ray's own modules warn of their future and leave sockets to the garbage collector; neither is ours to mend.
 RAY_WARNS = [
@@ -74,7 +82,7 @@ def planned(path: Path, results: Results, *overrides: str) -> Plan:
     return make_plan(load_sweep(path, overrides=overrides), results, cpus=2, gpus=0, with_forecast=False)
 
 
-def run(plan: Plan, results: Results, cluster: Cluster, **options: bool) -> Summary:
+def run(plan: Plan, results: Results, cluster: Cluster, **options: Any) -> Summary:
     return launch(plan, results, cluster, console=Console(quiet=True), quiet=True, **options)
 
 
@@ -101,3 +109,41 @@ def kill_process_of(identity: str, results: Results) -> None:
     """SIGKILL the process that trains a trial: its lease names it."""
     lease = json.loads((results.folder / "leases").read(f"{identity}.json"))
     os.kill(lease["pid"], signal.SIGKILL)
+
+
+class Head(NamedTuple):
+    """Where a Ray that was started apart listens."""
+
+    address: str
+    dashboard: str
+
+
+@contextmanager
+def ray_head(*options: str, port: int | None = None, **environment: str) -> Iterator[Head]:
+    """`ray start --head` with these options and variables; it and all that it started end with it."""
+    port, dashboard, agent = port or free_port(), free_port(), free_port()
+    scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need a short path
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", *options]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={scratch}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    program = subprocess.Popen(command, env={**os.environ, **environment}, **quiet)  # type: ignore[call-overload]
+    try:
+        wait_for(lambda: all(map(listens, (port, dashboard, agent))), 120)
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+    finally:
+        program.terminate()
+        program.wait(timeout=60)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nothing uses now."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether something on this machine accepts connections at a port."""
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyscale.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
-from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare
+from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.trial import Trial, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -56,15 +56,7 @@ def trial_config(data: DataConfig | dict[str, Any], **changes: Any) -> TrialConf
 def make_trial(config: TrialConfig) -> tuple[Trial, TokenizedCorpus]:
     """The trial resolved against its text, and the text."""
     corpus = prepare(config.data)
-    trial = resolve(
-        config,
-        corpus_hash=corpus.corpus_hash,
-        split_rule=SPLIT_RULE,
-        tokenizer_hash=corpus.tokenizer_hash,
-        vocab_size=corpus.vocab_size,
-        train_tokens=corpus.train_tokens,
-    )
-    return trial, corpus
+    return corpus.resolve(config), corpus
 
 
 def known_trial(**changes: Any) -> Trial:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from launching import RAY_WARNS, final_losses, planned, run, wait_for, write_sweep
 from ray._private.node import Node
 from ray._private.state import state as ray_state
@@ -17,6 +18,8 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster as Nodes
 from ray.core.generated import autoscaler_pb2
 
+from tinyscale.cli import cli
+from tinyscale.doctor import examine_node
 from tinyscale.orchestration.session import ray_session
 from tinyscale.results import Results
 from tinyscale.train import RESUME
@@ -86,3 +89,22 @@ def test_trials_of_a_node_that_goes_away_continue_on_the_other_to_the_same_numbe
     assert set(summary.states.values()) == {"finished"}, summary.reasons
     assert len(moved) == 1
     pd.testing.assert_series_equal(final_losses(tmp_path / "results"), undisturbed(path))
+
+
+def test_the_doctor_says_of_each_node_whether_it_shares_the_results_folder(tmp_path, nodes):
+    def says(results: Path) -> list[str]:
+        command = ["doctor", "--address", nodes.address, "--results", str(results)]
+        return CliRunner().invoke(cli, command).output.splitlines()
+
+    told = says(tmp_path / "results")
+    for node in (nodes.head_node, *nodes.worker_nodes):
+        of_node = [line for line in told if node.node_id[:6] in line]
+        assert [line.split()[0] for line in of_node] == ["ok"] * 3, of_node
+        assert [line.split(", ")[1].split(":")[0] for line in of_node] == ["threads", "results", "disk"]
+    assert [path for path in (tmp_path / "results").rglob("*") if path.is_file()] == []
+
+
+def test_a_node_that_mounts_another_folder_fails_with_a_remedy(tmp_path):
+    (_, results, _) = examine_node(str(tmp_path), "written-elsewhere.txt")
+    assert results.level == "fail"
+    assert "choose a --results that all nodes mount" in str(results)

@@ -14,7 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinyscale.config import DataConfig, ModelConfig, TrialConfig
-from tinyscale.costs import flops_per_token, memory_bytes, parameters, training_steps
+from tinyscale.costs import (
+    CONTEXT_BYTES,
+    flops_per_token,
+    memory_bytes,
+    parameters,
+    share_bytes,
+    smallest_share,
+    training_steps,
+)
 from tinyscale.errors import ConfigError
 from tinyscale.model import GPT
 from tinyscale.sweep import load_sweep
@@ -165,3 +173,24 @@ def test_the_memory_forecast_holds_what_the_backward_pass_keeps(activation: str,
     config = TrialConfig(data=data, model=model, train=train_config(batch_tokens=tokens.numel()))
     forecast = memory_bytes(config, 300) - 16 * parameters(model, 300).n_total
     assert forecast == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("needed", "above", "share"),
+    [
+        (30e9, 0.0, 0.5),  # of 80 GB
+        (38e9, 0.0, 0.5),
+        (39.5e9, 0.0, 1.0),  # half a device less a context is 39.4 GB
+        (1e9, 0.0, 1 / 32),
+        (1e9, 0.25, 0.5),  # the least that is more than was tried
+        (90e9, 0.0, None),
+        (1e9, 1.0, None),
+    ],
+)
+def test_the_share_of_a_gpu_is_the_least_half_of_halves_that_holds_the_bytes(needed, above, share) -> None:
+    assert smallest_share(needed, 80e9, above=above) == share
+
+
+def test_full_shares_and_the_contexts_of_their_processes_fit_on_the_device() -> None:
+    for k in (1, 2, 4, 8, 16, 32):
+        assert k * (share_bytes(1 / k, 80e9) + CONTEXT_BYTES) <= 80e9 * 1.0001

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from launching import RAY_WARNS, final_losses, planned, run, write_sweep
 
-from tinyscale.data import prepare
+from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import LaunchError
 from tinyscale.launches import read_launches
 from tinyscale.orchestration.session import Cluster, ray_session
+from tinyscale.progress import Outcome
 from tinyscale.results import Results, read_results
 from tinyscale.train import WEIGHTS, train
+from tinyscale.trial import Trial
 
 pytestmark = RAY_WARNS
 
@@ -94,7 +97,7 @@ def test_a_text_that_changed_after_planning_fails_its_trials_in_words(tmp_path, 
 
 def test_a_trial_too_large_for_the_machine_is_refused_before_anything_starts(tmp_path, cluster):
     path, results = write_sweep(tmp_path), Results(str(tmp_path / "results"))
-    with pytest.raises(LaunchError, match=r"needs 999 CPU cores at once and this machine has"):
+    with pytest.raises(LaunchError, match=r"needs 999 CPU cores at once where there are"):
         run(planned(path, results, "resources.cpu=999"), results, cluster)
     with pytest.raises(LaunchError, match="needs 1 GPUs"):
         run(planned(path, results, "resources.gpu=1"), results, cluster)
@@ -110,6 +113,21 @@ def test_final_weights_are_kept_unless_told_otherwise(tmp_path, cluster):
     other = Results(str(tmp_path / "other"))
     run(planned(tmp_path / "small.yaml", other), other, cluster, keep_weights=False)
     assert other.checkpoints(plan.trials[0].trial.identity).names() == []
+
+
+def test_a_trial_that_no_memory_is_left_for_is_a_failed_row_and_the_next_one_trains_in_its_process(tmp_path, cluster):
+    path, results = write_sweep(tmp_path, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
+    plan = planned(path, results)
+    huge = plan.to_run[0].trial.identity
+
+    def train_one_huge(trial: Trial, corpus: TokenizedCorpus, report: Any, **options: Any) -> Outcome:
+        if trial.identity == huge:
+            torch.empty(2**50)
+        return train(trial, corpus, report, **options)
+
+    summary = run(plan, results, cluster, train=train_one_huge)
+    assert sorted(summary.states.values()) == ["failed", "finished"]
+    assert "can't allocate memory" in summary.reasons[huge]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,19 @@ def test_slots_follow_the_most_demanding_trial(planned: Any) -> None:
     assert planned("resources: {cpu: 3}\n", cpus=8).at_once == 2
     assert planned("resources: {gpu: 0.25}\n", cpus=8, gpus=1).at_once == 4
     assert planned("resources: {gpu: 1}\n", cpus=8, gpus=0).at_once == 0
+
+
+@pytest.mark.parametrize(
+    ("resources", "lack"),
+    [("{gpu: 1}", "needs 1 GPUs at once where there are 0: .*--set resources.gpu="), ("{cpu: 9}", "needs 9 CPU cores")],
+)
+def test_a_plan_of_which_nothing_can_run_says_which_resource_is_missing(
+    planned: Any, resources: str, lack: str
+) -> None:
+    (warning,) = planned(f"resources: {resources}\n", overrides=("tokens_budget=51200",), cpus=8).warnings
+    assert re.match(f"seed=0 {lack}", warning)
+    later = planned(f"resources: {resources}\n", overrides=("tokens_budget=51200",), cpus=8, grows=True)
+    assert "wait for the autoscaler" in later.warnings[0]
 
 
 def test_the_json_lists_each_trial_with_place_counts_and_costs(planned: Any) -> None:

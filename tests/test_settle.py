@@ -21,9 +21,10 @@ OPEN = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K") + "axes: {
 
 @pytest.fixture
 def plan(tmp_path: Path, long_corpus: Path) -> Any:
-    def make(*overrides: str, text: str = OPEN, measure: bool = True) -> Plan:
+    def make(*overrides: str, text: str = OPEN, measure: bool = True, **room: Any) -> Plan:
         sweep = load_sweep(write_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
-        return make_plan(sweep, Results(str(tmp_path / "results")), cpus=2, gpus=0, with_forecast=measure)
+        room = {"cpus": 2, "gpus": 0, **room}
+        return make_plan(sweep, Results(str(tmp_path / "results")), **room, with_forecast=measure)
 
     return make
 
@@ -108,3 +109,47 @@ def test_auto_stands_only_where_something_can_settle_it(tmp_path: Path, axes: st
     with pytest.raises(ConfigError, match=message) as caught:
         load_sweep(write_sweep(tmp_path, SWEEP + axes + "\n"))
     assert "tiny.yaml, line 6" in str(caught.value)
+
+
+# shares of a GPU
+
+
+def shares(plan: Plan) -> list[float]:
+    return [planned.trial.config.resources.gpu for planned in plan.trials]
+
+
+ON_GPU: dict[str, Any] = {"cpus": 16, "gpus": 2, "gpu_bytes": 8e9}
+
+
+def test_a_share_is_what_the_memory_forecast_needs_and_is_chosen_anew_on_another_machine(
+    plan: Any, tmp_path: Path
+) -> None:
+    wide, large_batch = OPEN.replace("[16, 32]", "[16, 512]"), ("batch_tokens=65536", "tokens_budget=655360")
+    made = plan("gpu=auto", *large_batch, text=wide, measure=False, **ON_GPU)
+    assert shares(made) == [0.125, 0.5], "0.3 and 3 GB of 8, each beside a context"
+    assert made.at_once == 6, "of two GPUs, the mean over 16 and 4"
+    record_sweep(made, Results(str(tmp_path / "results")))
+    on_cores = plan("gpu=auto", *large_batch, text=wide, measure=False)
+    assert shares(on_cores) == [0.0, 0.0]
+    assert "resources.gpu auto is 0.0 for 2 of 2 trials: there is no GPU" in on_cores.notes
+    assert [p.trial.identity for p in on_cores.trials] == [p.trial.identity for p in made.trials]
+
+
+def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def seconds(trials: list[Trial], at_once: int) -> list[float]:
+        """Two trials beside each other lose nothing, four take nearly twice as long."""
+        asked.append((at_once, {trial.config.resources.gpu for trial in trials}))
+        return [max(10.0, 4.9 * at_once) for _ in trials]
+
+    monkeypatch.setattr(forecast, "trial_seconds", seconds)
+    monkeypatch.setattr(forecast, "this_machine", lambda: (16, 2))
+    made = plan("gpu=auto", "compile=false", **ON_GPU)
+    assert shares(made) == [0.5, 0.5]
+    assert asked[:3] == [(1, {1.0}), (2, {0.5}), (4, {0.25})]
+    assert any("more side by side would be no faster" in note for note in made.notes)
+
+
+def test_a_cluster_that_will_have_gpus_gets_whole_ones_until_their_memory_is_known(plan: Any) -> None:
+    assert shares(plan("gpu=auto", measure=False, grows=True)) == [1.0, 1.0]

@@ -9,19 +9,18 @@ import pandas as pd
 
 from tinyscale.fitting.predict import predict_all
 from tinyscale.fitting.tables import read_records
-from tinyscale.forecast import this_machine
+from tinyscale.forecast import this_room
 from tinyscale.plan import Plan, make_plan
 from tinyscale.results import Results
 from tinyscale.sweep import Sweep, load_sweep
 
 if TYPE_CHECKING:
-    from tinyscale.orchestration.launch import Summary
+    from tinyscale.orchestration.summary import Summary
 
 
 def plan_launch(sweep: Sweep | str | Path, results: str = "results", *, forecast: bool = True) -> Plan:
     """What launching a sweep here would run. forecast: measure this machine's speed, for the expected time."""
-    cpus, gpus = this_machine()
-    return make_plan(_loaded(sweep), Results(results), cpus=cpus, gpus=gpus, with_forecast=forecast)
+    return make_plan(_loaded(sweep), Results(results), **this_room(), with_forecast=forecast)
 
 
 def launch(
@@ -43,7 +42,7 @@ def launch(
 
     store = Results(results)
     with ray_session(address) as cluster:
-        made = make_plan(_loaded(sweep), store, cpus=cluster.cpus, gpus=cluster.gpus, with_forecast=False)
+        made = make_plan(_loaded(sweep), store, **cluster.room, with_forecast=False)
         console = Console(quiet=quiet, highlight=False)
         return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet)
 

@@ -247,7 +247,7 @@ class Resources(BaseModel):
     model_config = STRICT
 
     cpu: Int = Field(default=1, ge=1, description="CPU cores, and so threads, of a worker")
-    gpu: Quantity = Field(default=0, ge=0, description="GPUs of a worker: 0, a share 1/k, or a whole number")
+    gpu: Quantity = Field(default=0, ge=0, description="GPUs of a worker: 0, a share 1/k, or 1; auto: what it needs")
     workers: Int = Field(default=1, ge=1, description="workers that share a trial by data parallelism")
     compile: bool = Field(
         default=False, description="train compiled code; a sweep that says nothing means `auto`: where it saves time"

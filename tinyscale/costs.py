@@ -88,6 +88,26 @@ def memory_bytes(config: TrialConfig, vocab_size: int) -> float:
     return 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
 
 
+CONTEXT_BYTES = 0.6e9  # of a GPU, that a process takes for itself before any tensor
+HEADROOM = 1.2  # measured memory over the forecast: workspaces, and blocks that do not fit each other
+FEWEST_BYTES = 64e6  # what a share leaves a trial in any case
+
+
+def share_bytes(share: float, device_bytes: float) -> float:
+    """Bytes of tensors that a trial with a share of a GPU may hold, so that all shares and their contexts fit."""
+    return max(FEWEST_BYTES, share * device_bytes - CONTEXT_BYTES)
+
+
+def smallest_share(needed: float, device_bytes: float, above: float = 0.0) -> float | None:
+    """The least of 1, 1/2, 1/4, ... of a GPU, larger than `above`, whose bytes hold `needed`; None when none does.
+
+    Halves of halves, so that shares of different trials fill one device.
+    """
+    shares = [2.0**-k for k in range(7)]
+    legal = [share for share in shares if share > above and share_bytes(share, device_bytes) >= needed]
+    return min(legal, default=None)
+
+
 def decay_steps(steps: int, train: TrainConfig) -> int:
     """Steps in which the wsd schedule of a trial of so many steps falls."""
     return max(1, round(train.decay_fraction * steps))

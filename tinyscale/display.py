@@ -17,7 +17,7 @@ from tinyscale.search import Search
 from tinyscale.status import Status
 
 if TYPE_CHECKING:
-    from tinyscale.orchestration.launch import Summary
+    from tinyscale.orchestration.summary import Summary
 
 MAX_ROWS = 60
 MAX_REASONS = 12

@@ -57,6 +57,15 @@ def examine(results: str, *, with_ray: bool = True) -> Iterator[Check]:
         yield _ray()
 
 
+def examine_node(results: str, probe: str) -> list[Check]:
+    """Checks of a node of a cluster. probe: a file in the results folder that another machine has just written."""
+    checks = [_threads(), _writable(results), _disk(results)]
+    if checks[1].level == "ok" and not Folder.at(results).exists(probe):
+        found = f"{results} is another folder here than where the launch runs"
+        checks[1] = Check("fail", "results", found, "choose a --results that all nodes mount, or s3://, gs://")
+    return checks
+
+
 def _python() -> Check:
     version, legal = platform.python_version(), sys.version_info >= (3, 11)
     return Check("ok", "Python", version) if legal else Check("fail", "Python", version, "install Python 3.11 or newer")

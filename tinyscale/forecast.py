@@ -14,10 +14,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from filelock import FileLock
 
-from tinyscale.config import TrialConfig
+from tinyscale.config import Resources, TrialConfig
 from tinyscale.data.paths import cache_folder
 from tinyscale.trial import Trial
 
@@ -48,6 +49,39 @@ def slots(config: TrialConfig, cpus: float, gpus: float) -> int:
     if resources.gpu:
         fit.append(gpus / (resources.gpu * resources.workers) + 1e-9)
     return int(min(fit))
+
+
+def lacking(resources: Resources, cpus: float, gpus: float) -> str | None:
+    """Which resource one such trial is short of on that many cores and GPUs, and the remedy; None when it fits."""
+    for what, field, each, there in (
+        ("CPU cores", "cpu", resources.cpu, cpus),
+        ("GPUs", "gpu", resources.gpu, gpus),
+    ):
+        if each * resources.workers > there:
+            wanted = f"{each * resources.workers:g} {what} at once"
+            return f"needs {wanted} where there are {there:g}: lower them with --set resources.{field}=..."
+    return None
+
+
+def gpu_bytes() -> float | None:
+    """Memory of the smallest GPU of this machine; None without one."""
+    if not this_machine()[1]:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return min((float(mebibytes) * 2**20 for mebibytes in listed), default=None)
+
+
+def this_room() -> dict[str, Any]:
+    """What trials may use of this machine, as `make_plan` takes it."""
+    cpus, gpus = this_machine()
+    return {"cpus": cpus, "gpus": gpus, "gpu_bytes": gpu_bytes()}
+
+
+def side_by_side(configs: Sequence[TrialConfig], cpus: float, gpus: float) -> int:
+    """How many of these trials run at once on average, each in the share it asks for; 0 when one does not fit."""
+    each = [slots(config, cpus, gpus) for config in configs]
+    return int(len(each) / sum(1 / fit for fit in each) + 1e-9) if all(each) else 0
 
 
 def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:

@@ -18,7 +18,7 @@ from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, STOPPED, Results
 from tinyscale.search import Search
 from tinyscale.settle import Choice, Means, Settled, settle, settled_notes
-from tinyscale.sweep import Sweep, Variant
+from tinyscale.sweep import Sweep, Variant, without_collector
 from tinyscale.trial import Trial, resolve
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
@@ -74,6 +74,10 @@ class PlannedTrial:
         values = [f"{name}={value}" for name, value in self.axes.items()]
         values += [f"draw {self.draw.number + 1}"] if self.state == "undrawn" and self.draw else []
         return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
+
+    def with_share(self, gpu: float) -> PlannedTrial:
+        """The same trial on another share of a GPU."""
+        return replace(self, trial=self.trial.with_share(gpu))
 
     def as_json(self) -> dict[str, Any]:
         """What `plan --json` lists."""
@@ -132,12 +136,14 @@ class Plan:
     @property
     def device_hours(self) -> tuple[float, str] | None:
         """Hours of GPUs (or of CPU cores, where none is asked for) that the trials take; None where not forecast."""
-        resources = self.trials[0].trial.config.resources
-        share, device = (resources.gpu, "GPU") if resources.gpu else (resources.cpu, "core")
-        seconds = [planned.seconds for planned in self.to_run if planned.seconds is not None]
-        if len(seconds) < len(self.to_run):
-            return None
-        return sum(seconds) * share * resources.workers / 3600, device
+        each = [(planned.seconds, planned.trial.config.resources) for planned in self.to_run]
+        device = "GPU" if any(resources.gpu for _, resources in each) else "core"
+        hours = 0.0
+        for seconds, resources in each:
+            if seconds is None:
+                return None
+            hours += seconds / 3600 * resources.workers * (resources.gpu if device == "GPU" else resources.cpu)
+        return hours, device
 
     def __repr__(self) -> str:
         return f"Plan({self.sweep.name!r}: {len(self.trials)} trials, {len(self.to_run)} to run)"
@@ -159,18 +165,22 @@ class Plan:
         }
 
 
+@without_collector()
 def make_plan(
     sweep: Sweep,
     results: Results,
     *,
     cpus: float,
     gpus: float,
+    gpu_bytes: float | None = None,
+    grows: bool = False,
     with_forecast: bool = True,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Resolve a sweep against its text and the results so far.
 
-    cpus, gpus: what the trials may use. notify is told of work that takes seconds. TinyscaleError on text that cannot
+    cpus, gpus: what the trials may use. gpu_bytes: memory of a GPU, where known. grows: nodes are added as trials wait.
+    notify is told of work that takes seconds. TinyscaleError on text that cannot
     be used, trials that ask for more than the text holds, and axes that move nothing.
     """
     notify("reading and tokenizing the text")
@@ -180,9 +190,11 @@ def make_plan(
     former = {_place({**group, "axes": cell(group["axes"])}): group for group in recorded}
     notify("settling what the sweep leaves open")
     before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
-    means = Means(
-        results, lambda variant: _resolve(variant, corpora[_text_of(variant)]), before, cpus, gpus, with_forecast
-    )
+
+    def resolved(variant: Variant) -> Trial:
+        return _resolve(variant, corpora[_text_of(variant)])
+
+    means = Means(results, resolved, before, cpus, gpus, with_forecast, gpu_bytes, grows)
     states = results.states()
     settled = settle(sweep.variants, means)
     draws = Draws(tuple((each, None) for each in settled), frozenset())
@@ -201,14 +213,15 @@ def make_plan(
     if not sweep.search:
         _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, former, trials)
-    at_once = min(forecast.slots(planned.trial.config, cpus, gpus) for planned in trials)
+    at_once = forecast.side_by_side([planned.trial.config for planned in trials], cpus, gpus)
     if with_forecast and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
         seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
         if seconds is not None:
             trials = [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
     notes = settled_notes([planned.choices for planned in trials])
-    return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)), tuple(notes), draws.stale)
+    warnings = (*_warnings(trials), *_unplaceable(trials, cpus, gpus, grows))
+    return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), draws.stale)
 
 
 def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
@@ -252,14 +265,7 @@ def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
             "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
         )
     try:
-        trial = resolve(
-            config,
-            corpus_hash=corpus.corpus_hash,
-            split_rule=SPLIT_RULE,
-            tokenizer_hash=corpus.tokenizer_hash,
-            vocab_size=corpus.vocab_size,
-            train_tokens=corpus.train_tokens,
-        )
+        trial = corpus.resolve(config)
     except ConfigError as error:
         raise ConfigError(f"{budget}: {error}") from error
     if (config.data.unique_tokens or 0) > corpus.train_tokens:
@@ -335,6 +341,15 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
                 f"{sweep.path}: {what} moves nothing: ({twin.label}) and ({planned.label}) are the same "
                 "trial; remove the repeated value, or the axis"
             )
+
+
+def _unplaceable(trials: Sequence[PlannedTrial], cpus: float, gpus: float, grows: bool) -> Iterator[str]:
+    """Why nothing runs, or not yet: what the first trial for which there is no place lacks."""
+    lacks = ((planned, forecast.lacking(planned.trial.config.resources, cpus, gpus)) for planned in trials)
+    for planned, lack in lacks:
+        if planned.will_run and lack:
+            yield f"{planned.label} {lack}" + (", or wait for the autoscaler to add nodes" if grows else "")
+            return
 
 
 def _warnings(trials: Sequence[PlannedTrial]) -> list[str]:

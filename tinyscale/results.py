@@ -15,7 +15,8 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ SCHEMA_VERSION = 3
 STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
 STATES = ("running", "finished", "failed", "diverged", STOPPED)
 KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
+
+READERS = 16  # files that are read at a time
 
 MAX_EXPONENT = math.log(sys.float_info.max)
 DAMAGE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises on bytes that are no whole Parquet file
@@ -280,23 +283,36 @@ class Results:
             frame, set_aside = self.read()
             return frame[columns], set_aside
         tables = [known]
-        for name in unseen:
-            try:
-                rows = self._read_rows(name, columns, wanted)
+        for name, rows in self._read_files(unseen, columns, wanted):
+            if isinstance(rows, Exception):
+                set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(rows)}")
+            else:
                 tables.append(rows.append_column(snapshot.STAMP, pa.repeat(stamps[name], len(rows))))
-            except DAMAGE as error:
-                set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(error)}")
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(tables).combine_chunks()
         if len(unseen) >= snapshot.FEWEST:
             snapshot.save(self.cache, table)
         return snapshot.by_file(table).to_pandas(), set_aside
+
+    def _read_files(
+        self, names: Sequence[str], columns: list[str] | None, wanted: pa.Schema
+    ) -> Iterator[tuple[str, pa.Table | Exception]]:
+        """Each file's rows, or what is wrong with it; many at a time, since most of it is waiting for the store."""
+
+        def read(name: str) -> pa.Table | Exception:
+            try:
+                return self._read_rows(name, columns, wanted)
+            except DAMAGE as error:
+                return error
+
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from zip(names, pool.map(read, names), strict=True)
 
     def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
         """One file's rows; one of `DAMAGE` when it is no trial's."""
         file = pq.ParquetFile(pa.BufferReader(self.trials.read(name)))
         if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
             raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
-        table = _unify(file.read(columns=columns), wanted)
+        table = _unify(file.read(columns=columns, use_threads=False), wanted)
         table.validate(full=True)
         return table
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinyscale import forecast
+from tinyscale.costs import HEADROOM, smallest_share
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.results import Results
 from tinyscale.sweep import Variant
@@ -47,7 +48,8 @@ class Means:
     """What choosers may look at.
 
     resolve: a variant as a trial, with what is still open at a stand-in value. before: for each variant of the sweep,
-    the values that it was launched with. measure: whether a chooser may measure this machine's speed.
+    the values that it was launched with. measure: whether a chooser may measure this machine's speed. gpu_bytes: memory
+    of the smallest GPU. grows: nodes are added as trials wait.
     """
 
     results: Results
@@ -56,6 +58,8 @@ class Means:
     cpus: float
     gpus: float
     measure: bool
+    gpu_bytes: float | None = None
+    grows: bool = False
 
 
 # Chooses for variants of which at least one field is open; it may name more fields than are.
@@ -66,7 +70,7 @@ def settle(variants: Sequence[Variant], means: Means) -> list[Settled]:
     """Settle each variant of a sweep."""
     again = "as when the sweep was first launched"
     settled = [
-        Settled(variant).take({path: Choice(value, again) for path, value in known.items()})
+        Settled(variant).take({path: Choice(value, again) for path, value in known.items() if path != SHARE})
         for variant, known in zip(variants, means.before, strict=True)
     ]
     for paths, choose in CHOOSERS:
@@ -89,7 +93,7 @@ def settled_notes(choices: Sequence[Mapping[str, Choice]]) -> list[str]:
     ]
 
 
-PRECISION, COMPILE = "train.precision", "resources.compile"
+PRECISION, COMPILE, SHARE = "train.precision", "resources.compile", "resources.gpu"
 COMPILE_SECONDS = 30.0  # to compile a shape for the first time, roughly; later processes find it in the cache
 
 
@@ -120,12 +124,11 @@ def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[
         values = {PRECISION: precision, COMPILE: compiled}
         return [means.resolve(v.settled({path: values[path] for path in v.autos if path in values})) for v in variants]
 
-    eager, compiled = trials(False), trials(True)
-    at_once = min(forecast.slots(trial.config, means.cpus, means.gpus) for trial in eager)
-    seconds = forecast.trial_seconds(eager, at_once) if means.measure and at_once else None
+    at_once = min(forecast.slots(variant.config, means.cpus, means.gpus) for variant in variants)
+    seconds = forecast.trial_seconds(trials(False), at_once) if means.measure and at_once else None
     if seconds is None:
         return None
-    fastest = [(each, False) for each in seconds]
+    fastest, compiled = [(each, False) for each in seconds], trials(True)
     of_shape: defaultdict[str, float] = defaultdict(float)
     for trial, each in zip(compiled, seconds, strict=True):
         of_shape[forecast.shape_key(trial, at_once)] += each / at_once
@@ -156,8 +159,54 @@ def choose_rate(variants: Sequence[Variant], means: Means) -> list[Mapping[str, 
     return chosen
 
 
+FASTER = 1.05  # all trials of a device together, for twice as many on it to be worth it
+
+
+def choose_share(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+    """For each trial the share of a GPU that its memory needs, and more of it where sharing makes nothing faster.
+
+    It is of the machine, not of the sweep: each plan chooses anew.
+    """
+    if not means.gpus and not means.grows:
+        return [{SHARE: Choice(0.0, "there is no GPU")} for _ in variants]
+    if means.gpu_bytes is None:
+        return [{SHARE: Choice(1.0, "the memory of the GPUs is not known here")} for _ in variants]
+    trials = [means.resolve(variant) for variant in variants]
+    by_memory = [_share_by_memory(trial, means.gpu_bytes) for trial in trials]
+    by_speed = _shares_by_speed(trials, by_memory) if means.measure and forecast.this_machine()[1] else by_memory
+    return [
+        {SHARE: Choice(fast, "as its memory needs" if fast == least else "more side by side would be no faster")}
+        for least, fast in zip(by_memory, by_speed, strict=True)
+    ]
+
+
+def _share_by_memory(trial: Trial, gpu_bytes: float) -> float:
+    """Workers that share a trial take a GPU each, and so does what is forecast not to fit: it may, and says if not."""
+    if trial.config.resources.workers > 1:
+        return 1.0
+    return smallest_share(HEADROOM * trial.memory_bytes, gpu_bytes) or 1.0
+
+
+def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float]) -> list[float]:
+    """Halve each trial's share down to its least for as long as a device full of them does more a second."""
+    shares, rates = [1.0] * len(trials), [0.0] * len(trials)
+    share, halving = 1.0, list(range(len(trials)))
+    while halving:
+        seconds = forecast.trial_seconds([trials[i].with_share(share) for i in halving], round(1 / share))
+        if seconds is None:
+            return list(least)
+        faster = [(i, 1 / share / each) for i, each in zip(halving, seconds, strict=True)]
+        faster = [(i, rate) for i, rate in faster if rate > FASTER * rates[i]]
+        for i, rate in faster:
+            shares[i], rates[i] = share, rate
+        share /= 2
+        halving = [i for i, _ in faster if least[i] <= share]
+    return shares
+
+
 # Which fields a chooser can settle; later choosers see what the earlier ones chose.
 CHOOSERS: Sequence[tuple[frozenset[str], Chooser]] = (
+    (frozenset({SHARE}), choose_share),
     (frozenset({PRECISION, COMPILE}), choose_speed),
     (frozenset({RATE}), choose_rate),
 )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import gc
 import html
 import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,12 @@ FIELDS = tuple(_leaf_fields(TrialConfig))
 TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit the first one's settings
 
 # Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
-AUTO: Mapping[str, Any] = {"train.precision": "fp32", "resources.compile": False, "train.lr": 1e-3}
+AUTO: Mapping[str, Any] = {
+    "train.precision": "fp32",
+    "train.lr": 1e-3,
+    "resources.gpu": 1.0,
+    "resources.compile": False,
+}
 
 
 @dataclass(frozen=True)
@@ -236,13 +242,13 @@ class Variant:
         return {"arm": self.arm, "seed": self.config.seed, "axes": dict(self.axes)}
 
     def settled(self, values: Mapping[str, Any]) -> Variant:
-        """The variant with values for fields that were open."""
-        nested = self.config.model_dump()
+        """The variant with values for fields that were open; choosers choose legal ones."""
+        config = self.config
         for path, value in values.items():
-            *parents, leaf = path.split(".")
-            functools.reduce(dict.__getitem__, parents, nested)[leaf] = value
+            part, leaf = path.split(".")
+            config = config.model_copy(update={part: getattr(config, part).model_copy(update={leaf: value})})
         still = tuple(path for path in self.autos if path not in values)
-        return replace(self, config=TrialConfig.model_validate(nested), autos=still)
+        return replace(self, config=config, autos=still)
 
     def where(self, *paths: str) -> str:
         """Where the first of these fields that is set was written, and which cell of the grid this is."""
@@ -279,6 +285,19 @@ class Sweep:
         return f"<p>{html.escape(repr(self))}{title}</p><pre>{html.escape(self.source)}</pre>"
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Thousands of trials are made at once and all stay: the garbage collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collector()
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
     """Read a sweep file and expand it.
 

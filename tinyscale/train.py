@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tinyscale.costs import decay_steps
+from tinyscale.costs import decay_steps, share_bytes
 from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import TrainBatches
 from tinyscale.data.paths import cache_folder
@@ -66,7 +66,9 @@ def prepare_process(trial: Trial) -> torch.device:
     device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    torch.cuda.set_per_process_memory_fraction(min(1.0, resources.gpu), device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    most = share_bytes(resources.gpu, total) if resources.gpu < 1 else total
+    torch.cuda.set_per_process_memory_fraction(most / total, device)
     return device
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyscale.config import ALTERNATIVES, TrainConfig, TrialConfig
@@ -73,6 +73,11 @@ class Trial:
     def flops(self) -> float:
         """Training FLOPs of the whole trial, its branches included."""
         return self.flops_per_token["flops"] * self.steps_trained * self.config.train.batch_tokens
+
+    def with_share(self, gpu: float) -> Trial:
+        """The same trial on another share of a GPU, which its identity does not depend on."""
+        resources = self.config.resources.model_copy(update={"gpu": gpu})
+        return replace(self, config=self.config.model_copy(update={"resources": resources}))
 
 
 def resolve(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
+from itertools import chain
 
 import click
 
@@ -23,18 +25,29 @@ def corpora() -> None:
 
 @click.command()
 @results_option
+@click.option("--address", envvar="RAY_ADDRESS", help="Check the nodes of a running Ray cluster as well.")
 @click.option("--no-ray", is_flag=True, help="Do not start Ray, which takes some seconds.")
-def doctor(results: str, no_ray: bool) -> None:
+def doctor(results: str, address: str | None, no_ray: bool) -> None:
     """Check this machine: Python, packages, cores, GPUs, the results folder, free disk, Ray.
+
+    With --address also each node of a cluster: its cores, its disk, and whether it shares the results folder.
 
     One line a check: ok, warn or fail, with what to do. Exit status: 0, or 1 when a check fails.
     """
     from tinyscale.doctor import examine
 
     failed = False
-    for check in examine(results, with_ray=not no_ray):
-        click.echo(str(check))
-        failed |= check.level == "fail"
+    with ExitStack() as stack:
+        checks = examine(results, with_ray=not no_ray and not address)
+        if address:
+            from tinyscale.orchestration.nodes import examine_nodes
+            from tinyscale.orchestration.session import ray_session
+
+            stack.enter_context(ray_session(address))
+            checks = chain(checks, examine_nodes(results))
+        for check in checks:
+            click.echo(str(check))
+            failed |= check.level == "fail"
     sys.exit(int(failed))
 
 

@@ -192,7 +192,7 @@ def _plan(
     address: str | None,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results it was made against, and the cluster when one runs at the address."""
-    from tinyscale.forecast import this_machine
+    from tinyscale.forecast import this_room
     from tinyscale.plan import make_plan
     from tinyscale.results import Results
     from tinyscale.sweep import load_sweep
@@ -200,14 +200,13 @@ def _plan(
     sweep = load_sweep(sweep_path, overrides=overrides, select=select)
     store, cluster = Results(results), None
     store.folder.require_reachable()
-    cpus, gpus = map(float, this_machine())
     if address:
         from tinyscale.orchestration.session import ray_session
 
         cluster = stack.enter_context(ray_session(address))
-        cpus, gpus = cluster.cpus, cluster.gpus
+    room = this_room() if cluster is None else cluster.room
     with console.status("planning") as status:
-        return make_plan(sweep, store, cpus=cpus, gpus=gpus, notify=status.update), store, cluster
+        return make_plan(sweep, store, **room, notify=status.update), store, cluster
 
 
 COMMANDS = (plan, launch, status, retry)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from tinyscale.config import DataConfig
+from tinyscale.config import DataConfig, TrialConfig
 from tinyscale.data.corpora import documents
 from tinyscale.data.hub import HUB, hub_hash
 from tinyscale.data.paths import cache_folder
@@ -23,6 +23,7 @@ from tinyscale.data.split import SPLIT_RULE, content_hash, split
 from tinyscale.data.synthetic import RECORD, ZIPF_RECORDS, ZipfRecords
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
+from tinyscale.trial import Trial, resolve
 
 MIN_VAL_TOKENS = 100_000  # fewer, and the noise of evaluation hides the differences that a law is fitted to
 _LAYOUT = 1  # of the files in a cached folder
@@ -66,6 +67,17 @@ class TokenizedCorpus:
             return stream, np.minimum(numbers, numbers[-2])
         ends = stream == self.eot
         return stream, np.cumsum(ends) - ends - 1
+
+    def resolve(self, config: TrialConfig) -> Trial:
+        """The trial that a configuration makes of this text. ConfigError when its budget allows no step."""
+        return resolve(
+            config,
+            corpus_hash=self.corpus_hash,
+            split_rule=SPLIT_RULE,
+            tokenizer_hash=self.tokenizer_hash,
+            vocab_size=self.vocab_size,
+            train_tokens=self.train_tokens,
+        )
 
     def oracle(self) -> npt.NDArray[np.float64] | None:
         """The source's own loss at each position of the validation stream, nats; None where no source is known.

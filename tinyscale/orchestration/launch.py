@@ -2,179 +2,34 @@
 
 from __future__ import annotations
 
-import html
-import signal
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from rich.console import Console
 
 from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
 from tinyscale.launches import LaunchRecord, write_launch
-from tinyscale.orchestration.choose import Stop, choose_trials
+from tinyscale.orchestration.grid import Grid, Watch, interruptible, names
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.session import Cluster
-from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, Launch, run_trial
+from tinyscale.orchestration.summary import Summary
+from tinyscale.orchestration.trainable import MAX_RESTARTS, Launch, run_trial
 from tinyscale.plan import Plan, PlannedTrial
+from tinyscale.progress import Outcome
 from tinyscale.provenance import launch_provenance
 from tinyscale.results import Results
+from tinyscale.train import train as train_trial
 
 DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers sits on the head and takes no core
-
-
-@dataclass(frozen=True)
-class Timing:
-    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between."""
-
-    trial: str
-    process: int
-    began: float
-    ended: float
-    train_seconds: float
-
-
-@dataclass(repr=False)
-class Summary:
-    """What came of a launch."""
-
-    states: dict[str, str] = field(default_factory=dict)  # identity -> finished, failed, diverged, running, elsewhere
-    reasons: dict[str, str] = field(default_factory=dict)
-    timings: list[Timing] = field(default_factory=list)
-    slots: int = 1
-    wall_seconds: float = 0.0
-    expected_seconds: float | None = None
-    stopped: bool = False
-
-    def __repr__(self) -> str:
-        counted = Counter(self.states.values()).items()
-        told = ", ".join(f"{number} {state}" for state, number in counted) or "nothing to run"
-        return f"Summary({told}; {self.train_seconds:.1f} s of training in {self.wall_seconds:.1f} s)"
-
-    def _repr_html_(self) -> str:
-        """For a notebook: a line, and the reasons of what failed."""
-        reasons = "".join(f"<li>{trial}: {html.escape(why)}</li>" for trial, why in self.reasons.items())
-        return f"<p>{html.escape(repr(self))}</p>" + (f"<ul>{reasons}</ul>" if reasons else "")
-
-    @property
-    def failed(self) -> int:
-        """Trials that failed; a diverged one is a result."""
-        return sum(state == "failed" for state in self.states.values())
-
-    @property
-    def train_seconds(self) -> float:
-        """Sum of the trials' own training seconds."""
-        return sum(timing.train_seconds for timing in self.timings)
-
-    @property
-    def efficiency(self) -> float:
-        """Training seconds over the seconds of all slots between the first trial's begin and the last one's end."""
-        if not self.timings:
-            return 0.0
-        span = max(t.ended for t in self.timings) - min(t.began for t in self.timings)
-        return self.train_seconds / max(span * min(self.slots, len(self.timings)), 1e-9)
-
-    @property
-    def overhead_per_trial(self) -> float:
-        """Mean seconds that a process spent on a trial, and between it and the trial before, beside training."""
-        last: dict[int, float] = {}
-        overheads = []
-        for timing in sorted(self.timings, key=lambda timing: timing.began):
-            overheads.append(timing.ended - last.get(timing.process, timing.began) - timing.train_seconds)
-            last[timing.process] = timing.ended
-        return sum(overheads) / len(overheads) if overheads else 0.0
-
-
-class _Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
-    """Passes what Tune tells on to the monitor, and records trials whose process died or raised."""
-
-    def __init__(
-        self, planned: Mapping[str, PlannedTrial], monitor: Monitor, summary: Summary, results: Results
-    ) -> None:
-        self.planned, self.monitor, self.summary, self.results = planned, monitor, summary, results
-        self.provenance = launch_provenance()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its callbacks to restore them, and ours lives as long as the launch does."""
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.monitor.started(self._planned(trial))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        self.monitor.heard(trial.config["trial"], result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        last = trial.last_result
-        if last.get("state") == ELSEWHERE:
-            self._end(trial, ELSEWHERE, last["reason"])
-            return
-        if last.get("state", "running") == "running" and "process" not in last:
-            self._end(trial, "failed", "it ended without saying how: its last report was lost")
-            return
-        timing = Timing(trial.config["trial"], last["process"], last["began"], last["ended"], last["train_seconds"])
-        self.summary.timings.append(timing)
-        self._end(trial, last["state"], last["reason"])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        planned, reason = self._planned(trial), _reason(trial)
-        with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
-            self.results.mark_failed(planned.trial, reason, self.provenance)
-        self._end(trial, "failed", reason)
-
-    def _planned(self, trial: Any) -> PlannedTrial:
-        return self.planned[trial.config["trial"]]
-
-    def _end(self, trial: Any, state: str, reason: str | None) -> None:
-        identity = trial.config["trial"]
-        self.summary.states[identity] = state
-        if reason:
-            self.summary.reasons[identity] = reason
-        self.monitor.end(self._planned(trial), state, reason)
-
-
-def _reason(trial: Any) -> str:
-    """The last line of what Ray wrote about a failure: the exception, or that the process died."""
-    text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if any("died unexpectedly" in line or "ActorDiedError" in line for line in lines):
-        return f"its process died {MAX_RESTARTS + 1} times (killed, or out of memory)"
-    return lines[-1] if lines else "Ray gave no reason"
-
-
-@contextmanager
-def _interruptible(name: str, console: Console) -> Iterator[Stop]:
-    """First Ctrl-C: running trials write a checkpoint and stop. Second: stop now. Ray is shut down either way."""
-    stop = Stop()
-
-    def on_interrupt(*_: object) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        _internal_kv_put(STOP_KEY, name.encode(), namespace=NAMESPACE)
-        console.print("stopping: running trials write a checkpoint first (Ctrl-C again: stop now)")
-
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, on_interrupt) if on_main_thread else None
-    try:
-        yield stop
-    finally:
-        _internal_kv_del(STOP_KEY, namespace=NAMESPACE)
-        if on_main_thread:
-            signal.signal(signal.SIGINT, before)
 
 
 def launch(
@@ -186,59 +41,99 @@ def launch(
     keep_weights: bool = True,
     quiet: bool = False,
     log: str | None = None,
+    train: Callable[..., Outcome] = train_trial,
 ) -> Summary:
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
     cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, beside the rows.
+    train: what trains a trial, called as `tinyscale.train.train` is.
     """
     loggers = [build_logger(log, plan.sweep.name)] if log else []
     record_sweep(plan, results)
-    to_run = plan.to_run
+    to_run, search = plan.to_run, plan.sweep.search
     summary = Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     if not to_run:
         return summary
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
-    planned = {each.trial.identity: each for each in to_run if each.state != "undrawn"}
+    planned = {each.trial.identity: each for each in to_run if each.state != "undrawn"}  # a search adds what it draws
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch,
-        Monitor(to_run, console, quiet=quiet) as monitor,
-        _interruptible(plan.sweep.name, console) as stop,
+        interruptible(plan.sweep.name, console) as stop,
     ):
-        search = plan.sweep.search
         halving = bool(search and search.scheduler == "asha")
-        shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch, halving)
-        trainable = tune.with_parameters(
-            run_trial, trials={i: each.trial for i, each in planned.items()}, launch=shared
-        )
-        alone = all(each.trial.config.resources.workers == 1 for each in to_run)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, _resources(to_run)),
-            param_space=None if search else {"trial": tune.grid_search(list(planned))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=alone,
-                trial_name_creator=_name(planned),
-                **choose_trials(plan, results, planned, scratch, stop),
-            ),
-            run_config=tune.RunConfig(
-                name=plan.sweep.name,
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                callbacks=[_Watch(planned, monitor, summary, results), *loggers],
-            ),
-        )
-        tuner.fit()
+        shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch, train, halving)
+
+        def run(trials: list[PlannedTrial], planned: dict[str, PlannedTrial], **chosen: Any) -> list[PlannedTrial]:
+            """Train them; those that need a larger share of a GPU come back."""
+            with Monitor(trials, console, quiet=quiet) as monitor:
+                watch = Watch(planned, monitor, summary, results)
+                _fit(trials, planned, shared, [watch, *loggers], chosen)
+            return watch.again
+
+        def grid(trials: list[PlannedTrial]) -> list[PlannedTrial]:
+            order = [each.trial.identity for each in trials]
+            settings = {"search_alg": Grid(stop, max_concurrent=_at_once(plan, cluster))}
+            return run(trials, dict(zip(order, trials, strict=True)), **settings)
+
+        if search is None:
+            again = grid(to_run)
+        else:
+            from tinyscale.orchestration.search import search_settings  # with optuna
+
+            chosen = search_settings(plan, results, planned, scratch, stopping=lambda: stop.requested)
+            again = run(to_run, planned, **chosen)
+        if again and not stop.requested:
+            console.print(f"training again with a larger share of a GPU: {', '.join(each.label for each in again)}")
+            grid(again)
         if log == "tensorboard":
             keep_events(Path(scratch), plan.sweep.name, results)
         summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
-    finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]
-    forecast.learn([(planned[timing.trial].trial, timing.train_seconds) for timing in finished], plan.at_once)
+    resized = {each.trial.identity for each in again}  # measured on two shares
+    timed = [(planned[t.trial].trial, t.train_seconds) for t in summary.finished if t.trial not in resized]
+    forecast.learn(timed, plan.at_once)
     with suppress(ResultsError):  # the rows are there, and the summary is still to be told
         write_launch(results.launches, _record(summary, plan, shared.provenance))
     return summary
+
+
+def _fit(
+    trials: list[PlannedTrial],
+    planned: Mapping[str, PlannedTrial],
+    shared: Launch,
+    callbacks: list[tune.Callback],
+    chosen: Mapping[str, Any],
+) -> None:
+    """Run the trials as Tune's; chosen: its settings for which one comes next."""
+    known = {identity: each.trial for identity, each in planned.items()}
+    searched = "num_samples" in chosen
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, trials=known, launch=shared), _places(trials, searched)),
+        param_space=None if searched else {"trial": tune.grid_search(list(planned))},
+        tune_config=tune.TuneConfig(
+            reuse_actors=all(map(_trains_alone, trials)), trial_name_creator=names(planned), **chosen
+        ),
+        run_config=tune.RunConfig(
+            name=shared.name,
+            storage_path=shared.ray_storage,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+            callbacks=callbacks,
+        ),
+    ).fit()
+
+
+def _places(trials: list[PlannedTrial], searched: bool) -> Any:
+    """What Tune reserves: for each trial its own, or the same for all that a search draws."""
+    reserved = {each.trial.identity: _reserved(each) for each in trials}
+    if not searched:
+        return lambda config: tune.PlacementGroupFactory([reserved[config["trial"]]])
+    first, *others = reserved.values()
+    if any(other != first for other in others):
+        raise LaunchError("the trials of a search must ask for the same resources; launch them apart with --select")
+    return tune.PlacementGroupFactory([first])
 
 
 def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> LaunchRecord:
@@ -258,46 +153,39 @@ def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> Laun
     )
 
 
-def _resources(to_run: list[PlannedTrial]) -> dict[str, float]:
-    """What Tune reserves for each trial: the trial's own share, or for a worker group only the driver's."""
-    needs = {each.trial.config.resources for each in to_run}
-    if len(needs) > 1:
-        raise LaunchError("the trials of one launch must ask for the same resources; launch them apart with --select")
-    need = needs.pop()
-    if need.workers > 1:
+def _trains_alone(planned: PlannedTrial) -> bool:
+    return planned.trial.config.resources.workers == 1
+
+
+def _reserved(planned: PlannedTrial) -> dict[str, float]:
+    """What Tune reserves for a trial: the trial's own share, or for a worker group only the driver's."""
+    need = planned.trial.config.resources
+    if not _trains_alone(planned):
         return DRIVER_SHARE
     return {"CPU": need.cpu} | ({"GPU": need.gpu} if need.gpu else {})
+
+
+def _at_once(plan: Plan, cluster: Cluster) -> int:
+    """Most trials that Tune holds at a time, placed or waiting for a place; 0: any number.
+
+    An autoscaler adds nodes for trials that wait, and trials of several sizes fill the nodes as Ray can fit them in.
+    Drivers of worker groups, which take almost nothing, would not wait.
+    """
+    mixed = len({planned.trial.config.resources for planned in plan.to_run}) > 1
+    alone = all(map(_trains_alone, plan.to_run))
+    return 0 if alone and (cluster.grows or mixed) else max(1, plan.at_once)
 
 
 def _refuse_unplaceable(to_run: list[PlannedTrial], cluster: Cluster) -> None:
     """LaunchError when a trial can never be placed; a cluster with an autoscaler may still grow."""
     if cluster.grows:
         return
-    where = "this machine" if cluster.own else "the cluster"
     for each in to_run:
         need = each.trial.config.resources
-        for what, wanted, there in (
-            ("CPU cores", need.cpu * need.workers, cluster.cpus),
-            ("GPUs", need.gpu * need.workers, cluster.gpus),
-        ):
-            if wanted > there:
-                raise LaunchError(
-                    f"{each.label} needs {wanted:g} {what} at once and {where} has {there:g}; lower "
-                    f"them with --set resources.{'cpu' if what == 'CPU cores' else 'gpu'}=..., or use a larger cluster"
-                )
+        if lack := forecast.lacking(need, cluster.cpus, cluster.gpus):
+            raise LaunchError(f"{each.label} {lack}, or use a larger {'machine' if cluster.own else 'cluster'}")
         if not cluster.holds(need.cpu, need.gpu):
             raise LaunchError(
                 f"{each.label} needs {need.cpu} CPU cores and {need.gpu:g} GPUs on one node, and none of the "
                 "cluster has both; lower them with --set resources.cpu=..., or add a larger node"
             )
-
-
-def _name(planned: Mapping[str, PlannedTrial]) -> Any:
-    """Trial names that can be recognised in Ray's dashboard."""
-
-    def name(trial: Any) -> str:
-        identity = trial.config["trial"]
-        label = planned[identity].label.replace(" ", "_").replace("/", "-")
-        return f"{label}_{identity[:6]}"
-
-    return name

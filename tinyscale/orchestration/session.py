@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
 from tinyscale.errors import LaunchError
-from tinyscale.forecast import this_machine
+from tinyscale.forecast import gpu_bytes, this_machine
 
 # Read by Ray when it is imported or when a trial starts; what each one is for stands beside it.
 ENVIRONMENT = {
@@ -28,6 +31,7 @@ ENVIRONMENT = {
 
 
 ANSWER_SECONDS = 5.0  # for a head to accept a connection; Ray itself would try for half a minute
+REPORT_SECONDS = 15.0  # for the first report of an autoscaler that was just started
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class Cluster:
     own: bool
     nodes: tuple[tuple[float, float], ...] = ()  # cores and GPUs of each; left out: one has it all
     grows: bool = False  # an autoscaler adds nodes as trials wait
+    gpu_bytes: float | None = None  # memory of the smallest GPU, where known
+
+    @property
+    def room(self) -> dict[str, Any]:
+        """What trials may use, as `make_plan` takes it."""
+        return {"cpus": self.cpus, "gpus": self.gpus, "gpu_bytes": self.gpu_bytes, "grows": self.grows}
 
     def holds(self, cpu: float, gpu: float) -> bool:
         """Whether one node has so much."""
@@ -75,12 +85,34 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
 
 def _cluster(dashboard: str | None, *, own: bool) -> Cluster:
     import ray
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    from tinyscale.orchestration.nodes import least_gpu_bytes
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
     cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
-    return Cluster(cpus, gpus, dashboard, own, nodes, grows=not own and is_autoscaler_v2(fetch_from_server=True))
+    memory = (gpu_bytes() if own else least_gpu_bytes()) if gpus else None
+    return Cluster(cpus, gpus, dashboard, own, nodes, grows=not own and _has_autoscaler(), gpu_bytes=memory)
+
+
+def _has_autoscaler() -> bool:
+    """Whether nodes are added as trials wait. The second autoscaler leaves a flag, the first reports its node types.
+
+    The first one's monitor also runs where nobody adds nodes; it then names a type after each node.
+    """
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.autoscaler._private.util import format_readonly_node_type
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if is_autoscaler_v2(fetch_from_server=True):
+        return True
+    types, deadline = None, time.monotonic() + REPORT_SECONDS
+    while not types and time.monotonic() < deadline:
+        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
+        types = status.get("autoscaler_report", {}).get("active_nodes")
+        time.sleep(0 if types else 0.5)
+    return any(not name.startswith(format_readonly_node_type("")) for name in types or ())
 
 
 def _require_answer(address: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from tinyscale.costs import HEADROOM, smallest_share
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import DataError, LaunchError, ResultsError
 from tinyscale.evaluate import rank_and_world
@@ -27,7 +29,7 @@ from tinyscale.leases import Lease
 from tinyscale.progress import Outcome, Point
 from tinyscale.provenance import machine_provenance
 from tinyscale.results import KEPT_STATES, STOPPED, Results, point_columns
-from tinyscale.train import WEIGHTS, peak_memory, train
+from tinyscale.train import WEIGHTS, peak_memory
 from tinyscale.trial import Trial
 
 STOP_KEY, NAMESPACE = b"stop", b"tinyscale"
@@ -35,6 +37,7 @@ HEARTBEAT_SECONDS = 1.0  # between reports of progress
 STOP_POLL_SECONDS = 0.25  # a look at the stop flag costs about a millisecond
 PATIENCE_SECONDS = 5.0  # for a trial's process that outlives a killed launcher by a moment
 MAX_RESTARTS = 2  # of a trial whose process died; what raises would raise again
+BYTES = {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}  # units in torch's messages
 TRACEBACK = "error.txt"  # beside the weights
 ELSEWHERE = "elsewhere"  # told to Tune only: another launch has trained the trial, or is at it
 
@@ -48,6 +51,7 @@ class Launch:
     provenance: Mapping[str, Any]
     keep_weights: bool
     ray_storage: str
+    train: Callable[..., Outcome]
     halving: bool = False  # trials that are behind are stopped, each by a key of its own
 
 
@@ -115,7 +119,9 @@ def train_loop(config: Mapping[str, Any]) -> None:
             raise DataError(f"the text of {trial.config.data.corpus} is another here than at planning; plan again")
         recorder.corpus = corpus
         checkpoints = recorder.results.checkpoints(trial.identity)
-        outcome = train(trial, corpus, recorder.point, checkpoints=checkpoints, should_stop=recorder.should_stop)
+        outcome = recorder.launch.train(
+            trial, corpus, recorder.point, checkpoints=checkpoints, should_stop=recorder.should_stop
+        )
         if recorder.draining:
             raise NodeDrainedError(f"node {ray.get_runtime_context().get_node_id()} is going away")
         if recorder.behind and outcome.state == "running":
@@ -150,9 +156,9 @@ class Recorder:
     ) -> bool:
         if not isinstance(error, Exception) or isinstance(error, NodeDrainedError | ResultsError):
             return False  # Tune places the trial again; where rows cannot be written, none can say that it failed
+        would_do = None
         if isinstance(error, torch.OutOfMemoryError):
-            peak = peak_memory(torch.device("cuda", torch.cuda.current_device())) / 2**30
-            reason = f"out of GPU memory at a peak of {peak:.2f} GiB: {str(error).splitlines()[0]}"
+            reason, would_do = out_of_memory(self.trial, str(error), *_device_memory())
         else:
             reason = "".join(traceback.format_exception_only(error)).strip()
         self.results.checkpoints(self.trial.identity).write(
@@ -160,7 +166,7 @@ class Recorder:
         )
         if self.world > 1:
             return False  # the other workers wait for this one: let Ray end the group
-        self.finish(Outcome("failed", reason, self.points, time.time() - self.began))
+        self.finish(Outcome("failed", reason, self.points, time.time() - self.began), would_do)
         return True
 
     def point(self, point: Point) -> None:
@@ -186,14 +192,14 @@ class Recorder:
             self.draining or self.behind or _internal_kv_get(STOP_KEY, namespace=NAMESPACE) == self.launch.name.encode()
         )
 
-    def finish(self, outcome: Outcome) -> None:
-        """Write how the trial ended, and tell Tune what the summary needs."""
+    def finish(self, outcome: Outcome, would_do: float | None = None) -> None:
+        """Write how the trial ended, and tell Tune what the summary needs, and which share of a GPU would have done."""
         self._write(outcome.state, outcome.reason)
         ended: dict[str, Any] = {"state": outcome.state, "reason": outcome.reason}
         if self.points:
             ended |= {"tokens": self.points[-1].tokens, "val_loss": self.points[-1].val_loss}
         timing = {"train_seconds": outcome.seconds, "began": self.began, "ended": time.time(), "process": os.getpid()}
-        self._tell({**ended, **timing})
+        self._tell({**ended, **timing, "would_do": would_do})
 
     def _tell(self, metrics: Mapping[str, Any]) -> None:
         """One worker's process is Tune's own; a group's workers must all report, and the first one's values count."""
@@ -211,3 +217,25 @@ class Recorder:
             val = self.corpus.val_tokens, self.corpus.val_bytes
             rows = [point_columns(self.trial, asdict(point), *val) for point in self.points]
         self.results.write_trial(self.trial, rows, state, reason, {**self.launch.provenance, **machine_provenance()})
+
+
+def _device_memory() -> tuple[float, float]:
+    """Most bytes of tensors that this process has held on its GPU, and the bytes that the GPU has."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    return peak_memory(device), torch.cuda.get_device_properties(device).total_memory
+
+
+def out_of_memory(trial: Trial, message: str, peak: float, device_bytes: float) -> tuple[str, float | None]:
+    """Why a trial failed that ran out of its GPU's memory, and the share that would do by what is known now, if any.
+
+    message: torch's, with what it could not allocate; peak: bytes that the trial held by then. Both, and the forecast,
+    are less than the trial needs in the end.
+    """
+    asked = re.search(r"Tried to allocate ([\d.]+) (\w+)", message)
+    needed = peak + (float(asked[1]) * BYTES.get(asked[2], 1.0) if asked else 0.0)
+    share = trial.config.resources.gpu
+    would_do = smallest_share(HEADROOM * max(needed, trial.memory_bytes), device_bytes, above=share)
+    would_do = would_do or (1.0 if share < 1 else None)
+    remedy = f"{would_do:g} of it would have done" if would_do else "a whole one is too small: lower train.batch_tokens"
+    have = f"out of memory on {share:g} of a GPU of {device_bytes / 2**30:.1f} GiB at a peak of {peak / 2**30:.2f} GiB"
+    return f"{have}; {remedy} ({message.splitlines()[0]})", would_do

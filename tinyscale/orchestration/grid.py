@@ -1,0 +1,151 @@
+"""Our side of Ray Tune: which trial comes next, until the user stops it, and what a launch makes of what Tune tells."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from rich.console import Console
+
+from tinyscale.errors import ResultsError
+from tinyscale.orchestration.monitor import Monitor
+from tinyscale.orchestration.summary import Summary, Timing
+from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY
+from tinyscale.plan import PlannedTrial
+from tinyscale.provenance import launch_provenance
+from tinyscale.results import Results
+
+LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
+
+
+class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
+    """Passes what Tune tells on to the monitor, and records trials whose process died or raised.
+
+    again: trials that ran out of memory on a share of a GPU, with the share that would have done.
+    """
+
+    def __init__(
+        self, planned: Mapping[str, PlannedTrial], monitor: Monitor, summary: Summary, results: Results
+    ) -> None:
+        self.planned, self.monitor, self.summary, self.results = planned, monitor, summary, results
+        self.provenance = launch_provenance()
+        self.again: list[PlannedTrial] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune saves its callbacks to restore them, and ours lives as long as the launch does."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.monitor.started(self._planned(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.monitor.heard(trial.config["trial"], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        last = trial.last_result
+        if last.get("state") == ELSEWHERE:
+            self._end(trial, ELSEWHERE, last["reason"])
+            return
+        if last.get("state", "running") == "running" and "process" not in last:
+            self._end(trial, "failed", "it ended without saying how: its last report was lost")
+            return
+        timing = Timing(trial.config["trial"], last["process"], last["began"], last["ended"], last["train_seconds"])
+        self.summary.timings.append(timing)
+        if last["would_do"]:
+            self.again.append(self._planned(trial).with_share(last["would_do"]))
+        self._end(trial, last["state"], last["reason"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        planned, reason = self._planned(trial), _reason(trial)
+        with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
+            self.results.mark_failed(planned.trial, reason, self.provenance)
+        self._end(trial, "failed", reason)
+
+    def _planned(self, trial: Any) -> PlannedTrial:
+        return self.planned[trial.config["trial"]]
+
+    def _end(self, trial: Any, state: str, reason: str | None) -> None:
+        identity = trial.config["trial"]
+        self.summary.states[identity] = state
+        if reason:
+            self.summary.reasons[identity] = reason
+        self.monitor.end(self._planned(trial), state, reason)
+
+
+def _reason(trial: Any) -> str:
+    """Why a trial failed, from what Ray wrote of it: the exception's last line, or how its process died."""
+    text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
+    if used := LOW_MEMORY.findall(text):
+        return (
+            f"out of memory: Ray ended its process {len(used)} times, as {used[-1][0]} of the node's {used[-1][1]} "
+            "were in use; raise resources.cpu, so that fewer trials run beside it, or lower train.batch_tokens"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any("died unexpectedly" in line or "ActorDiedError" in line for line in lines):
+        return f"its process died {MAX_RESTARTS + 1} times (killed, or out of memory)"
+    return lines[-1] if lines else "Ray gave no reason"
+
+
+@dataclass
+class Stop:
+    """Whether the user asked to stop. (Tune saves what its search holds, and cannot save a threading.Event.)"""
+
+    requested: bool = False
+
+
+class Grid(BasicVariantGenerator):  # type: ignore[misc,unused-ignore]
+    """Tune's grid, which ends early once the user asked to stop."""
+
+    def __init__(self, stop: Stop, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.stop = stop
+
+    def next_trial(self) -> Any:
+        return None if self.stop.requested else super().next_trial()
+
+    def is_finished(self) -> bool:
+        return self.stop.requested or bool(super().is_finished())
+
+
+@contextmanager
+def interruptible(name: str, console: Console) -> Iterator[Stop]:
+    """First Ctrl-C: running trials write a checkpoint and stop. Second: stop now. Ray is shut down either way."""
+    stop = Stop()
+
+    def on_interrupt(*_: object) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        _internal_kv_put(STOP_KEY, name.encode(), namespace=NAMESPACE)
+        console.print("stopping: running trials write a checkpoint first (Ctrl-C again: stop now)")
+
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, on_interrupt) if on_main_thread else None
+    try:
+        yield stop
+    finally:
+        _internal_kv_del(STOP_KEY, namespace=NAMESPACE)
+        if on_main_thread:
+            signal.signal(signal.SIGINT, before)
+
+
+def names(planned: Mapping[str, PlannedTrial]) -> Any:
+    """Trial names that can be recognised in Ray's dashboard."""
+
+    def name(trial: Any) -> str:
+        identity = trial.config["trial"]
+        label = planned[identity].label.replace(" ", "_").replace("/", "-")
+        return f"{label}_{identity[:6]}"
+
+    return name

@@ -1,0 +1,74 @@
+"""What came of a launch, and where the seconds went."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between."""
+
+    trial: str
+    process: int
+    began: float
+    ended: float
+    train_seconds: float
+
+
+@dataclass(repr=False)
+class Summary:
+    """What came of a launch."""
+
+    states: dict[str, str] = field(default_factory=dict)  # identity -> finished, failed, diverged, running, elsewhere
+    reasons: dict[str, str] = field(default_factory=dict)
+    timings: list[Timing] = field(default_factory=list)
+    slots: int = 1
+    wall_seconds: float = 0.0
+    expected_seconds: float | None = None
+    stopped: bool = False
+
+    def __repr__(self) -> str:
+        counted = Counter(self.states.values()).items()
+        told = ", ".join(f"{number} {state}" for state, number in counted) or "nothing to run"
+        return f"Summary({told}; {self.train_seconds:.1f} s of training in {self.wall_seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: a line, and the reasons of what failed."""
+        reasons = "".join(f"<li>{trial}: {html.escape(why)}</li>" for trial, why in self.reasons.items())
+        return f"<p>{html.escape(repr(self))}</p>" + (f"<ul>{reasons}</ul>" if reasons else "")
+
+    @property
+    def failed(self) -> int:
+        """Trials that failed; a diverged one is a result."""
+        return sum(state == "failed" for state in self.states.values())
+
+    @property
+    def finished(self) -> list[Timing]:
+        """Timings of the trials that finished."""
+        return [timing for timing in self.timings if self.states[timing.trial] == "finished"]
+
+    @property
+    def train_seconds(self) -> float:
+        """Sum of the trials' own training seconds."""
+        return sum(timing.train_seconds for timing in self.timings)
+
+    @property
+    def efficiency(self) -> float:
+        """Training seconds over the seconds of all slots between the first trial's begin and the last one's end."""
+        if not self.timings:
+            return 0.0
+        span = max(t.ended for t in self.timings) - min(t.began for t in self.timings)
+        return self.train_seconds / max(span * min(self.slots, len(self.timings)), 1e-9)
+
+    @property
+    def overhead_per_trial(self) -> float:
+        """Mean seconds that a process spent on a trial, and between it and the trial before, beside training."""
+        last: dict[int, float] = {}
+        overheads = []
+        for timing in sorted(self.timings, key=lambda timing: timing.began):
+            overheads.append(timing.ended - last.get(timing.process, timing.began) - timing.train_seconds)
+            last[timing.process] = timing.ended
+        return sum(overheads) / len(overheads) if overheads else 0.0
