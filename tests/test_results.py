@@ -28,7 +28,7 @@ from tinyscale.results import (
     sweep_points,
     trial_columns,
 )
-from tinyscale.sweep import FIELDS
+from tinyscale.settings import FIELDS
 from tinyscale.trial import Trial
 
 PROVENANCE = {"commit": "abc", "packages": {"torch": "2"}}

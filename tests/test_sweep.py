@@ -40,7 +40,7 @@ def refused(load: Any, tmp_path: Path) -> Any:
 
 def values(sweep: Sweep, *paths: str) -> list[Any]:
     """These fields of every variant, in order; one field bare, several as tuples."""
-    from tinyscale.sweep import config_value
+    from tinyscale.settings import config_value
 
     rows = [tuple(config_value(variant.config, path) for path in paths) for variant in sweep.variants]
     return [row[0] for row in rows] if len(paths) == 1 else rows

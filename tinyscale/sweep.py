@@ -1,30 +1,38 @@
-"""A sweep: base + arms + axes + seeds, read from one YAML file and expanded to variants.
-
-A value travels with the line or the option it came from, so that whatever is found wrong with it later,
-however deep in validation, is reported where the user can mend it.
-"""
+"""A sweep: base + arms + axes + seeds, read from one YAML file and expanded to variants."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import gc
 import html
 import itertools
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from tinyscale.config import ALTERNATIVES, STRICT, Int, TrialConfig, quantity
-from tinyscale.document import Document, Keys, load_document, parse_value
+from tinyscale.config import STRICT, Int, TrialConfig, quantity
+from tinyscale.document import Document, load_document, parse_value
 from tinyscale.errors import ConfigError
 from tinyscale.search import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
+from tinyscale.settings import (
+    TOKENIZER,
+    Layer,
+    Setting,
+    alternatives,
+    config_value,
+    field_path,
+    flatten,
+    in_words,
+    nearest,
+    over,
+    read_config,
+    read_layer,
+)
 
 MAX_TRIALS = 100_000
 DEFAULT_ARM = "base"
@@ -54,17 +62,6 @@ class SweepFile(BaseModel):
     resources: dict[str, Any] = Field(default={}, description="what each trial runs on")
 
 
-def _leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _leaf_fields(info.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-FIELDS = tuple(_leaf_fields(TrialConfig))
-TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit the first one's settings
-
 # Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
 AUTO: Mapping[str, Any] = {
     "train.precision": "fp32",
@@ -72,158 +69,6 @@ AUTO: Mapping[str, Any] = {
     "resources.gpu": 1.0,
     "resources.compile": False,
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A field's value and where it was written."""
-
-    value: Any
-    origin: str
-
-
-Layer = dict[str, Setting]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; nearest: x` when a known name is close to this one, else nothing."""
-    names = {word: full for full in known for word in (full.rpartition(".")[2], full)}
-    close = [*difflib.get_close_matches(name, names, 1), *difflib.get_close_matches(name.rpartition(".")[2], names, 1)]
-    return f"; nearest: {names[close[0]]}" if close else ""
-
-
-def field_path(name: str, origin: str) -> str:
-    """The dotted field that a name means: itself, or the one field that ends so. Else ConfigError."""
-    known = (*FIELDS, TOKENIZER)
-    matches = [name] if name in known else [path for path in known if path.endswith(f".{name}")]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise ConfigError(f"{origin}: {name!r} is short for several fields: {', '.join(matches)}; write one in full")
-    raise ConfigError(f"{origin}: {name!r} names no field{nearest(name, known)}\n  legal: {_legal_fields(name)}")
-
-
-def _legal_fields(name: str) -> str:
-    """The fields of the group that a wrong name is in or near; without one, the groups."""
-    groups = {path.rpartition(".")[0] for path in FIELDS} - {""}
-    close = nearest(name, FIELDS).removeprefix("; nearest: ")
-    group = next((g for g in (name.rpartition(".")[0], close.rpartition(".")[0]) if g in groups), None)
-    if group is None:
-        return f"seed, and the fields of {', '.join(sorted(groups))}, as docs/sweep-file.md lists them"
-    return ", ".join(path for path in FIELDS if path.rpartition(".")[0] == group)
-
-
-def _flatten(
-    name: str, value: Any, origin: str, document: Document | None, keys: Keys
-) -> Iterator[tuple[str, Setting]]:
-    """A written value as settings of single fields: a mapping sets the fields below it."""
-    groups = {known.rpartition(".")[0] for known in FIELDS} - {""}
-    if isinstance(value, dict) and (name in groups or any(group.endswith(f".{name}") for group in groups)):
-        for key, inner in value.items():
-            place = document.origin((*keys, key)) if document else origin
-            yield from _flatten(f"{name}.{key}", inner, place, document, (*keys, key))
-    else:
-        path = field_path(name, origin)
-        yield path, Setting(_beside(value, document) if path == "data.corpus" and document else value, origin)
-
-
-def _beside(corpus: Any, document: Document) -> Any:
-    """A corpus path that the file gives is relative to the file."""
-    if isinstance(corpus, list):
-        return [_beside(each, document) for each in corpus]
-    if isinstance(corpus, str) and corpus:
-        with suppress(OSError):  # a name too long for a path is none
-            if (beside := Path(document.path).parent / corpus).exists():
-                return str(beside)
-    return corpus
-
-
-def _layer(values: Mapping[str, Any], document: Document, *keys: str | int) -> Layer:
-    """The settings written under these keys of the document."""
-    settings: Layer = {}
-    for name, value in values.items():
-        for path, setting in _flatten(name, value, document.origin((*keys, name)), document, (*keys, name)):
-            if path in settings:
-                raise ConfigError(f"{setting.origin}: {path} is set a second time, after {settings[path].origin}")
-            settings[path] = setting
-    return settings
-
-
-def _alternatives(path: str) -> set[str]:
-    """The field and those that say the same thing in other words."""
-    return {path}.union(*(group for group in ALTERNATIVES if path in group))
-
-
-def _over(below: Layer, above: Layer) -> Layer:
-    """A layer on top of another: it replaces the same fields, their alternatives, and a whole tokenizer."""
-    replaced = {other for path in above for other in _alternatives(path)}
-    if f"{TOKENIZER}.kind" in above:
-        replaced |= {path for path in below if path.startswith(f"{TOKENIZER}.")}
-    return {path: setting for path, setting in below.items() if path not in replaced} | above
-
-
-def _problem(error: ValidationError, settings: Layer, document: Document) -> ConfigError:
-    """The first thing pydantic complains of, in the file's terms: where, which field, what was given, what is legal."""
-    first = error.errors(include_url=False)[0]
-    context = first.get("ctx", {})
-    place = ".".join(str(part) for part in (*first["loc"], context.get("field", "")) if isinstance(part, str) and part)
-    place = next((path for path in (place, place.rpartition(".")[0]) if path in settings), place)
-    setting = settings.get(place)
-    origin = setting.origin if setting else document.origin(("base", *place.split(".")))
-    given = f" = {setting.value!r}" if setting else ""
-    if first["type"] == "missing" and not setting:
-        return ConfigError(f"{origin}: {place} is missing, and it has no default")
-    if first["type"] == "literal_error":
-        legal = str(context["expected"])
-        close = nearest(str(first["input"]), re.findall("'(.*?)'", legal))
-        return ConfigError(f"{origin}: {place}{given} is not legal{close}; legal: {legal}")
-    if first["type"] == "model_type":
-        return ConfigError(f"{origin}: {place}{given}: write its fields, such as {{kind: bpe, vocab_size: 1024}}")
-    return ConfigError(f"{origin}: {place}{given}: {_legal(first)}")
-
-
-KINDS = {
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "tuple_type": "a list, such as [0.9, 0.95]",
-    "list_type": "a list in brackets, such as [1, 2]",
-    "dict_type": "fields with values, such as {lr: 3e-3}",
-    "missing": "a longer list",
-}
-
-
-def _legal(error: Mapping[str, Any]) -> str:
-    """pydantic's complaint in the file's words, as the end of a sentence of ours."""
-    if kind := KINDS.get(error["type"]):
-        return f"it should be {kind}"
-    return re.sub(r"^(Input|String|List|Tuple) should", "it should", str(error["msg"])).replace(" after validation", "")
-
-
-def _validate(settings: Layer, document: Document) -> TrialConfig:
-    nested: dict[str, Any] = {}
-    for path, setting in sorted(settings.items(), key=lambda item: -item[0].count(".")):  # the whole over its parts
-        *parents, leaf = path.split(".")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = setting.value
-    try:
-        return TrialConfig.model_validate(nested)
-    except ValidationError as error:
-        raise _problem(error, settings, document) from error
-
-
-def config_value(config: TrialConfig, path: str) -> Any:
-    """A field's value in a configuration, by its dotted path; the tokenizer as one word, such as `bpe-1024`."""
-    value: Any = config
-    for part in path.split("."):
-        value = getattr(value, part)
-    if path == TOKENIZER:
-        return value.kind if value.vocab_size is None else f"{value.kind}-{value.vocab_size}"
-    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -313,14 +158,14 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     except ValidationError as error:
         raise _file_problem(error, document) from error
     implied = {"resources.compile": Setting("auto", document.origin(("resources",)))}
-    base = _over(_layer(file.base, document, "base"), _layer({"resources": file.resources}, document))
-    base = _over(implied, base)
+    base = over(read_layer(file.base, document, "base"), read_layer({"resources": file.resources}, document))
+    base = over(implied, base)
     varied = _varied(file, document)
-    base = _over(base, {path: setting for text in overrides for path, setting in _override(text, varied).items()})
-    arms = {arm: _layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
+    base = over(base, {path: setting for text in overrides for path, setting in _override(text, varied).items()})
+    arms = {arm: read_layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
     search = _search(file.search, arms, document) if file.search else None
     drawn = [_drawn(values, varied) for values in (search.middle, *search.corners())] if search else []
-    base = _over(base, drawn[0]) if drawn else base
+    base = over(base, drawn[0]) if drawn else base
     grid = [_axis(name, values, document, "axes") for name, values in file.axes.items()]
     if file.zip:
         grid.append(_zipped([_axis(name, values, document, "zip") for name, values in file.zip.items()], document))
@@ -350,7 +195,7 @@ def _file_problem(error: ValidationError, document: Document) -> ConfigError:
         return ConfigError(f"{origin}: unknown key {name!r}{nearest(name, known)}\n  legal: {', '.join(known)}")
     if first["type"] == "missing":
         return ConfigError(f"{origin}: {name} is missing: {model.model_fields[str(keys[-1])].description}")
-    return ConfigError(f"{origin}: {name} = {first['input']!r}: {_legal(first)}")
+    return ConfigError(f"{origin}: {name} = {first['input']!r}: {in_words(first)}")
 
 
 def _varied(file: SweepFile, document: Document) -> dict[str, str]:
@@ -361,7 +206,7 @@ def _varied(file: SweepFile, document: Document) -> dict[str, str]:
         for name in names:
             origin = document.origin((*block, name))
             path = field_path(name, origin)
-            if clash := _alternatives(path) & found.keys():
+            if clash := alternatives(path) & found.keys():
                 twin = min(clash)
                 raise ConfigError(f"{origin}: {path} is varied beside {twin} ({found[twin]}); they set the same thing")
             found[path] = origin
@@ -390,7 +235,7 @@ def _search(search: Search, arms: Mapping[str, Layer], document: Document) -> Se
         if not values.choices and path not in NUMBERS:
             raise ConfigError(f"{origin}: {path} does not take every number of a range; give {{choices: [...]}}")
         for layer in arms.values():
-            for other in _alternatives(path) & layer.keys():
+            for other in alternatives(path) & layer.keys():
                 raise ConfigError(f"{layer[other].origin}: {other} is searched ({origin}); remove it here, or there")
         fields[path] = values
     combinations = math.prod(len(values.ends) for values in fields.values())
@@ -411,8 +256,8 @@ def _override(text: str, varied: Mapping[str, str]) -> Layer:
     origin = f"--set {text}"
     if not equals:
         raise ConfigError(f"{origin}: write field=value, for example train.lr=3e-3")
-    settings = dict(_flatten(name.strip(), parse_value(value, origin), origin, None, ()))
-    set_here = {_shown(other) for path in settings for other in _alternatives(path)}
+    settings = dict(flatten(name.strip(), parse_value(value, origin), origin, None, ()))
+    set_here = {_shown(other) for path in settings for other in alternatives(path)}
     if clash := set_here & {_shown(path) for path in varied}:
         raise ConfigError(f"{origin}: {min(clash)} is varied by the sweep; choose a part of it with --select")
     return settings
@@ -427,7 +272,7 @@ def _axis(name: str, values: list[Any], document: Document, *block: str) -> Axis
     if not values:
         raise ConfigError(f"{document.origin(keys)}: {name} has no values")
     return [
-        dict(_flatten(name, value, document.origin((*keys, index)), document, (*keys, index)))
+        dict(flatten(name, value, document.origin((*keys, index)), document, (*keys, index)))
         for index, value in enumerate(values)
     ]
 
@@ -444,13 +289,13 @@ def _expand(
 ) -> Iterator[Variant]:
     """All variants of one arm: its lists are axes of its own. drawn: what a search may draw, to be checked as well."""
     own = {path: setting for path, setting in overrides.items() if _is_axis(path, setting.value)}
-    own_axes = [[dict(_flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
+    own_axes = [[dict(flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
     axes = [*axes, *own_axes]
     if math.prod(map(len, axes)) * len(seeds) > MAX_TRIALS:
         raise ConfigError(f"{document.origin(('arms', arm))}: more than {MAX_TRIALS:,} trials; split the sweep")
-    under = _over(base, {path: setting for path, setting in overrides.items() if path not in own})
+    under = over(base, {path: setting for path, setting in overrides.items() if path not in own})
     for cell in itertools.product(*axes):
-        values = functools.reduce(_over, cell, under)
+        values = functools.reduce(over, cell, under)
         varied = dict.fromkeys(_shown(path) for layer in cell for path in layer)
         for seed in seeds:
             if seed and "seed" in values:
@@ -460,9 +305,9 @@ def _expand(
             if varied_auto := [path for path in autos if path in varied]:
                 raise ConfigError(f"{settings[varied_auto[0]].origin}: auto is no value to vary {varied_auto[0]} by")
             held = {path: replace(settings[path], value=AUTO[path]) for path in autos}
-            config = _validate(settings | held, document)
+            config = read_config(settings | held, document)
             for layer in drawn if seed is seeds[0] else []:
-                _validate(settings | held | layer, document)
+                read_config(settings | held | layer, document)
             shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
             yield Variant(config, arm, shown, autos, {path: setting.origin for path, setting in settings.items()})
 
