@@ -192,16 +192,28 @@ def wild_draws(problem: Problem, cluster: Index, theta: Array, draws: int, *, se
     """Refits (K, P) to the law plus its own residuals, those of a cluster (n,) multiplied by one random number.
 
     No cluster is ever left out, unlike in a plain bootstrap of few. Webb's six-point weights (Webb 2023, Canadian J.
-    Economics 56), residuals divided by the root of one minus their leverage (HC2), and t instead of normal spread.
+    Economics 56) and t instead of normal spread.
     """
     clusters, params = int(cluster.max()) + 1, len(theta)
     fitted, jacobian = problem.law.log_loss(theta[None], problem.x)
-    projected = np.linalg.pinv(jacobian[0].T) @ np.eye(problem.x.shape[1])
-    leverage = np.clip((jacobian[0] * projected).sum(axis=0), 0, 0.95)
-    residual = (problem.y - fitted[0]) / np.sqrt(1 - leverage)
+    residual = _undo_fitting(problem.y - fitted[0], jacobian[0], cluster)
     dof = max(clusters - params, 1)
-    residual = residual * special.stdtrit(dof, (1 + LEVEL) / 2) / special.ndtri((1 + LEVEL) / 2)
+    residual *= special.stdtrit(dof, (1 + LEVEL) / 2) / special.ndtri((1 + LEVEL) / 2)
     points = np.sqrt([0.5, 1.0, 1.5])
     weights = np.random.default_rng(seed).choice(np.concatenate([-points, points]), size=(draws, clusters))
     found = minimise(replace(problem, y=fitted + weights[:, cluster] * residual), np.repeat(theta[None], draws, axis=0))
     return found.theta[found.converged]
+
+
+def _undo_fitting(residual: Array, jacobian: Array, cluster: Index) -> Array:
+    """Residuals (n,) as large as the noise: a fit pulls towards each cluster, the more the fewer there are.
+
+    CR2 of Bell and McCaffrey 2002 (Survey Methodology 28): those of a cluster times (I - H)^(-1/2), H its block of the
+    hat matrix. By single points it would miss that seeds of one size pull together.
+    """
+    basis = np.linalg.svd(jacobian, full_matrices=False)[2]  # (P, n)
+    undone = np.empty_like(residual)
+    for rows in np.split(np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))[:-1]):
+        left, vectors = np.linalg.eigh(np.eye(len(rows)) - basis[:, rows].T @ basis[:, rows])
+        undone[rows] = vectors @ (vectors.T @ residual[rows] / np.sqrt(np.maximum(left, 0.05)))
+    return undone
