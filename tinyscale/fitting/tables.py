@@ -207,7 +207,7 @@ def read_fit(folder: Folder, entry: Mapping[str, Any]) -> Fit:
         for name, each in (entry["params"] | entry["derived"]).items()
     }
     delta = entry["objective"]["delta"]
-    labels = {name: entry[name] for name in ("sweep", "arm", "title", "rows", "conventions") if name in entry}
+    labels = {name: entry[name] for name in ("sweep", "arm", "title", "rows", "source", "conventions") if name in entry}
     return Fit(
         law=law,
         curve=read_curve(folder, entry),
