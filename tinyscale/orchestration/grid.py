@@ -19,7 +19,7 @@ from rich.console import Console
 from tinyscale.errors import ResultsError
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.summary import Summary, Timing
-from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY
+from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, placed
 from tinyscale.plan import PlannedTrial
 from tinyscale.provenance import launch_provenance
 from tinyscale.results import Results
@@ -50,7 +50,7 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.monitor.heard(trial.config["trial"], result)
+        self.monitor.heard(placed(trial.config)["trial"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result
@@ -60,7 +60,9 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         if last.get("state", "running") == "running" and "process" not in last:
             self._end(trial, "failed", "it ended without saying how: its last report was lost")
             return
-        timing = Timing(trial.config["trial"], last["process"], last["began"], last["ended"], last["train_seconds"])
+        timing = Timing(
+            placed(trial.config)["trial"], last["process"], last["began"], last["ended"], last["train_seconds"]
+        )
         self.summary.timings.append(timing)
         if last["would_do"]:
             self.again.append(self._planned(trial).with_share(last["would_do"]))
@@ -73,10 +75,10 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         self._end(trial, "failed", reason)
 
     def _planned(self, trial: Any) -> PlannedTrial:
-        return self.planned[trial.config["trial"]]
+        return self.planned[placed(trial.config)["trial"]]
 
     def _end(self, trial: Any, state: str, reason: str | None) -> None:
-        identity = trial.config["trial"]
+        identity = placed(trial.config)["trial"]
         self.summary.states[identity] = state
         if reason:
             self.summary.reasons[identity] = reason
@@ -140,12 +142,6 @@ def interruptible(name: str, console: Console) -> Iterator[Stop]:
             signal.signal(signal.SIGINT, before)
 
 
-def names(planned: Mapping[str, PlannedTrial]) -> Any:
-    """Trial names that can be recognised in Ray's dashboard."""
-
-    def name(trial: Any) -> str:
-        identity = trial.config["trial"]
-        label = planned[identity].label.replace(" ", "_").replace("/", "-")
-        return f"{label}_{identity[:6]}"
-
-    return name
+def trial_name(trial: Any) -> str:
+    """A name by which the trial can be recognised in Ray's dashboard."""
+    return str(placed(trial.config)["name"])

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ray import tune
 from rich.console import Console
 
 from tinyscale import forecast
 from tinyscale.errors import LaunchError
-from tinyscale.orchestration.grid import Grid, Stop, Watch, interruptible, names
+from tinyscale.orchestration.grid import Grid, Stop, Watch, interruptible, trial_name
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
-from tinyscale.orchestration.trainable import MAX_RESTARTS, Launch, run_trial
+from tinyscale.orchestration.trainable import MAX_RESTARTS, Launch, placed, run_trial
 from tinyscale.plan import Plan, PlannedTrial
 from tinyscale.progress import Outcome
 from tinyscale.provenance import launch_provenance
@@ -81,20 +82,15 @@ def launch(
 
 def _fit(trials: list[PlannedTrial], shared: Launch, stop: Stop, callbacks: list[tune.Callback], at_once: int) -> None:
     """Run the trials as a grid of Tune."""
-    planned = {each.trial.identity: each for each in trials}
-    trainable = tune.with_parameters(run_trial, trials={i: each.trial for i, each in planned.items()}, launch=shared)
-    reserved = {identity: _reserved(each) for identity, each in planned.items()}
-
-    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([reserved[config["trial"]]])
-
+    pickled = {each.trial.identity: pickle.dumps(each.trial) for each in trials}
+    trainable = tune.with_parameters(run_trial, trials=pickled, launch=shared)
     tune.Tuner(
-        tune.with_resources(trainable, resources),
-        param_space={"trial": tune.grid_search(list(planned))},
+        tune.with_resources(trainable, _as_reserved),
+        param_space={"placed": tune.grid_search([_placed(each) for each in trials])},
         tune_config=tune.TuneConfig(
             reuse_actors=all(map(_trains_alone, trials)),
             search_alg=Grid(stop, max_concurrent=at_once),
-            trial_name_creator=names(planned),
+            trial_name_creator=trial_name,
         ),
         run_config=tune.RunConfig(
             name=shared.name,
@@ -104,6 +100,16 @@ def _fit(trials: list[PlannedTrial], shared: Launch, stop: Stop, callbacks: list
             callbacks=callbacks,
         ),
     ).fit()
+
+
+def _placed(planned: PlannedTrial) -> str:
+    """What `placed` reads again."""
+    identity, label = planned.trial.identity, planned.label.replace(" ", "_").replace("/", "-")
+    return json.dumps({"trial": identity, "name": f"{label}_{identity[:6]}", "reserved": _reserved(planned)})
+
+
+def _as_reserved(config: dict[str, str]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([placed(config)["reserved"]])
 
 
 def record_sweep(plan: Plan, results: Results) -> SweepRecord:

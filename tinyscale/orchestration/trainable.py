@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
 import time
 import traceback
@@ -58,9 +60,22 @@ class NodeDrainedError(Exception):
     """The node is about to go; the trial has written a checkpoint and asks Tune for another place."""
 
 
-def run_trial(config: Mapping[str, str], trials: Mapping[str, Trial], launch: Launch) -> None:
-    """The Tune function: claim the trial, then run its TorchTrainer, so that no two launches train it."""
-    trial, began = trials[config["trial"]], time.time()
+def placed(config: Mapping[str, str]) -> dict[str, Any]:
+    """What Tune knows of a trial: `trial` (its identity), `name`, and `reserved`, its resources.
+
+    It is one text, and nothing that Tune holds for a trial refers to the others: Tune copies and pickles all of that
+    again and again for each trial, which thousands of trials would feel.
+    """
+    found: dict[str, Any] = json.loads(config["placed"])
+    return found
+
+
+def run_trial(config: Mapping[str, str], trials: Mapping[str, bytes], launch: Launch) -> None:
+    """The Tune function: claim the trial, then run its TorchTrainer, so that no two launches train it.
+
+    trials: the launch's, each pickled by itself: Tune hands all of them to each trial anew.
+    """
+    trial, began = pickle.loads(trials[placed(config)["trial"]]), time.time()
     results = Results(launch.results)
     lease = Lease(results.folder / "leases", trial.identity)
     if not lease.claim(PATIENCE_SECONDS):
