@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import threading
@@ -19,11 +20,12 @@ from rich.console import Console
 from tinyscale.errors import ResultsError
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.summary import Summary, Timing
-from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY
+from tinyscale.orchestration.trainable import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, placed
 from tinyscale.plan import PlannedTrial
 from tinyscale.provenance import launch_provenance
 from tinyscale.results import Results
 
+DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers sits on the head and takes no core
 LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
 
 
@@ -50,7 +52,7 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.monitor.heard(trial.config["trial"], result)
+        self.monitor.heard(placed(trial.config)["trial"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result
@@ -60,7 +62,9 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         if last.get("state", "running") == "running" and "process" not in last:
             self._end(trial, "failed", "it ended without saying how: its last report was lost")
             return
-        timing = Timing(trial.config["trial"], last["process"], last["began"], last["ended"], last["train_seconds"])
+        timing = Timing(
+            placed(trial.config)["trial"], last["process"], last["began"], last["ended"], last["train_seconds"]
+        )
         self.summary.timings.append(timing)
         if last["would_do"]:
             self.again.append(self._planned(trial).with_share(last["would_do"]))
@@ -73,10 +77,10 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         self._end(trial, "failed", reason)
 
     def _planned(self, trial: Any) -> PlannedTrial:
-        return self.planned[trial.config["trial"]]
+        return self.planned[placed(trial.config)["trial"]]
 
     def _end(self, trial: Any, state: str, reason: str | None) -> None:
-        identity = trial.config["trial"]
+        identity = placed(trial.config)["trial"]
         self.summary.states[identity] = state
         if reason:
             self.summary.reasons[identity] = reason
@@ -140,12 +144,30 @@ def interruptible(name: str, console: Console) -> Iterator[Stop]:
             signal.signal(signal.SIGINT, before)
 
 
-def names(planned: Mapping[str, PlannedTrial]) -> Any:
-    """Trial names that can be recognised in Ray's dashboard."""
+def trial_name(trial: Any) -> str:
+    """A name by which the trial can be recognised in Ray's dashboard."""
+    return str(placed(trial.config)["name"])
 
-    def name(trial: Any) -> str:
-        identity = trial.config["trial"]
-        label = planned[identity].label.replace(" ", "_").replace("/", "-")
-        return f"{label}_{identity[:6]}"
 
-    return name
+def place(planned: PlannedTrial) -> str:
+    """What `placed` reads again."""
+    identity, label = planned.trial.identity, planned.label.replace(" ", "_").replace("/", "-")
+    return json.dumps({"trial": identity, "name": f"{label}_{identity[:6]}", "reserved": _reserved(planned)})
+
+
+def as_reserved(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """The resources of a trial, as Tune takes them."""
+    return tune.PlacementGroupFactory([placed(config)["reserved"]])
+
+
+def trains_alone(planned: PlannedTrial) -> bool:
+    """Whether one process trains it."""
+    return planned.trial.config.resources.workers == 1
+
+
+def _reserved(planned: PlannedTrial) -> dict[str, float]:
+    """What Tune reserves for a trial: the trial's own share, or for a worker group only the driver's."""
+    need = planned.trial.config.resources
+    if not trains_alone(planned):
+        return DRIVER_SHARE
+    return {"CPU": need.cpu} | ({"GPU": need.gpu} if need.gpu else {})

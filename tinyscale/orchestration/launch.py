@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from rich.console import Console
 from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
 from tinyscale.launches import LaunchRecord, write_launch
-from tinyscale.orchestration.grid import Grid, Watch, interruptible, names
+from tinyscale.orchestration.grid import Grid, Watch, as_reserved, interruptible, place, trains_alone, trial_name
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
@@ -28,8 +29,6 @@ from tinyscale.progress import Outcome
 from tinyscale.provenance import launch_provenance
 from tinyscale.results import Results
 from tinyscale.train import train as train_trial
-
-DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers sits on the head and takes no core
 
 
 def launch(
@@ -107,13 +106,13 @@ def _fit(
     chosen: Mapping[str, Any],
 ) -> None:
     """Run the trials as Tune's; chosen: its settings for which one comes next."""
-    known = {identity: each.trial for identity, each in planned.items()}
+    known = {identity: pickle.dumps(each.trial) for identity, each in planned.items()}
     searched = "num_samples" in chosen
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, trials=known, launch=shared), _places(trials, searched)),
-        param_space=None if searched else {"trial": tune.grid_search(list(planned))},
+        tune.with_resources(tune.with_parameters(run_trial, trials=known, launch=shared), as_reserved),
+        param_space=None if searched else {"placed": tune.grid_search([place(each) for each in planned.values()])},
         tune_config=tune.TuneConfig(
-            reuse_actors=all(map(_trains_alone, trials)), trial_name_creator=names(planned), **chosen
+            reuse_actors=all(map(trains_alone, trials)), trial_name_creator=trial_name, **chosen
         ),
         run_config=tune.RunConfig(
             name=shared.name,
@@ -123,17 +122,6 @@ def _fit(
             callbacks=callbacks,
         ),
     ).fit()
-
-
-def _places(trials: list[PlannedTrial], searched: bool) -> Any:
-    """What Tune reserves: for each trial its own, or the same for all that a search draws."""
-    reserved = {each.trial.identity: _reserved(each) for each in trials}
-    if not searched:
-        return lambda config: tune.PlacementGroupFactory([reserved[config["trial"]]])
-    first, *others = reserved.values()
-    if any(other != first for other in others):
-        raise LaunchError("the trials of a search must ask for the same resources; launch them apart with --select")
-    return tune.PlacementGroupFactory([first])
 
 
 def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> LaunchRecord:
@@ -153,18 +141,6 @@ def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> Laun
     )
 
 
-def _trains_alone(planned: PlannedTrial) -> bool:
-    return planned.trial.config.resources.workers == 1
-
-
-def _reserved(planned: PlannedTrial) -> dict[str, float]:
-    """What Tune reserves for a trial: the trial's own share, or for a worker group only the driver's."""
-    need = planned.trial.config.resources
-    if not _trains_alone(planned):
-        return DRIVER_SHARE
-    return {"CPU": need.cpu} | ({"GPU": need.gpu} if need.gpu else {})
-
-
 def _at_once(plan: Plan, cluster: Cluster) -> int:
     """Most trials that Tune holds at a time, placed or waiting for a place; 0: any number.
 
@@ -172,7 +148,7 @@ def _at_once(plan: Plan, cluster: Cluster) -> int:
     Drivers of worker groups, which take almost nothing, would not wait.
     """
     mixed = len({planned.trial.config.resources for planned in plan.to_run}) > 1
-    alone = all(map(_trains_alone, plan.to_run))
+    alone = all(map(trains_alone, plan.to_run))
     return 0 if alone and (cluster.grows or mixed) else max(1, plan.at_once)
 
 

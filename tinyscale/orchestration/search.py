@@ -10,9 +10,10 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
+from tinyscale.orchestration.grid import place
 from tinyscale.orchestration.record import record_draw
 from tinyscale.orchestration.study import GroupStudy, StudyFile
-from tinyscale.orchestration.trainable import NAMESPACE, stop_key
+from tinyscale.orchestration.trainable import NAMESPACE, placed, stop_key
 from tinyscale.plan import Plan, PlannedTrial
 from tinyscale.results import Results
 
@@ -67,7 +68,7 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
                 if drawn.trial.identity not in self.planned:
                     self.planned[drawn.trial.identity] = drawn
                     record_draw(self.plan, self.results, drawn)
-                return {"trial": drawn.trial.identity, "drawn": drawn.trial}
+                return {"placed": place(drawn), "drawn": drawn.trial}
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -96,11 +97,11 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
         self.asked_to_stop: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        _internal_kv_del(stop_key(trial.config["trial"]), namespace=NAMESPACE)
+        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
         self._group(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        identity = trial.config["trial"]
+        identity = placed(trial.config)["trial"]
         at_the_end = result.get("tokens", 0) >= self.planned[identity].trial.tokens
         if "val_loss" in result and not at_the_end and identity not in self.asked_to_stop:
             decision = self._group(trial).on_trial_result(tune_controller, trial, result)
@@ -110,10 +111,10 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        _internal_kv_del(stop_key(trial.config["trial"]), namespace=NAMESPACE)
+        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
 
     def _group(self, trial: Any) -> ASHAScheduler:
-        planned = self.planned[trial.config["trial"]]
+        planned = self.planned[placed(trial.config)["trial"]]
         assert planned.draw is not None, "each trial of a search has a place in a study"
         if planned.draw.study not in self.groups:
             tokens = planned.trial.tokens

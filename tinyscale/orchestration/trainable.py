@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
 import time
 import traceback
@@ -64,12 +66,23 @@ def stop_key(trial: str) -> bytes:
     return STOP_KEY + b":" + trial.encode()
 
 
-def run_trial(config: Mapping[str, Any], trials: Mapping[str, Trial], launch: Launch) -> None:
+def placed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Tune knows of a trial: `trial` (its identity), `name`, and `reserved`, its resources.
+
+    It is one text, and nothing that Tune holds for a trial refers to the others: Tune copies and pickles all of that
+    again and again for each trial, which thousands of trials would feel.
+    """
+    found: dict[str, Any] = json.loads(config["placed"])
+    return found
+
+
+def run_trial(config: Mapping[str, Any], trials: Mapping[str, bytes], launch: Launch) -> None:
     """The Tune function: claim the trial, then run its TorchTrainer, so that no two launches train it.
 
-    A trial that a search has drawn travels with the config; those of a grid are known before.
+    trials: the launch's, each pickled by itself, as Tune hands all of them to each trial anew. A trial that a search
+    has drawn travels with the config.
     """
-    trial, began = config.get("drawn") or trials[config["trial"]], time.time()
+    trial, began = config.get("drawn") or pickle.loads(trials[placed(config)["trial"]]), time.time()
     results = Results(launch.results)
     lease = Lease(results.folder / "leases", trial.identity)
     if not lease.claim(PATIENCE_SECONDS):
