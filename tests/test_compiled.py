@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from making import make_trial, trial_config
 
 from tinyscale.config import DataConfig
 from tinyscale.progress import Outcome
 from tinyscale.storage import Folder
-from tinyscale.train import train
+from tinyscale.train import Run, train
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler: g++ is not here")
 
@@ -50,3 +51,15 @@ def test_compiled_training_gives_the_losses_of_eager_training(run: Any, precisio
     within = {"fp32": 1e-4, "bf16": 5e-3}[precision]
     for here, there in zip(losses(eager), losses(compiled), strict=True):
         assert here == pytest.approx(there, abs=within)
+
+
+def test_compiled_bf16_attention_stays_the_products_it_consists_of(tiny_corpus: DataConfig) -> None:
+    """Torch's compiler knows attention by its form and would put back the kernel whose backward pass is slow."""
+    resources = {"cpu": 1, "compile": True}
+    step = Run(*make_trial(trial_config(tiny_corpus, precision="bf16", resources=resources)), None)
+    step.update()
+    with torch.profiler.profile() as profile:
+        step.update()
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::bmm" in called
+    assert not {name for name in called if "scaled_dot_product" in name}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from making import model_config
 from torch import Tensor
 
-from tinyscale.model import GPT, attend, rotate, sample
+from tinyscale.model import GPT, attend, rotary_turns, rotate, sample
 
 V = 100
 
@@ -115,14 +115,15 @@ def test_rotary_scores_depend_on_the_distance_alone(a: int, b: int, shift: int, 
     q, k = (torch.randn(1, 1, 1, width, generator=generator) for _ in range(2))
 
     def score(at: int, to: int) -> float:
-        return float((rotate(q, torch.tensor([at])) * rotate(k, torch.tensor([to]))).sum())
+        turned = [rotate(x, rotary_turns(torch.tensor([place]), width)) for x, place in ((q, at), (k, to))]
+        return float((turned[0] * turned[1]).sum())
 
     assert score(a + shift, b + shift) == pytest.approx(score(a, b), abs=2e-3)
 
 
 def test_rotary_turns_keep_lengths_leave_position_0_and_follow_the_published_angles() -> None:
     x = torch.randn(1, 1, 50, 8, generator=torch.Generator().manual_seed(0))
-    turned = rotate(x, torch.arange(50))
+    turned = rotate(x, rotary_turns(torch.arange(50), 8))
     assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
     unit = torch.zeros(1, 1, 1, 8)
@@ -130,7 +131,7 @@ def test_rotary_turns_keep_lengths_leave_position_0_and_follow_the_published_ang
     angle = 3 * 10000 ** (-2 / 8)
     expected = torch.zeros(8)
     expected[1], expected[5] = math.cos(angle), math.sin(angle)
-    assert torch.allclose(rotate(unit, torch.tensor([3]))[0, 0, 0], expected, atol=1e-6)
+    assert torch.allclose(rotate(unit, rotary_turns(torch.tensor([3]), 8))[0, 0, 0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])

@@ -18,22 +18,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention: q, k, v [B, H, T, K] -> [B, H, T, K].
 
     PyTorch's fused kernel, except in bf16 on a CPU, where its backward pass is an order of magnitude slower
-    than the products it consists of.
+    than the products it consists of. The mask comes first in its sum: the compiler would take the other order for
+    attention as it knows it, and put that kernel back.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])  # [B, H, T, T]
     future = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=q.device).triu(1)
-    return F.softmax(scores + future, dim=-1) @ v  # adding is faster than masking, and as exact
+    return F.softmax(future + scores, dim=-1) @ v
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021, section 3.4.2) on x [B, H, T, K]: pair j turns by t * 10000^(-2j/K)."""
-    half = x.shape[-1] // 2
-    frequencies = 10000.0 ** (-torch.arange(half, device=x.device) / half)
-    angles = positions[:, None] * frequencies  # [T, K/2]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
+def rotary_turns(positions: Tensor, head_dim: int) -> Tensor:
+    """Rotary positions (Su et al. 2021, section 3.4.2): at t, pair j turns by t * 10000^(-2j/K).
+
+    Positions [T] -> cosine and sine of each turn [2, T, K/2].
+    """
+    half = head_dim // 2
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(half) / half)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the pairs of x [B, H, T, K], coordinates j and j + K/2, as `rotary_turns` says."""
+    cos, sin = turns.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
@@ -49,16 +57,19 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_heads = config.n_heads
-        self.rotary = config.positions == "rotary"
+        rotary = config.positions == "rotary"
+        turns = rotary_turns(torch.arange(config.context_length), config.head_dim) if rotary else None
+        self.turns: Tensor | None  # made once: the compiler would work them out again for every element
+        self.register_buffer("turns", turns, persistent=False)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
-        if self.rotary:
-            positions = torch.arange(T, device=x.device)
-            q, k = rotate(q, positions), rotate(k, positions)
+        if self.turns is not None:
+            turns = self.turns[:, :T]
+            q, k = rotate(q, turns), rotate(k, turns)
         out: Tensor = self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, D))
         return out
 
