@@ -228,7 +228,8 @@ class Results:
         """A trial's rows, and its metadata (`config`, `provenance`). FileNotFoundError or ResultsError."""
         content = self.trials.read(f"{identity}.parquet")
         try:
-            table = pq.read_table(pa.BufferReader(content))  # Arrow's threads call no Python, also while it ends
+            # Without threads: where a process ends just after Arrow starts its own, they abort it.
+            table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
             table.validate(full=True)
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
@@ -291,7 +292,7 @@ class Results:
         table = pa.concat_tables(tables).combine_chunks()
         if len(unseen) >= snapshot.FEWEST:
             snapshot.save(self.cache, table)
-        return snapshot.by_file(table).to_pandas(), set_aside
+        return snapshot.by_file(table).to_pandas(use_threads=False), set_aside
 
     def _read_files(
         self, names: Sequence[str], columns: list[str] | None, wanted: pa.Schema
@@ -309,7 +310,7 @@ class Results:
 
     def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
         """One file's rows; one of `DAMAGE` when it is no trial's."""
-        file = pq.ParquetFile(pa.BufferReader(self.trials.read(name)))
+        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
         if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
             raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
         table = _unify(file.read(columns=columns, use_threads=False), wanted)
