@@ -59,13 +59,10 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         if last.get("state") == ELSEWHERE:
             self._end(trial, ELSEWHERE, last["reason"])
             return
-        if last.get("state", "running") == "running" and "process" not in last:
+        if last.get("state", "running") == "running" and "timing" not in last:
             self._end(trial, "failed", "it ended without saying how: its last report was lost")
             return
-        timing = Timing(
-            placed(trial.config)["trial"], last["process"], last["began"], last["ended"], last["train_seconds"]
-        )
-        self.summary.timings.append(timing)
+        self.summary.timings.append(Timing(placed(trial.config)["trial"], *last["timing"]))
         if last["would_do"]:
             self.again.append(self._planned(trial).with_share(last["would_do"]))
         self._end(trial, last["state"], last["reason"])

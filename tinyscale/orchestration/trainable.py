@@ -211,8 +211,8 @@ class Recorder:
         ended: dict[str, Any] = {"state": outcome.state, "reason": outcome.reason}
         if self.points:
             ended |= {"tokens": self.points[-1].tokens, "val_loss": self.points[-1].val_loss}
-        timing = {"train_seconds": outcome.seconds, "began": self.began, "ended": time.time(), "process": os.getpid()}
-        self._tell({**ended, **timing, "would_do": would_do})
+        timing = (os.getpid(), self.began, time.time(), outcome.seconds)  # one value: Tune keeps statistics of numbers
+        self._tell({**ended, "timing": timing, "would_do": would_do})
 
     def _tell(self, metrics: Mapping[str, Any]) -> None:
         """One worker's process is Tune's own; a group's workers must all report, and the first one's values count."""
