@@ -259,6 +259,22 @@ def test_a_loss_that_is_no_longer_finite_ends_the_trial_as_diverged(tiny_corpus:
     assert Folder.at(tmp_path).names() == [], "nothing is left to resume"
 
 
+@pytest.mark.parametrize("diverges", [False, True])
+def test_it_does_not_matter_how_many_losses_are_read_at_once(
+    tiny_corpus: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diverges: bool
+) -> None:
+    """On a GPU they are read together; the points, and the step at which a trial ends, are as if read one by one."""
+    wild = {"lr": 10, "weight_decay": 1000, "grad_clip": 0, "tokens_budget": 100 * 256, "repeats": True}
+    config = trial_config(tiny_corpus, schedule="wsd", branches=[0.5], **(wild if diverges else {}))
+    one_by_one = run(config)
+    monkeypatch.setitem(train_module.LOSSES_AT_ONCE, "cpu", 7)
+    run(config, checkpoints=Folder.at(tmp_path), should_stop=lambda step: step == 12)
+    together = run(config, checkpoints=Folder.at(tmp_path))
+    assert losses(together) == losses(one_by_one)
+    assert (together.state, together.reason) == (one_by_one.state, one_by_one.reason)
+    assert together.state == ("diverged" if diverges else "finished")
+
+
 # evaluation
 
 

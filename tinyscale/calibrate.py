@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -37,11 +38,7 @@ def measure(trial: Trial) -> dict[str, float]:
         _begin(light, corpus)  # compiles, and leaves the code in a cache for this run and for the trials
         start = _begin(light, corpus)[1]
     run, _ = _begin(light, corpus)
-    begun, steps = time.monotonic(), 0
-    while time.monotonic() - begun < SECONDS:
-        run.update()
-        steps += 1
-    step = (time.monotonic() - begun) / steps * trial.config.train.batch_tokens / light.config.train.batch_tokens
+    step = _step_seconds(run) * trial.config.train.batch_tokens / light.config.train.batch_tokens
     begun = time.monotonic()
     windows = _evaluate_a_part(run)
     return {"step": step, "evaluation": (time.monotonic() - begun) * windows / run.evaluation.rows, "start": start}
@@ -53,6 +50,20 @@ def _begin(trial: Trial, corpus: TokenizedCorpus) -> tuple[Run, float]:
     run.update()
     _evaluate_a_part(run)
     return run, time.monotonic() - begun
+
+
+def _step_seconds(run: Run) -> float:
+    """Median over single steps, which is not moved by what else the machine does for a moment.
+
+    On a GPU over stretches of steps after which the losses are read: a step alone would end before its work does.
+    """
+    seconds: list[float] = []
+    while sum(seconds) < SECONDS or len(seconds) < 3:
+        begun = time.monotonic()
+        for _ in range(run.losses_at_once):
+            run.update()
+        seconds.append(time.monotonic() - begun)
+    return statistics.median(seconds) / run.losses_at_once
 
 
 def _evaluate_a_part(run: Run) -> int:

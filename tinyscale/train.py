@@ -35,6 +35,7 @@ from tinyscale.storage import Folder
 from tinyscale.trial import Trial
 
 CHECKPOINT_SECONDS = 60.0  # most work that a killed process loses
+LOSSES_AT_ONCE = {"cpu": 1, "cuda": 16}  # steps whose losses are read together: on a GPU, to read one is to wait for it
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUME, WEIGHTS = "resume.pt", "weights.pt"
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # of glibc's malloc.h
@@ -94,6 +95,8 @@ class Run:
         self.evaluation = Evaluation(corpus, context, self.device)
         self.entropy_rate = corpus.entropy_rate
         self.progress = Progress()
+        self.losses: list[Tensor] = []  # of the last steps, not read yet
+        self.losses_at_once = LOSSES_AT_ONCE[self.device.type]
         self.trunk: dict[str, Any] | None = None  # what a decay branch goes back to; None on the trunk itself
         if checkpoints is not None and checkpoints.exists(RESUME):
             self._resume(checkpoints.read(RESUME))
@@ -152,22 +155,37 @@ class Run:
             nn.utils.clip_grad_norm_(self.gpt.parameters(), self.train.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.losses.append(loss.detach().double())
         self.progress.step += 1
-        self.progress.loss_sum += self._over_workers(loss.detach().double())
         self.progress.steps_timed += 1
         self.progress.seconds_timed += time.monotonic() - begun
+        if len(self.losses) == self.losses_at_once:
+            self.read_losses()
 
-    def _over_workers(self, value: Tensor) -> float:
-        """A value's mean over the workers."""
+    def read_losses(self) -> None:
+        """Count the losses of the last steps, up to one that is not finite: there the trial has ended."""
+        if not self.losses:
+            return
+        begun, progress = time.monotonic(), self.progress
+        losses, self.losses = self._over_workers(torch.stack(self.losses)), []
+        for unread, loss in zip(reversed(range(len(losses))), losses, strict=True):
+            progress.loss_sum += loss
+            if not math.isfinite(progress.loss_sum):
+                progress.step -= unread
+                break
+        progress.seconds_timed += time.monotonic() - begun
+
+    def _over_workers(self, values: Tensor) -> list[float]:
+        """Means over the workers of values [n]."""
         if self.world > 1:
-            dist.all_reduce(value)
-        return float(value) / self.world
+            dist.all_reduce(values)
+        return [value / self.world for value in values.tolist()]
 
     def any_worker(self, flag: bool) -> bool:
         """Whether the flag is set on one of the workers: they must all turn the same way."""
         if self.world == 1:
             return flag
-        return self._over_workers(torch.tensor(float(flag), dtype=torch.float64, device=self.device)) > 0
+        return self._over_workers(torch.tensor([flag], dtype=torch.float64, device=self.device))[0] > 0
 
     def evaluate(self) -> Point:
         """Score the validation set and close the stretch of training since the point before."""
@@ -210,6 +228,7 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         """All that the next update depends on."""
+        self.read_losses()
         return {
             "model": self.gpt.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -265,9 +284,12 @@ def train(
         run.branch_off()
         run.update()
         step = run.progress.step
+        due = step == run.end or (run.trunk is None and step in on_trunk)
+        if due:
+            run.read_losses()
         if not math.isfinite(run.progress.loss_sum):
-            return _diverged(run, f"training loss not finite at step {step} of {trial.steps}")
-        if step == run.end or (run.trunk is None and step in on_trunk):
+            return _diverged(run, f"training loss not finite at step {run.progress.step} of {trial.steps}")
+        if due:
             point = run.evaluate()
             if not math.isfinite(point.val_loss):
                 return _diverged(run, f"validation loss not finite after step {step} of {trial.steps}")
