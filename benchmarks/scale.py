@@ -23,10 +23,22 @@ name: many
 base:
   data: {{corpus: text.txt, tokenizer: {{kind: char}}, val_bytes: 101K}}
   model: {{d_model: 8, n_layers: 1, n_heads: 1, context_length: 32}}
-  train: {{tokens_budget: 512, batch_tokens: 512, lr: 1e-2, eval_points: 1}}
+  train: {{tokens_budget: 512, batch_tokens: 512, eval_points: 1}}
+axes:
+  train.lr: {rates}
+  train.weight_decay: [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]
 seeds: {seeds}
 """
 POINT = {"step": 1, "tokens": 512, "val_loss": 2.0, "decayed": True}
+
+
+def write_many(folder: Path, count: int) -> Path:
+    """A sweep of so many trials, a multiple of 100: ten rates, ten decays, the rest seeds."""
+    (folder / "text.txt").write_text("some words in an order of their own " * 30_000)
+    path = folder / "many.yaml"
+    rates, seeds = [number / 1000 for number in range(1, 11)], list(range(count // 100))
+    path.write_text(SWEEP.format(rates=rates, seeds=seeds))
+    return path
 
 
 def timed(what: str, action: Callable[[], object], figures: dict[str, float]) -> None:
@@ -38,9 +50,7 @@ def timed(what: str, action: Callable[[], object], figures: dict[str, float]) ->
 def main() -> None:
     count, figures = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, {}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "text.txt").write_text("some words in an order of their own " * 30_000)
-        path = Path(folder, "many.yaml")
-        path.write_text(SWEEP.format(seeds=list(range(count))))
+        path = write_many(Path(folder), count)
         results = Results(f"{folder}/results")
 
         def plan() -> Plan:

@@ -131,11 +131,12 @@ def test_a_trial_that_no_memory_is_left_for_is_a_failed_row_and_the_next_one_tra
 
 
 @pytest.mark.slow
-def test_two_workers_reach_the_loss_of_one_with_the_same_global_batch(tmp_path, cluster):
+@pytest.mark.parametrize("compiled", ["compile=false", "compile=true"])
+def test_two_workers_reach_the_loss_of_one_with_the_same_global_batch(tmp_path, cluster, compiled):
     path = write_sweep(tmp_path, tokens="40K", widths="[8]")
     one, two = Results(str(tmp_path / "one")), Results(str(tmp_path / "two"))
     run(planned(path, one), one, cluster)
-    summary = run(planned(path, two, "resources.workers=2"), two, cluster)
+    summary = run(planned(path, two, "resources.workers=2", compiled), two, cluster)
     assert set(summary.states.values()) == {"finished"}
     losses = [final_losses(tmp_path / name) for name in ("one", "two")]
     assert losses[0].index.equals(losses[1].index)  # workers are no part of the identity

@@ -1,0 +1,93 @@
+"""What a launch costs beside training: trials that train nothing, through the real `launch` and in Ray's plain pattern.
+
+python benchmarks/overhead.py [trials] [trials of the plain pattern]
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train as ray_train
+from ray import tune
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+from rich.console import Console
+from scale import write_many
+
+from tinyscale.orchestration.launch import launch
+from tinyscale.orchestration.session import Cluster, ray_session
+from tinyscale.orchestration.summary import Summary
+from tinyscale.plan import make_plan
+from tinyscale.progress import Outcome
+from tinyscale.results import Results
+from tinyscale.sweep import load_sweep
+
+
+def train_nothing(*_: Any, **__: Any) -> Outcome:
+    """Stands in for `tinyscale.train.train`."""
+    return Outcome("finished", None, [], 0.0)
+
+
+def resident_kilobytes() -> int:
+    """Memory of this process, the launcher, now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+
+
+def plain_pattern(count: int) -> float:
+    """Seconds of so many Tune trials that each run a TorchTrainer of one worker which does nothing."""
+
+    def driver(config: dict[str, Any]) -> None:
+        TorchTrainer(
+            lambda: ray_train.report({"loss": 0.0}),
+            scaling_config=ray_train.ScalingConfig(num_workers=1),
+            run_config=ray_train.RunConfig(
+                name=f"plain-{config['number']}", storage_path=config["storage"], callbacks=[TuneReportCallback()]
+            ),
+        ).fit()
+
+    with tempfile.TemporaryDirectory() as storage:
+        began = time.perf_counter()
+        tune.Tuner(
+            tune.with_resources(driver, {"node:__internal_head__": 0.001}),
+            param_space={"number": tune.grid_search(list(range(count))), "storage": storage},
+            tune_config=tune.TuneConfig(max_concurrent_trials=int(ray.cluster_resources()["CPU"])),
+            run_config=tune.RunConfig(storage_path=storage, verbose=0),
+        ).fit()
+        return time.perf_counter() - began
+
+
+def launch_nothing(folder: Path, count: int, cluster: Cluster) -> Summary:
+    """A launch of so many trials into a new folder."""
+    folder.mkdir()
+    results = Results(str(folder / "results"))
+    plan = make_plan(load_sweep(write_many(folder, count)), results, **cluster.room, with_forecast=False)
+    return launch(plan, results, cluster, console=Console(quiet=True), quiet=True, train=train_nothing)
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
+    plain = int(sys.argv[2]) if len(sys.argv) > 2 else 8
+    with tempfile.TemporaryDirectory() as name, ray_session(None) as cluster:
+        folder = Path(name)
+        launch_nothing(folder / "first", 100, cluster)  # loads what any launch does, once
+        before = resident_kilobytes()
+        launched = launch_nothing(folder / "measured", count, cluster)
+        seconds, grown = launched.wall_seconds, resident_kilobytes() - before
+        assert len(launched.finished) == count
+        figures = {"trials": count, "seconds": round(seconds, 1), "seconds a trial": round(seconds / count, 4)}
+        figures["launcher's KB a trial"] = round(grown / count, 1)
+        if plain:
+            each = plain_pattern(plain) / plain
+            figures |= {"plain pattern, seconds a trial": round(each, 2), "ratio": round(each / (seconds / count))}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Tokens a second of a training step, beside other ways of taking it, and the share of what the matrix products allow.
+
+    python benchmarks/train_throughput.py [--threads 2] [--shapes S1 S2] [--rounds 5] [--compile ours plain]
+
+Ours is `tinyscale.train.Run.update` itself. The others are a plain PyTorch loop around the same architecture, and the
+same loop around transformers' GPT-2 and litgpt's GPT, each with its own architecture; those that are not installed are
+left out. All take their turns in one process, round after round; a ratio is the median over the rounds of the ratio
+within a round. The malloc settings of `train.keep_freed_memory` are the process's, so the others have them too.
+
+--compile names who is timed compiled as well. A compiled row compares with a peer's compiled step where it has one,
+else with its eager step.
+
+The bound is the tokens/s of a step's matrix products alone, attention's included: forward, for the gradient of the
+input and for the gradient of the weights, in the same precision.
+
+With one thread times are CPU seconds, which other work on the machine disturbs less; with more they are wall seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import math
+import platform
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peers import HEAD_DIM, PEERS, SHAPES, Shape
+from torch import Tensor, nn
+
+from tinyscale.config import TrialConfig
+from tinyscale.data import TokenizedCorpus
+from tinyscale.train import Run
+from tinyscale.trial import Trial, resolve
+
+TOKENS = 1_000_000
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Step = Callable[[], object]
+
+
+def write_corpus(shape: Shape, folder: Path) -> TokenizedCorpus:
+    """Tokens drawn by Zipf's law, laid out in a folder as every corpus is."""
+    chances = 1 / np.arange(1, shape.vocab_size)
+    tokens = np.random.default_rng(0).choice(shape.vocab_size - 1, TOKENS, p=chances / chances.sum()).astype(np.uint16)
+    eot = shape.vocab_size - 1
+    tokens[:: TOKENS // 100] = tokens[-1] = eot
+    for name in ("train", "val"):
+        tokens.tofile(folder / f"{name}.bin")
+    hashes = {"corpus_hash": "none", "tokenizer_hash": "none", "tokenizer_kind": "byte"}
+    part = {"documents": 100, "bytes": TOKENS, "tokens": TOKENS}
+    sizes = {f"{name}_{what}": count for name in ("train", "val") for what, count in part.items()}
+    return TokenizedCorpus(
+        **hashes, **sizes, vocab_size=shape.vocab_size, eot=eot, longest_document=TOKENS // 100, folder=str(folder)
+    )
+
+
+def make_trial(shape: Shape, precision: str, compiled: bool, threads: int) -> Trial:
+    """A trial of the shape that does not end."""
+    config = {
+        "data": {"corpus": "written here", "tokenizer": {"kind": "byte"}},
+        "model": {
+            "d_model": shape.d_model,
+            "n_layers": shape.n_layers,
+            "n_heads": shape.n_heads,
+            "context_length": shape.context_length,
+        },
+        "train": {"tokens_budget": 1e12, "batch_tokens": shape.tokens, "lr": 1e-3, "precision": precision},
+        "resources": {"cpu": threads, "compile": compiled},
+    }
+    return resolve(
+        TrialConfig.model_validate(config),
+        corpus_hash="none",
+        split_rule="none",
+        tokenizer_hash="none",
+        vocab_size=shape.vocab_size,
+        train_tokens=TOKENS,
+    )
+
+
+def plain_step(model: nn.Module, shape: Shape, corpus: TokenizedCorpus, precision: str, compiled: bool) -> Step:
+    """A step as most training loops take it: random crops, AdamW as it comes, gradients clipped."""
+    stream, rng, context = corpus.train(), np.random.default_rng(0), shape.context_length
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+    forward = torch.compile(loss_of) if compiled else loss_of
+
+    def step() -> None:
+        starts = rng.integers(len(stream) - context, size=shape.rows)
+        inputs = torch.stack([torch.from_numpy(stream[i : i + context].astype(np.int64)) for i in starts])
+        targets = torch.stack([torch.from_numpy(stream[i + 1 : i + 1 + context].astype(np.int64)) for i in starts])
+        with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+            loss = forward(inputs, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def products(shape: Shape, dtype: torch.dtype) -> Step:
+    """All matrix products of a training step and nothing else."""
+    d, layers = shape.d_model, shape.n_layers
+    linear = [(d, 3 * d, layers), (d, d, layers), (d, 4 * d, layers), (4 * d, d, layers), (d, shape.vocab_size, 1)]
+    batch, T, K = shape.rows * shape.n_heads, shape.context_length, HEAD_DIM
+    pairs: list[tuple[Tensor, Tensor, int]] = []
+    for width, out, times in linear:
+        x, w, g = (
+            torch.randn(size, dtype=dtype) for size in ((shape.tokens, width), (out, width), (shape.tokens, out))
+        )
+        pairs += [(x, w.T, times), (g, w, times), (g.T, x, times)]
+    q, p = torch.randn(batch, T, K, dtype=dtype), torch.randn(batch, T, T, dtype=dtype)
+    pairs += [(q, q.mT, 2 * layers), (p, q, 2 * layers), (p.mT, q, 2 * layers)]  # of attention, each also for gradients
+    results = [left @ right for left, right, _ in pairs]
+
+    def step() -> None:
+        for (left, right, times), result in zip(pairs, results, strict=True):
+            for _ in range(times):
+                torch.matmul(left, right, out=result)
+
+    return step
+
+
+Variant = tuple[str, str, str]  # who, precision, mode
+
+
+def variants(
+    shape: Shape, corpus: TokenizedCorpus, peers: Sequence[str], compiled: Sequence[str], threads: int
+) -> dict[Variant, Step]:
+    """A step of everyone in every precision and mode. Ours come first: a run that is made forgets compiled code."""
+    torch._dynamo.reset()  # else the shapes before count as recompilations, and some are given up
+    steps: dict[Variant, Step] = {}
+    for who in ("ours", *peers):
+        for precision, mode in itertools.product(DTYPES, modes(who, compiled)):
+            if who == "ours":
+                trial = make_trial(shape, precision, mode == "compiled", threads)
+                steps[who, precision, mode] = Run(trial, corpus, None).update
+            else:
+                model = PEERS[who](shape)
+                steps[who, precision, mode] = plain_step(model, shape, corpus, precision, mode == "compiled")
+    for precision, dtype in DTYPES.items():
+        steps["products", precision, "eager"] = products(shape, dtype)
+    return steps
+
+
+def modes(who: str, compiled: Sequence[str]) -> tuple[str, ...]:
+    """How someone is timed."""
+    return ("eager", "compiled") if who in compiled else ("eager",)
+
+
+def rates(
+    steps: dict[Variant, Step], tokens: int, rounds: int, seconds: float, threads: int
+) -> dict[Variant, list[float]]:
+    """Tokens/s of each variant in each round."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    for step in steps.values():
+        step()  # compiles
+        step()
+    found: defaultdict[Variant, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for variant, step in steps.items():
+            begun, count = clock(), 0
+            while clock() - begun < seconds:
+                step()
+                count += 1
+            found[variant].append(count * tokens / (clock() - begun))
+    return found
+
+
+def over(found: dict[Variant, list[float]], variant: Variant, other: str, precision: str, mode: str) -> float:
+    """Median over rounds of one's speed over another's, eager where that is all there is; NaN where it is not here."""
+    theirs = found.get((other, precision, mode)) or found.get((other, precision, "eager"))
+    if theirs is None:
+        return math.nan
+    return statistics.median(a / b for a, b in zip(found[variant], theirs, strict=True))
+
+
+def rows(name: str, found: dict[Variant, list[float]]) -> Iterator[str]:
+    """The table's rows of a shape."""
+    for variant, speeds in found.items():
+        who, precision, mode = variant
+        if who == "ours":
+            ratios = [over(found, variant, "plain", "fp32", "eager")]
+            ratios += [over(found, variant, peer, precision, mode) for peer in (*PEERS, "products")]
+            cells = [f"{statistics.median(speeds):,.0f}", *(f"{ratio:.2f}" for ratio in ratios)]
+            yield f"| {name} | {precision} | {mode} | {' | '.join(cells)} |".replace("nan", "-")
+
+
+def processor() -> str:
+    """The CPU's name, and what it has for bf16."""
+    if not Path("/proc/cpuinfo").exists():
+        return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    known = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    has = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in known.get("flags", "").split()]
+    return f"{known.get('model name', platform.machine())} ({', '.join(has) or 'no bf16 instructions'})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--compile", nargs="*", choices=["ours", *PEERS], default=["ours", "plain"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.4, help="of a variant in a round, one step at least")
+    options = parser.parse_args()
+    peers = [peer for peer in PEERS if peer == "plain" or importlib.util.find_spec(peer)]
+    print(f"{processor()}, threads: {options.threads}, PyTorch {torch.__version__}, rounds: {options.rounds}")
+    for missing in [peer for peer in PEERS if peer not in peers]:
+        print(f"{missing} is not installed: left out")
+    columns = ["shape", "precision", "mode", "tokens/s", "over plain fp32 eager", *(f"over {peer}" for peer in PEERS)]
+    print(f"\n| {' | '.join([*columns, 'share of bound'])} |\n{'|---' * (len(columns) + 1)}|", flush=True)
+    for name in options.shapes:
+        shape = SHAPES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            steps = variants(shape, write_corpus(shape, Path(folder)), peers, options.compile, options.threads)
+            found = rates(steps, shape.tokens, options.rounds, options.seconds, options.threads)
+        print(*rows(name, found), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
