@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tinyscale import forecast
-from tinyscale.config import ALTERNATIVES, DataConfig
+from tinyscale.config import ALTERNATIVES, DataConfig, TrialConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, Results
@@ -86,12 +86,23 @@ class Plan:
         return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
 
     @property
+    def groups(self) -> list[list[PlannedTrial]]:
+        """What a launch trains, in its order; each group in one process at the same time (see `fuse`), most alone."""
+        groups: dict[Any, list[PlannedTrial]] = {}
+        for planned in self.to_run:
+            key = _apart_from(planned.trial.config, self.sweep.fuse) if self.sweep.fuse else planned.trial.identity
+            groups.setdefault(key, []).append(planned)
+        return sorted(groups.values(), key=lambda group: sum(p.seconds or p.trial.flops for p in group), reverse=True)
+
+    @property
     def seconds(self) -> float | None:
-        """Expected seconds of the launch, Ray's start included; None where a trial has no forecast."""
-        each = [planned.seconds for planned in self.to_run]
-        known = [seconds for seconds in each if seconds is not None]
-        if len(known) < len(each):
+        """Expected seconds of the launch, Ray's start included; None where a trial has no forecast.
+
+        Of a fused group it is the time of its trials one after another, the most that it should take.
+        """
+        if any(planned.seconds is None for planned in self.to_run):
             return None
+        known = [sum(planned.seconds or 0.0 for planned in group) for group in self.groups]
         return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
 
     @property
@@ -162,6 +173,13 @@ def make_plan(
             trials = [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
     notes = settled_notes([planned.choices for planned in trials])
     return Plan(sweep, tuple(trials), at_once, tuple(_warnings(trials)), tuple(notes))
+
+
+def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
+    """The configuration with these fields at one value, the same for all."""
+    if "lr" in fields:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1.0})})
+    return config.model_copy(update={"seed": 0}) if "seed" in fields else config
 
 
 def _text_of(variant: Variant) -> DataConfig:

@@ -11,11 +11,11 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -46,6 +46,11 @@ class SweepFile(BaseModel):
         default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
     )
     resources: dict[str, Any] = Field(default={}, description="what each trial runs on")
+    fuse: list[Literal["seed", "lr"]] = Field(
+        default=[],
+        description="seed, lr: trials that differ only in these are trained as one batched model, so that small ones "
+        "fill a GPU",
+    )
 
 
 def _leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -61,6 +66,15 @@ TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit th
 
 # Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
 AUTO: Mapping[str, Any] = {"train.precision": "fp32", "resources.compile": False}
+
+
+# What a batched model cannot do: field, which values, and what is legal instead.
+UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
+    ("train.optimizer", lambda optimizer: optimizer == "muon", "adamw or lion"),
+    ("train.precision", lambda precision: precision == "fp16", "fp32 or bf16"),
+    ("train.branches", bool, "left out"),
+    ("resources.workers", lambda workers: workers > 1, "1"),
+)
 
 
 @dataclass(frozen=True)
@@ -231,6 +245,7 @@ class Sweep:
     source: str
     axes: tuple[str, ...]
     variants: tuple[Variant, ...] = field(repr=False)
+    fuse: tuple[str, ...] = ()  # trials that differ only in these fields are trained together
 
     def __repr__(self) -> str:
         return f"Sweep({self.name!r}: {len(self.variants)} trials over {', '.join(self.axes) or 'seeds'})"
@@ -260,8 +275,22 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     seeds: Axis = [{}] if file.seeds is None else _axis("seed", file.seeds, document, "seeds")
     variants = [variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, document)]
     kept = _select(variants, select)
+    if file.fuse:
+        _refuse_unfusable(kept, document.origin(("fuse",)))
     axes = dict.fromkeys(name for variant in kept for name in variant.axes)
-    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept))
+    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), tuple(file.fuse))
+
+
+def _refuse_unfusable(variants: Iterable[Variant], origin: str) -> None:
+    """ConfigError when trials that are to be fused are trained in a way that one batched model cannot be."""
+    for variant in variants:
+        for path, illegal, legal in UNFUSABLE:
+            value = config_value(variant.config, path)
+            if illegal(value):
+                raise ConfigError(
+                    f"{variant.where(path)}: {path} = {value!r} cannot be fused: with fuse ({origin}) it must be "
+                    f"{legal}; change it, or remove fuse"
+                )
 
 
 def _file_problem(error: ValidationError, document: Document) -> ConfigError:

@@ -32,7 +32,10 @@ DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers 
 
 @dataclass(frozen=True)
 class Timing:
-    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between."""
+    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between.
+
+    Of a batched model's seconds each trial has its share.
+    """
 
     trial: str
     process: int
@@ -69,7 +72,8 @@ class Summary:
         if not self.timings:
             return 0.0
         span = max(t.ended for t in self.timings) - min(t.began for t in self.timings)
-        return self.train_seconds / max(span * min(self.slots, len(self.timings)), 1e-9)
+        taken_up = len({(t.process, t.began) for t in self.timings})  # trials of a batched model at once
+        return self.train_seconds / max(span * min(self.slots, taken_up), 1e-9)
 
     @property
     def overhead_per_trial(self) -> float:
@@ -86,9 +90,9 @@ class _Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     """Passes what Tune tells on to the monitor, and records trials whose process died or raised."""
 
     def __init__(
-        self, planned: Mapping[str, PlannedTrial], monitor: Monitor, summary: Summary, results: Results
+        self, groups: Mapping[str, list[PlannedTrial]], monitor: Monitor, summary: Summary, results: Results
     ) -> None:
-        self.planned, self.monitor, self.summary, self.results = planned, monitor, summary, results
+        self.groups, self.monitor, self.summary, self.results = groups, monitor, summary, results
         self.provenance = launch_provenance()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,40 +100,42 @@ class _Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.monitor.started(self._planned(trial))
+        for planned in self._going(trial):
+            self.monitor.started(planned)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.monitor.heard(trial.config["trial"], result)
+        for planned in self._going(trial):
+            if result.get("trial", planned.trial.identity) != planned.trial.identity:  # without: it is true of all
+                continue
+            self.monitor.heard(planned.trial.identity, result)
+            if "process" in result:
+                times = {name: result[name] for name in ("process", "began", "ended", "train_seconds")}
+                self.summary.timings.append(Timing(planned.trial.identity, **times))
+            if "process" in result or result.get("state") == ELSEWHERE:
+                self._end(planned, result["state"], result["reason"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        last = trial.last_result
-        if last.get("state") == ELSEWHERE:
-            self._end(trial, ELSEWHERE, last["reason"])
-            return
-        if last.get("state", "running") == "running" and "process" not in last:
-            self._end(trial, "failed", "it ended without saying how: its last report was lost")
-            return
-        timing = Timing(trial.config["trial"], last["process"], last["began"], last["ended"], last["train_seconds"])
-        self.summary.timings.append(timing)
-        self._end(trial, last["state"], last["reason"])
+        for planned in self._going(trial):
+            self._end(planned, "failed", "it ended without saying how: its last report was lost")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        planned, reason = self._planned(trial), _reason(trial)
-        with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
-            self.results.mark_failed(planned.trial, reason, self.provenance)
-        self._end(trial, "failed", reason)
+        for planned in self._going(trial):
+            reason = _reason(trial)
+            with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
+                self.results.mark_failed(planned.trial, reason, self.provenance)
+            self._end(planned, "failed", reason)
 
-    def _planned(self, trial: Any) -> PlannedTrial:
-        return self.planned[trial.config["trial"]]
+    def _going(self, trial: Any) -> list[PlannedTrial]:
+        """Those trials of a Tune trial, one or a fused group, of which no end is known yet."""
+        return [each for each in self.groups[trial.config["trial"]] if each.trial.identity not in self.summary.states]
 
-    def _end(self, trial: Any, state: str, reason: str | None) -> None:
-        identity = trial.config["trial"]
-        self.summary.states[identity] = state
+    def _end(self, planned: PlannedTrial, state: str, reason: str | None) -> None:
+        self.summary.states[planned.trial.identity] = state
         if reason:
-            self.summary.reasons[identity] = reason
-        self.monitor.end(self._planned(trial), state, reason)
+            self.summary.reasons[planned.trial.identity] = reason
+        self.monitor.end(planned, state, reason)
 
 
 def _reason(trial: Any) -> str:
@@ -207,6 +213,7 @@ def launch(
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
     planned = {each.trial.identity: each for each in to_run}
+    groups = {group[0].trial.identity: group for group in plan.groups}
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch,
@@ -215,12 +222,12 @@ def launch(
     ):
         shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch)
         trainable = tune.with_parameters(
-            run_trial, trials={i: each.trial for i, each in planned.items()}, launch=shared
+            run_trial, groups={lead: [each.trial for each in group] for lead, group in groups.items()}, launch=shared
         )
         alone = all(each.trial.config.resources.workers == 1 for each in to_run)
         tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(to_run)),
-            param_space={"trial": tune.grid_search(list(planned))},
+            param_space={"trial": tune.grid_search(list(groups))},
             tune_config=tune.TuneConfig(
                 reuse_actors=alone,
                 search_alg=_Grid(stop, max_concurrent=plan.at_once),
@@ -231,7 +238,7 @@ def launch(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                callbacks=[_Watch(planned, monitor, summary, results), *loggers],
+                callbacks=[_Watch(groups, monitor, summary, results), *loggers],
             ),
         )
         tuner.fit()
@@ -239,7 +246,8 @@ def launch(
             keep_events(Path(scratch), plan.sweep.name, results)
         summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
-    finished = [timing for timing in summary.timings if summary.states[timing.trial] == "finished"]
+    unfused = {lead for lead, group in groups.items() if len(group) == 1}  # of the others the forecast knows nothing
+    finished = [t for t in summary.timings if t.trial in unfused and summary.states[t.trial] == "finished"]
     forecast.learn([(planned[timing.trial].trial, timing.train_seconds) for timing in finished], plan.at_once)
     return summary
 

@@ -1,11 +1,15 @@
-"""What runs where a trial is placed: one Tune trial, which runs a TorchTrainer, which runs our training loop."""
+"""What runs where a trial is placed: one Tune trial, which runs a TorchTrainer, which runs our training loop.
+
+A Tune trial is most often one of our trials; a fused group of them is one as well.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -23,6 +27,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import DataError, LaunchError, ResultsError
 from tinyscale.evaluate import rank_and_world
+from tinyscale.fused import train_fused
 from tinyscale.leases import Lease
 from tinyscale.progress import Outcome, Point
 from tinyscale.provenance import machine_provenance
@@ -54,26 +59,34 @@ class NodeDrainedError(Exception):
     """The node is about to go; the trial has written a checkpoint and asks Tune for another place."""
 
 
-def run_trial(config: Mapping[str, str], trials: Mapping[str, Trial], launch: Launch) -> None:
-    """The Tune function: claim the trial, then run its TorchTrainer, so that no two launches train it."""
-    trial, began = trials[config["trial"]], time.time()
-    results = Results(launch.results)
-    lease = Lease(results.folder / "leases", trial.identity)
-    if not lease.claim(PATIENCE_SECONDS):
-        tune.report({"state": ELSEWHERE, "reason": "another launch is training it"})
-        return
-    try:
-        if results.state(trial.identity) in KEPT_STATES:
-            tune.report({"state": ELSEWHERE, "reason": "another launch has trained it"})
-            return
-        _fit({"trial": trial, "launch": launch, "lease": lease, "began": began})
-    finally:
-        lease.release()
+def run_trial(config: Mapping[str, str], groups: Mapping[str, Sequence[Trial]], launch: Launch) -> None:
+    """The Tune function: claim the trials of a group, so that no two launches train them, and run their TorchTrainer.
+
+    groups: what is trained together, by its first trial's identity.
+    """
+    began, results, claimed = time.time(), Results(launch.results), []
+    with ExitStack() as leases:
+        for trial in groups[config["trial"]]:
+            lease = Lease(results.folder / "leases", trial.identity)
+            if not lease.claim(PATIENCE_SECONDS):
+                _leave(trial, "another launch is training it")
+                continue
+            leases.callback(lease.release)
+            if results.state(trial.identity) in KEPT_STATES:
+                _leave(trial, "another launch has trained it")
+                continue
+            claimed.append((trial, lease))
+        if claimed:
+            _fit({"claimed": claimed, "launch": launch, "began": began})
+
+
+def _leave(trial: Trial, reason: str) -> None:
+    tune.report({"trial": trial.identity, "state": ELSEWHERE, "reason": reason})
 
 
 def _fit(loop_config: dict[str, Any]) -> None:
     """One worker trains in this process (Ray Train's local mode); several form a worker group."""
-    trial, launch = loop_config["trial"], loop_config["launch"]
+    trial, launch = loop_config["claimed"][0][0], loop_config["launch"]
     resources = trial.config.resources
     if resources.workers == 1:
         alone = ray_train.ScalingConfig(num_workers=0)
@@ -98,39 +111,45 @@ def _fit(loop_config: dict[str, Any]) -> None:
 
 
 def train_loop(config: Mapping[str, Any]) -> None:
-    """Train one trial, or one worker's part of it, and record its rows and how it ended."""
-    with Recorder(config["trial"], config["launch"], config["lease"], config["began"]) as recorder:
-        trial = recorder.trial
-        corpus = prepare(trial.config.data)
-        if corpus.corpus_hash != trial.corpus_hash or corpus.tokenizer_hash != trial.tokenizer_hash:
-            raise DataError(f"the text of {trial.config.data.corpus} is another here than at planning; plan again")
-        recorder.corpus = corpus
-        checkpoints = recorder.results.checkpoints(trial.identity)
-        outcome = train(trial, corpus, recorder.point, checkpoints=checkpoints, should_stop=recorder.should_stop)
-        if recorder.draining:
+    """Train one trial, or one worker's part of it, or a fused group; record the rows and how each trial ended."""
+    launch, began = config["launch"], config["began"]
+    with Recorders([Recorder(trial, launch, lease, began) for trial, lease in config["claimed"]]) as recorders:
+        first = recorders.first.trial
+        corpus = prepare(first.config.data)
+        if corpus.corpus_hash != first.corpus_hash or corpus.tokenizer_hash != first.tokenizer_hash:
+            raise DataError(f"the text of {first.config.data.corpus} is another here than at planning; plan again")
+        for recorder in recorders.each:
+            recorder.corpus = corpus
+        if len(recorders.each) == 1:
+            recorder, stop = recorders.first, recorders.should_stop
+            outcome = train(first, corpus, recorder.point, checkpoints=recorder.checkpoints, should_stop=stop)
+            recorders.end(0, outcome)
+        else:
+            train_fused(
+                [recorder.trial for recorder in recorders.each],
+                corpus,
+                lambda place, point: recorders.each[place].point(point),
+                recorders.end,
+                checkpoints=[recorder.checkpoints for recorder in recorders.each],
+                should_stop=recorders.should_stop,
+            )
+        if recorders.draining:
             raise NodeDrainedError(f"node {ray.get_runtime_context().get_node_id()} is going away")
-        if outcome.state == "finished" and not config["launch"].keep_weights and recorder.rank == 0:
-            checkpoints.delete(WEIGHTS)
-        recorder.finish(outcome)
 
 
-class Recorder:
-    """Writes a trial's rows as they come, tells Tune, and looks for reasons to stop.
+class Recorders:
+    """Those of the trials that a process trains at the same time, most often one; they stop and fail together.
 
-    As a context it turns an exception into the trial's `failed` row. In a process that trains alone it ends there:
-    the same exception would come again, and an exception that leaves a process costs Ray a new one.
+    As a context it turns an exception into `failed` rows of those that have not ended. In a process that trains alone
+    it ends there: the same exception would come again, and an exception that leaves a process costs Ray a new one.
     """
 
-    def __init__(self, trial: Trial, launch: Launch, lease: Lease, began: float) -> None:
-        self.trial, self.launch, self.lease, self.began = trial, launch, lease, began
-        self.results = Results(launch.results)
-        self.rank, self.world = rank_and_world()
-        self.corpus: TokenizedCorpus | None = None
-        self.points: list[Point] = []
+    def __init__(self, each: Sequence[Recorder]) -> None:
+        self.each, self.first = each, each[0]
         self.draining = False
         self.told = self.looked = time.monotonic()
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Recorders:
         return self
 
     def __exit__(
@@ -138,50 +157,82 @@ class Recorder:
     ) -> bool:
         if not isinstance(error, Exception) or isinstance(error, NodeDrainedError | ResultsError):
             return False  # Tune places the trial again; where rows cannot be written, none can say that it failed
-        if isinstance(error, torch.OutOfMemoryError):
-            peak = peak_memory(torch.device("cuda", torch.cuda.current_device())) / 2**30
-            reason = f"out of GPU memory at a peak of {peak:.2f} GiB: {str(error).splitlines()[0]}"
-        else:
-            reason = "".join(traceback.format_exception_only(error)).strip()
-        self.results.checkpoints(self.trial.identity).write(
-            TRACEBACK, "".join(traceback.format_exception(error)).encode()
-        )
-        if self.world > 1:
+        going = [recorder for recorder in self.each if not recorder.ended]
+        for recorder in going:
+            recorder.checkpoints.write(TRACEBACK, "".join(traceback.format_exception(error)).encode())
+        if self.first.world > 1:
             return False  # the other workers wait for this one: let Ray end the group
-        self.finish(Outcome("failed", reason, self.points, time.time() - self.began))
+        for recorder in going:
+            outcome = Outcome("failed", _reason(error), recorder.points, time.time() - recorder.began)
+            recorder.finish(outcome)
         return True
+
+    def should_stop(self, step: int) -> bool:
+        """Whether to write a checkpoint and stop; on the way, tells the launcher how far the trials are."""
+        now, first = time.monotonic(), self.first
+        if first.world == 1 and now - self.told > HEARTBEAT_SECONDS:
+            self.told = now
+            first.tell({"state": "running", "tokens": step * first.trial.config.train.batch_tokens})
+        if first.rank or now - self.looked < STOP_POLL_SECONDS:
+            return False
+        self.looked = now
+        if not all(recorder.lease.keep() for recorder in self.each):
+            raise LaunchError("another launch took this trial over, because this one seemed dead; it goes on there")
+        self.draining = ray.get_runtime_context().get_node_id() in ray_state.get_draining_nodes()
+        return self.draining or _internal_kv_get(STOP_KEY, namespace=NAMESPACE) == first.launch.name.encode()
+
+    def end(self, place: int, outcome: Outcome) -> None:
+        """A trial has ended; one that stopped because its node goes away has not."""
+        recorder = self.each[place]
+        if self.draining and outcome.state == "running":
+            return
+        if outcome.state == "finished" and not recorder.launch.keep_weights and recorder.rank == 0:
+            recorder.checkpoints.delete(WEIGHTS)
+        recorder.finish(outcome)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        peak = peak_memory(torch.device("cuda", torch.cuda.current_device())) / 2**30
+        return f"out of GPU memory at a peak of {peak:.2f} GiB: {str(error).splitlines()[0]}"
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+class Recorder:
+    """Writes a trial's rows as they come, and tells Tune."""
+
+    def __init__(self, trial: Trial, launch: Launch, lease: Lease, began: float) -> None:
+        self.trial, self.launch, self.lease, self.began = trial, launch, lease, began
+        self.results = Results(launch.results)
+        self.checkpoints = self.results.checkpoints(trial.identity)
+        self.rank, self.world = rank_and_world()
+        self.corpus: TokenizedCorpus | None = None
+        self.points: list[Point] = []
+        self.ended = False
 
     def point(self, point: Point) -> None:
         """A point of the trial, as `train` reports it on each worker."""
         self.points.append(point)
         self._write("running", None)
-        self._tell({"state": "running", "tokens": point.tokens, "val_loss": point.val_loss})
-
-    def should_stop(self, step: int) -> bool:
-        """Whether to write a checkpoint and stop; on the way, tells the launcher how far the trial is."""
-        now = time.monotonic()
-        if self.world == 1 and now - self.told > HEARTBEAT_SECONDS:
-            self._tell({"state": "running", "tokens": step * self.trial.config.train.batch_tokens})
-        if self.rank or now - self.looked < STOP_POLL_SECONDS:
-            return False
-        self.looked = now
-        if not self.lease.keep():
-            raise LaunchError("another launch took this trial over, because this one seemed dead; it goes on there")
-        self.draining = ray.get_runtime_context().get_node_id() in ray_state.get_draining_nodes()
-        return self.draining or _internal_kv_get(STOP_KEY, namespace=NAMESPACE) == self.launch.name.encode()
+        here = {"trial": self.trial.identity, "tokens": point.tokens, "val_loss": point.val_loss}
+        self.tell({"state": "running", **here})
 
     def finish(self, outcome: Outcome) -> None:
         """Write how the trial ended, and tell Tune what the summary needs."""
         self._write(outcome.state, outcome.reason)
-        ended: dict[str, Any] = {"state": outcome.state, "reason": outcome.reason}
+        self.ended = True
+        how: dict[str, Any] = {"trial": self.trial.identity, "state": outcome.state, "reason": outcome.reason}
         if self.points:
-            ended |= {"tokens": self.points[-1].tokens, "val_loss": self.points[-1].val_loss}
-        timing = {"train_seconds": outcome.seconds, "began": self.began, "ended": time.time(), "process": os.getpid()}
-        self._tell({**ended, **timing})
+            how |= {"tokens": self.points[-1].tokens, "val_loss": self.points[-1].val_loss}
+        seconds = outcome.seconds / (self.points[-1].fused if self.points else 1)
+        timing = {"train_seconds": seconds, "began": self.began, "ended": time.time(), "process": os.getpid()}
+        self.tell({**how, **timing})
 
-    def _tell(self, metrics: Mapping[str, Any]) -> None:
-        """One worker's process is Tune's own; a group's workers must all report, and the first one's values count."""
-        self.told = time.monotonic()
+    def tell(self, metrics: Mapping[str, Any]) -> None:
+        """One worker's process is Tune's own; a group's workers must all report, and the first one's values count.
+
+        metrics: what is true of `trial`, or, where none is named, of all that the process trains.
+        """
         if self.world == 1:
             tune.report(dict(metrics))
         else:
