@@ -45,7 +45,7 @@ def test_planning_reading_and_fitting_need_neither_torch_nor_ray(module: str) ->
     assert not loaded(f"import tinyscale.{module}") & {"torch", "ray"}
 
 
-@pytest.mark.parametrize("module", ["train", "calibrate", "data.batches"])
+@pytest.mark.parametrize("module", ["train", "fused", "calibrate", "data.batches"])
 def test_training_needs_no_ray(module: str) -> None:
     found = loaded(f"import tinyscale.{module}")
     assert "torch" in found, "or this test would see nothing"

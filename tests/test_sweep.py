@@ -270,6 +270,33 @@ def test_a_cell_of_the_grid_is_named_with_its_line_and_its_arm(load: Any) -> Non
     assert large.endswith("tiny.yaml, line 5: large d_model=16")
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("fuse: [depth]\n", "tiny.yaml, line 6: fuse.0 = 'depth': it should be 'seed' or 'lr'"),
+        ("fuse: seed\n", "tiny.yaml, line 6: fuse = 'seed': it should be a list in brackets, such as [1, 2]"),
+        (
+            "axes: {optimizer: [adamw, muon]}\nfuse: [seed]\n",
+            "tiny.yaml, line 6: optimizer=muon: train.optimizer = 'muon' cannot be fused: with fuse (tiny.yaml, line 7) it must be adamw or lion; change it, or remove fuse",
+        ),
+        (
+            "resources: {gpu: 1}\narms: {half: {precision: fp16}}\nfuse: [seed]\n",
+            "tiny.yaml, line 7: half: train.precision = 'fp16' cannot be fused: with fuse (tiny.yaml, line 8) it must be fp32 or bf16; change it, or remove fuse",
+        ),
+        (
+            "resources: {workers: 2}\nfuse: [seed]\n",
+            "tiny.yaml, line 6: resources.workers = 2 cannot be fused: with fuse (tiny.yaml, line 7) it must be 1; change it, or remove fuse",
+        ),
+        (
+            "zip: {schedule: [wsd], branches: [[0.5]]}\nfuse: [seed]\n",
+            "tiny.yaml, line 6: schedule=wsd branches=[0.5]: train.branches = [0.5] cannot be fused: with fuse (tiny.yaml, line 7) it must be left out; change it, or remove fuse",
+        ),
+    ],
+)
+def test_what_cannot_be_fused_is_told_with_file_line_field_value_and_remedy(refused: Any, more: str, says: str) -> None:
+    assert refused(more) == says
+
+
 def test_a_scalar_tokenizer_under_an_axis_of_its_parts_is_an_error_not_a_crash(refused: Any) -> None:
     says = refused("axes: {vocab_size: [300]}\n", replace=("{kind: byte}", "byte"))
     assert "tiny.yaml, line 3: data.tokenizer = 'byte': write its fields" in says

@@ -130,6 +130,12 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
         hours, device = plan.device_hours
         cost = f", ${hours * price:,.2f} at ${price:g} a {device}-hour" if price is not None else ""
         lines.append(f"{hours:.3g} {device}-hours{cost}")
+    if to_run and plan.sweep.fuse:
+        groups = plan.groups
+        lines.append(
+            f"fused over {' and '.join(plan.sweep.fuse)}: {count(len(groups), 'batched model')} of up to "
+            f"{count(max(map(len, groups)), 'trial')}; the expected time is that of training them one after another"
+        )
     return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
 
 

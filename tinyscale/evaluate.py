@@ -82,10 +82,10 @@ class Evaluation:
         passes = -(-len(inputs) // max(1, EVAL_TOKENS // context_length))
         self.rows = -(-len(inputs) // passes)
         fill = (0, 0, 0, passes * self.rows - len(inputs))
-        self.inputs, self.targets = F.pad(inputs, fill), F.pad(targets, fill, value=NOT_SCORED)
-        self.buckets = F.pad(buckets, fill)
-        self.documents = F.pad(documents_of.clamp(min=0), fill)  # what is after the end belongs to none
-        self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill)
+        self.inputs, self.targets = F.pad(inputs, fill).to(device), F.pad(targets, fill, value=NOT_SCORED).to(device)
+        self.buckets = F.pad(buckets, fill).to(device)
+        self.documents = F.pad(documents_of.clamp(min=0), fill).to(device)  # what is after the end belongs to none
+        self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill).to(device)
         self.device = device
 
     @torch.inference_mode()
@@ -97,12 +97,12 @@ class Evaluation:
         by_bucket = torch.zeros(2, buckets, dtype=torch.float64, device=self.device)
         for start in range(rank * self.rows, len(self.inputs), world * self.rows):
             rows = slice(start, start + self.rows)
-            targets = self.targets[rows].to(self.device)
+            targets = self.targets[rows]
             with autocast:
-                scored = nats(self.inputs[rows].to(self.device), targets).double()
+                scored = nats(self.inputs[rows], targets).double()
             values = self._values(scored, targets.flatten(), rows)
-            totals.index_add_(1, self.documents[rows].to(self.device).flatten(), values)
-            by_bucket.index_add_(1, self.buckets[rows].to(self.device).flatten(), values[:2])
+            totals.index_add_(1, self.documents[rows].flatten(), values)
+            by_bucket.index_add_(1, self.buckets[rows].flatten(), values[:2])
         if world > 1:
             dist.all_reduce(totals)
             dist.all_reduce(by_bucket)
@@ -113,7 +113,7 @@ class Evaluation:
 
     def _values(self, nats: Tensor, targets: Tensor, rows: slice) -> Tensor:
         """Of each target, [3, n]: nats, whether it is scored, nats above the oracle's."""
-        oracle = self.oracle[rows].to(self.device).flatten() if self.oracle is not None else nats
+        oracle = self.oracle[rows].flatten() if self.oracle is not None else nats
         return torch.stack([nats, (targets != NOT_SCORED).double(), nats - oracle])
 
 

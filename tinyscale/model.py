@@ -117,6 +117,13 @@ class Block(nn.Module):
         return out
 
 
+class Positions(nn.Embedding):
+    """Learned positions, added: [B, T, D] -> [B, T, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight[: x.shape[1]]
+
+
 class GPT(nn.Module):
     """Token ids [B, T] -> next-token logits [B, T, V]."""
 
@@ -124,7 +131,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(vocab_size, config.d_model)
-        self.positions = nn.Embedding(config.context_length, config.d_model) if config.positions == "learned" else None
+        self.positions = Positions(config.context_length, config.d_model) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = build_norm(config)
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
@@ -160,7 +167,7 @@ class GPT(nn.Module):
         """
         x = self.embedding(tokens)  # [B, T, D]
         if self.positions is not None:
-            x = x + self.positions.weight[: tokens.shape[1]]
+            x = self.positions(x)
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm(x))  # [B, T, V]

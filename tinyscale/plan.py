@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tinyscale import forecast
-from tinyscale.config import ALTERNATIVES, DataConfig
+from tinyscale.config import ALTERNATIVES, DataConfig, TrialConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.draws import Draw, Draws, known_draws, with_values
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
@@ -125,12 +125,19 @@ class Plan:
         return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
 
     @property
+    def groups(self) -> list[list[PlannedTrial]]:
+        """What a launch trains, in its order; each group in one process at the same time (see `fuse`), most alone."""
+        return grouped(self.to_run, self.sweep.fuse)
+
+    @property
     def seconds(self) -> float | None:
-        """Expected seconds of the launch, Ray's start included; None where a trial has no forecast."""
-        each = [planned.seconds for planned in self.to_run]
-        known = [seconds for seconds in each if seconds is not None]
-        if len(known) < len(each):
+        """Expected seconds of the launch, Ray's start included; None where a trial has no forecast.
+
+        Of a fused group it is the time of its trials one after another, the most that it should take.
+        """
+        if any(planned.seconds is None for planned in self.to_run):
             return None
+        known = [sum(planned.seconds or 0.0 for planned in group) for group in self.groups]
         return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
 
     @property
@@ -228,6 +235,22 @@ def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Vari
     """The ends of what a search may draw, resolved, so that what is wrong with one is found before it is drawn."""
     variants = [with_values(each.variant, values) for each in settled for values in search.corners()]
     return [PlannedTrial(resolve(variant), variant.arm, variant.axes, "new", None) for variant in variants]
+
+
+def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
+    """The trials in groups that differ only in the fields of `fuse`, the longest first; without any, each alone."""
+    groups: dict[Any, list[PlannedTrial]] = {}
+    for planned in trials:
+        key = _apart_from(planned.trial.config, fuse) if fuse else planned.key
+        groups.setdefault(key, []).append(planned)
+    return sorted(groups.values(), key=lambda group: sum(p.seconds or p.trial.flops for p in group), reverse=True)
+
+
+def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
+    """The configuration with these fields at one value, the same for all."""
+    if "lr" in fields:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1.0})})
+    return config.model_copy(update={"seed": 0}) if "seed" in fields else config
 
 
 def _text_of(variant: Variant) -> DataConfig:

@@ -24,6 +24,7 @@ class Point:
     excess: float | None = None
     excess_se: float | None = None
     loss_by_position: list[float] | None = None  # where decayed
+    fused: int = 1  # trials that shared the step
 
 
 @dataclass(frozen=True)

@@ -162,14 +162,15 @@ def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
 def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[str]) -> Table:
     """Training time, tokens and FLOPs of all of a sweep's trials, and how fast they went."""
     last = points[points["val_loss"].notna()].groupby("trial").last()
-    seconds = float(last["wall_seconds"].sum())
-    gpu_hours = float((last["wall_seconds"] * last["gpu"] * last["workers"]).sum() / 3600)
+    each = last["wall_seconds"] / last["fused"].fillna(1)  # trials trained as one batched model share its seconds
+    seconds = float(each.sum())
+    gpu_hours = float((each * last["gpu"] * last["workers"]).sum() / 3600)
     rows: list[tuple[str, Any]] = [(f"trials {state}", number) for state, number in states.items()]
     rows += [
         ("training seconds, all trials", seconds),
         ("training time, all trials", duration(seconds)),
         *([("GPU-hours", gpu_hours)] if gpu_hours else []),
-        ("core-hours", float((last["wall_seconds"] * last["cpu"] * last["workers"]).sum() / 3600)),
+        ("core-hours", float((each * last["cpu"] * last["workers"]).sum() / 3600)),
         ("training tokens", float(last["tokens"].sum())),
         ("training FLOPs", float(last["flops"].sum())),
     ]

@@ -126,6 +126,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ),
     # since version 3
     ("compile", _BOOL, "whether the training step was compiled"),
+    ("fused", _INT, "trials that were trained together as one batched model, and shared the seconds; 1: alone"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")

@@ -7,11 +7,11 @@ import gc
 import html
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -60,6 +60,11 @@ class SweepFile(BaseModel):
         default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
     )
     resources: dict[str, Any] = Field(default={}, description="what each trial runs on")
+    fuse: list[Literal["seed", "lr"]] = Field(
+        default=[],
+        description="seed, lr: trials that differ only in these are trained as one batched model, so that small ones "
+        "fill a GPU",
+    )
 
 
 # Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
@@ -69,6 +74,14 @@ AUTO: Mapping[str, Any] = {
     "resources.gpu": 1.0,
     "resources.compile": False,
 }
+
+# What a batched model cannot do: field, which values, and what is legal instead.
+UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
+    ("train.optimizer", lambda optimizer: optimizer == "muon", "adamw or lion"),
+    ("train.precision", lambda precision: precision == "fp16", "fp32 or bf16"),
+    ("train.branches", bool, "left out"),
+    ("resources.workers", lambda workers: workers > 1, "1"),
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,7 @@ class Sweep:
     variants: tuple[Variant, ...] = field(repr=False)
     search: Search | None = None
     whole: bool = True
+    fuse: tuple[str, ...] = ()  # trials that differ only in these fields are trained together
 
     def __repr__(self) -> str:
         over = ", ".join(self.axes) or "seeds"
@@ -179,8 +193,28 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
             f"{document.origin(('search', 'scheduler'))}: asha compares trials at 1/16 and 1/4 of their tokens, and "
             f"train.eval_points = {few} evaluates none there; raise it to {ASHA_POINTS}, or set scheduler: none"
         )
-    axes = dict.fromkeys(name for variant in kept for name in variant.axes)
-    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select)
+    if file.fuse:
+        _refuse_unfusable(kept, file, document)
+    axes, fuse = dict.fromkeys(name for variant in kept for name in variant.axes), tuple(file.fuse)
+    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select, fuse)
+
+
+def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Document) -> None:
+    """ConfigError when trials that are to be fused are drawn, or trained in a way that one batched model cannot be."""
+    origin = document.origin(("fuse",))
+    if file.search:
+        raise ConfigError(
+            f"{origin}: fuse = {file.fuse!r} beside search ({document.origin(('search',))}): a search draws its trials "
+            "one by one, so there are none to train together; remove fuse, or the search"
+        )
+    for variant in variants:
+        for path, illegal, legal in UNFUSABLE:
+            value = config_value(variant.config, path)
+            if illegal(value):
+                raise ConfigError(
+                    f"{variant.where(path)}: {path} = {value!r} cannot be fused: with fuse ({origin}) it must be "
+                    f"{legal}; change it, or remove fuse"
+                )
 
 
 def _file_problem(error: ValidationError, document: Document) -> ConfigError:

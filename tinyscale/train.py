@@ -82,10 +82,8 @@ class Run:
         self.rank, self.world = rank_and_world()
         self.gpt = GPT(trial.config.model, trial.vocab_size).to(self.device)
         model = DistributedDataParallel(self.gpt) if self.world > 1 else self.gpt
-        self.loss: Callable[[Tensor, Tensor], Tensor] = self._compiled(
-            lambda inputs, targets: model(inputs, targets)[1]
-        )
-        self.nats = self._compiled(token_losses(self.gpt))
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self.compiled(lambda inputs, targets: model(inputs, targets)[1])
+        self.nats = self.compiled(token_losses(self.gpt))
         self.optimizer = build_optimizer(self.gpt, self.train, width_scale(trial.config.model))
         self.scaler: Any = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
         context = trial.config.model.context_length
@@ -97,6 +95,8 @@ class Run:
         self.progress = Progress()
         self.losses: list[Tensor] = []  # of the last steps, not read yet
         self.losses_at_once = LOSSES_AT_ONCE[self.device.type]
+        self.fused = 1  # trials that share each step
+        self.due = eval_steps(trial.steps, self.train.eval_points)  # on the trunk
         self.trunk: dict[str, Any] | None = None  # what a decay branch goes back to; None on the trunk itself
         if checkpoints is not None and checkpoints.exists(RESUME):
             self._resume(checkpoints.read(RESUME))
@@ -127,7 +127,7 @@ class Run:
         self.trunk = None
         self.progress.branches, self.progress.points = branches, points
 
-    def _compiled(self, function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def compiled(self, function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         """The function as the trial runs it: compiled if it says so, on a GPU replayed as CUDA graphs."""
         if not self.trial.config.resources.compile:
             return function
@@ -146,16 +146,20 @@ class Run:
         inputs, targets = self.batches.batch(step, self.rank, self.world)
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(step, self.end, self.train) * group.get("scale", 1.0)
+        self.optimizer.zero_grad(set_to_none=True)  # before the graphs that wrote the last gradients are replayed
         with self.autocast():
             loss = self.loss(inputs.to(self.device), targets.to(self.device))
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.train.grad_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.gpt.parameters(), self.train.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.losses.append(loss.detach().double())
+        self.advance(loss.detach().double(), begun)
+
+    def advance(self, loss: Tensor, begun: float) -> None:
+        """Count the step that began then and had this loss."""
+        self.losses.append(loss)
         self.progress.step += 1
         self.progress.steps_timed += 1
         self.progress.seconds_timed += time.monotonic() - begun
@@ -187,6 +191,25 @@ class Run:
             return flag
         return self._over_workers(torch.tensor([flag], dtype=torch.float64, device=self.device))[0] > 0
 
+    @property
+    def point_is_due(self) -> bool:
+        """Whether the last step is one to evaluate after."""
+        return self.progress.step == self.end or (self.trunk is None and self.progress.step in self.due)
+
+    def assess(self, report: Callable[[Point], None]) -> Outcome | None:
+        """Report a point where one is due; how the trial ended, if a loss is no longer finite."""
+        due = self.point_is_due
+        if due:
+            self.read_losses()
+        if not math.isfinite(self.progress.loss_sum):
+            return self._diverged("training loss not finite at")
+        if due:
+            point = self.evaluate()
+            if not math.isfinite(point.val_loss):
+                return self._diverged("validation loss not finite after")
+            report(point)
+        return None
+
     def evaluate(self) -> Point:
         """Score the validation set and close the stretch of training since the point before."""
         scores = self.evaluation.scores(self.nats, self.autocast())
@@ -208,10 +231,16 @@ class Run:
             excess=scores.excess,
             excess_se=scores.excess_se,
             loss_by_position=scores.loss_by_position if decayed else None,
+            fused=self.fused,
         )
         progress.points.append(point)
         progress.loss_sum, progress.steps_timed, progress.seconds_timed = 0.0, 0, 0.0
         return point
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether a killed process would lose more than it may."""
+        return time.monotonic() - self.saved > CHECKPOINT_SECONDS
 
     def save(self) -> None:
         """Write all that a resumed process needs; the batch order needs nothing."""
@@ -242,11 +271,24 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress.of(state["progress"])
 
-    def close(self) -> None:
+    def pause(self) -> Outcome:
+        """Stop here, to go on another time."""
+        self.save()
+        return Outcome("running", "stopped on request", self.progress.points, self.progress.seconds)
+
+    def close(self) -> Outcome:
         """Keep the final weights; the way there is no longer needed."""
         if self.checkpoints is not None and not self.rank:
             self.checkpoints.write(WEIGHTS, _serialise(self.gpt.state_dict()))
             self.checkpoints.delete(RESUME)
+        return Outcome("finished", None, self.progress.points, self.progress.seconds)
+
+    def _diverged(self, what: str) -> Outcome:
+        if self.checkpoints is not None and not self.rank:
+            self.checkpoints.delete(RESUME)
+        reason = f"{what} step {self.progress.step} of {self.trial.steps}"
+        finite = [point for point in self.progress.points if math.isfinite(point.val_loss)]
+        return Outcome("diverged", reason, finite, time.monotonic() - self.started)
 
 
 def _serialise(state: dict[str, Any]) -> bytes:
@@ -277,35 +319,17 @@ def train(
     where the final weights are left. A loss that is no longer finite ends the trial as diverged.
     """
     run = Run(trial, corpus, checkpoints)
-    on_trunk = eval_steps(trial.steps, trial.config.train.eval_points)
     for point in run.progress.points:
         report(point)
     while run.progress.step < run.end:
         run.branch_off()
         run.update()
         step = run.progress.step
-        due = step == run.end or (run.trunk is None and step in on_trunk)
-        if due:
-            run.read_losses()
-        if not math.isfinite(run.progress.loss_sum):
-            return _diverged(run, f"training loss not finite at step {run.progress.step} of {trial.steps}")
-        if due:
-            point = run.evaluate()
-            if not math.isfinite(point.val_loss):
-                return _diverged(run, f"validation loss not finite after step {step} of {trial.steps}")
-            report(point)
+        if (diverged := run.assess(report)) is not None:
+            return diverged
         run.rejoin()
         if run.progress.step < run.end and run.any_worker(should_stop(step)):
+            return run.pause()
+        if run.any_worker(run.save_is_due):
             run.save()
-            return Outcome("running", "stopped on request", run.progress.points, run.progress.seconds)
-        if run.any_worker(time.monotonic() - run.saved > CHECKPOINT_SECONDS):
-            run.save()
-    run.close()
-    return Outcome("finished", None, run.progress.points, run.progress.seconds)
-
-
-def _diverged(run: Run, reason: str) -> Outcome:
-    if run.checkpoints is not None and not run.rank:
-        run.checkpoints.delete(RESUME)
-    finite = [point for point in run.progress.points if math.isfinite(point.val_loss)]
-    return Outcome("diverged", reason, finite, time.monotonic() - run.started)
+    return run.close()

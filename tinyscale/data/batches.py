@@ -33,6 +33,7 @@ class TrainBatches:
         self.context_length = context_length
         self.batch_size = batch_size
         self.seed = seed
+        self._order = lru_cache(maxsize=2)(self._shuffle)  # a batch spans at most two epochs, small corpora apart
         self.n_blocks = (len(self.stream) - 1) // context_length  # the last target needs one token more
         if not self.n_blocks:
             raise DataError(
@@ -52,17 +53,13 @@ class TrainBatches:
         blocks = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            blocks[here] = _order(self.seed, int(epoch), self.n_blocks)[within[here]]
+            blocks[here] = self._order(int(epoch))[within[here]]
         columns = np.arange(self.context_length + 1)
         rows = self.stream[blocks[:, None] * self.context_length + columns].astype(np.int64)
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
 
-
-@lru_cache(maxsize=2)  # a batch spans at most two epochs, small corpora apart
-def _order(seed: int, epoch: int, n_blocks: int) -> npt.NDArray[np.int64]:
-    order = np.random.default_rng([seed, epoch]).permutation(n_blocks)
-    order.flags.writeable = False  # shared by every caller
-    return order
+    def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n_blocks)
 
 
 def val_windows(

@@ -36,52 +36,61 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     """
 
     def __init__(
-        self, planned: Mapping[str, PlannedTrial], monitor: Monitor, summary: Summary, results: Results
+        self, groups: Mapping[str, list[PlannedTrial]], monitor: Monitor, summary: Summary, results: Results
     ) -> None:
-        self.planned, self.monitor, self.summary, self.results = planned, monitor, summary, results
+        self.groups, self.monitor, self.summary, self.results = groups, monitor, summary, results
         self.provenance = launch_provenance()
         self.again: list[PlannedTrial] = []
+        self.ended: set[str] = set()  # in this run: what is trained again has a state from the run before
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune saves its callbacks to restore them, and ours lives as long as the launch does."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.monitor.started(self._planned(trial))
+        for planned in self._going(trial):
+            self.monitor.started(planned)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.monitor.heard(placed(trial.config)["trial"], result)
+        for planned in self._going(trial):
+            if result.get("trial", planned.trial.identity) == planned.trial.identity:  # without: it is true of all
+                self._hear(planned, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        last = trial.last_result
-        if last.get("state") == ELSEWHERE:
-            self._end(trial, ELSEWHERE, last["reason"])
-            return
-        if last.get("state", "running") == "running" and "timing" not in last:
-            self._end(trial, "failed", "it ended without saying how: its last report was lost")
-            return
-        self.summary.timings.append(Timing(placed(trial.config)["trial"], *last["timing"]))
-        if last["would_do"]:
-            self.again.append(self._planned(trial).with_share(last["would_do"]))
-        self._end(trial, last["state"], last["reason"])
+        for planned in self._going(trial):
+            self._end(planned, "failed", "it ended without saying how: its last report was lost")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        planned, reason = self._planned(trial), _reason(trial)
-        with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
-            self.results.mark_failed(planned.trial, reason, self.provenance)
-        self._end(trial, "failed", reason)
+        reason = _reason(trial)
+        for planned in self._going(trial):
+            with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
+                self.results.mark_failed(planned.trial, reason, self.provenance)
+            self._end(planned, "failed", reason)
 
-    def _planned(self, trial: Any) -> PlannedTrial:
-        return self.planned[placed(trial.config)["trial"]]
+    def _going(self, trial: Any) -> list[PlannedTrial]:
+        """Those trials of what Tune runs, one or a fused group, of which no end is known yet."""
+        group = self.groups[placed(trial.config)["trial"]]
+        return [planned for planned in group if planned.trial.identity not in self.ended]
 
-    def _end(self, trial: Any, state: str, reason: str | None) -> None:
-        identity = placed(trial.config)["trial"]
+    def _hear(self, planned: PlannedTrial, result: dict[str, Any]) -> None:
+        """Pass on what is told of one trial; with its timing comes its end."""
+        self.monitor.heard(planned.trial.identity, result)
+        if "timing" in result:
+            self.summary.timings.append(Timing(planned.trial.identity, *result["timing"]))
+            if result["would_do"]:
+                self.again.append(planned.with_share(result["would_do"]))
+        if "timing" in result or result.get("state") == ELSEWHERE:
+            self._end(planned, result["state"], result["reason"])
+
+    def _end(self, planned: PlannedTrial, state: str, reason: str | None) -> None:
+        identity = planned.trial.identity
+        self.ended.add(identity)
         self.summary.states[identity] = state
         if reason:
             self.summary.reasons[identity] = reason
-        self.monitor.end(self._planned(trial), state, reason)
+        self.monitor.end(planned, state, reason)
 
 
 def _reason(trial: Any) -> str:

@@ -24,11 +24,13 @@ from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
 from tinyscale.orchestration.trainable import MAX_RESTARTS, Launch, run_trial
-from tinyscale.plan import Plan, PlannedTrial
+from tinyscale.plan import Plan, PlannedTrial, grouped
 from tinyscale.progress import Outcome
 from tinyscale.provenance import launch_provenance
 from tinyscale.results import Results
 from tinyscale.train import train as train_trial
+
+Groups = dict[str, list[PlannedTrial]]  # what Tune runs, most often one trial, by its first trial's identity
 
 
 def launch(
@@ -55,7 +57,7 @@ def launch(
         return summary
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
-    planned = {each.trial.identity: each for each in to_run if each.state != "undrawn"}  # a search adds what it draws
+    groups = _groups(to_run, plan)  # a search adds what it draws
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch,
@@ -64,25 +66,24 @@ def launch(
         halving = bool(search and search.scheduler == "asha")
         shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch, train, halving)
 
-        def run(trials: list[PlannedTrial], planned: dict[str, PlannedTrial], **chosen: Any) -> list[PlannedTrial]:
+        def run(trials: list[PlannedTrial], groups: Groups, **chosen: Any) -> list[PlannedTrial]:
             """Train them; those that need a larger share of a GPU come back."""
             with Monitor(trials, console, quiet=quiet) as monitor:
-                watch = Watch(planned, monitor, summary, results)
-                _fit(trials, planned, shared, [watch, *loggers], chosen)
+                watch = Watch(groups, monitor, summary, results)
+                _fit(trials, groups, shared, [watch, *loggers], chosen)
             return watch.again
 
         def grid(trials: list[PlannedTrial]) -> list[PlannedTrial]:
-            order = [each.trial.identity for each in trials]
             settings = {"search_alg": Grid(stop, max_concurrent=_at_once(plan, cluster))}
-            return run(trials, dict(zip(order, trials, strict=True)), **settings)
+            return run(trials, _groups(trials, plan), **settings)
 
         if search is None:
             again = grid(to_run)
         else:
             from tinyscale.orchestration.search import search_settings  # with optuna
 
-            chosen = search_settings(plan, results, planned, scratch, stopping=lambda: stop.requested)
-            again = run(to_run, planned, **chosen)
+            chosen = search_settings(plan, results, groups, scratch, stopping=lambda: stop.requested)
+            again = run(to_run, groups, **chosen)
         if again and not stop.requested:
             console.print(f"training again with a larger share of a GPU: {', '.join(each.label for each in again)}")
             grid(again)
@@ -91,26 +92,33 @@ def launch(
         summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
     resized = {each.trial.identity for each in again}  # measured on two shares
-    timed = [(planned[t.trial].trial, t.train_seconds) for t in summary.finished if t.trial not in resized]
+    alone = {lead: group[0].trial for lead, group in groups.items() if len(group) == 1 and lead not in resized}
+    timed = [(alone[t.trial], t.train_seconds) for t in summary.finished if t.trial in alone]
     forecast.learn(timed, plan.at_once)
     with suppress(ResultsError):  # the rows are there, and the summary is still to be told
         write_launch(results.launches, _record(summary, plan, shared.provenance))
     return summary
 
 
+def _groups(trials: list[PlannedTrial], plan: Plan) -> Groups:
+    """The trials as they are trained, alone or fused; what a search has not drawn yet is not among them."""
+    known = [each for each in trials if each.state != "undrawn"]
+    return {group[0].trial.identity: group for group in grouped(known, plan.sweep.fuse)}
+
+
 def _fit(
     trials: list[PlannedTrial],
-    planned: Mapping[str, PlannedTrial],
+    groups: Groups,
     shared: Launch,
     callbacks: list[tune.Callback],
     chosen: Mapping[str, Any],
 ) -> None:
     """Run the trials as Tune's; chosen: its settings for which one comes next."""
-    known = {identity: pickle.dumps(each.trial) for identity, each in planned.items()}
+    known = {lead: pickle.dumps([each.trial for each in group]) for lead, group in groups.items()}
     searched = "num_samples" in chosen
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, trials=known, launch=shared), as_reserved),
-        param_space=None if searched else {"placed": tune.grid_search([place(each) for each in planned.values()])},
+        tune.with_resources(tune.with_parameters(run_trial, groups=known, launch=shared), as_reserved),
+        param_space=None if searched else {"placed": tune.grid_search([place(group[0]) for group in groups.values()])},
         tune_config=tune.TuneConfig(
             reuse_actors=all(map(trains_alone, trials)), trial_name_creator=trial_name, **chosen
         ),

@@ -19,41 +19,42 @@ from tinyscale.results import Results
 
 
 def search_settings(
-    plan: Plan, results: Results, planned: dict[str, PlannedTrial], scratch: str, stopping: Callable[[], bool]
+    plan: Plan, results: Results, groups: dict[str, list[PlannedTrial]], scratch: str, stopping: Callable[[], bool]
 ) -> dict[str, Any]:
     """Settings of Tune that run a plan's search: see `SweepSearch`."""
     assert plan.sweep.search is not None, "a sweep without a search is a grid"
-    draws = SweepSearch(plan, results, planned, scratch, stopping)
+    draws = SweepSearch(plan, results, groups, scratch, stopping)
     settings = {"search_alg": ConcurrencyLimiter(draws, plan.at_once), "num_samples": len(plan.to_run)}
-    return settings | ({"scheduler": Halving(planned)} if plan.sweep.search.scheduler == "asha" else {})
+    return settings | ({"scheduler": Halving(groups)} if plan.sweep.search.scheduler == "asha" else {})
 
 
 class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
     """What Tune asks for the next trial of a sweep: the study with the least running, of those the one with most left.
 
-    planned: gets each trial that is drawn, by identity, before it trains; stopping: whether the user asked to stop.
+    groups: gets each trial that is drawn, a group of its own by its identity, before it trains; stopping: whether the
+    user asked to stop.
     """
 
     def __init__(
         self,
         plan: Plan,
         results: Results,
-        planned: dict[str, PlannedTrial],
+        groups: dict[str, list[PlannedTrial]],
         scratch: str,
         stopping: Callable[[], bool],
     ) -> None:
         super().__init__()
         assert plan.sweep.search is not None, "a sweep without a search is a grid"
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.plan, self.results, self.planned, self.stopping = plan, results, planned, stopping
+        self.plan, self.results, self.groups, self.stopping = plan, results, groups, stopping
         self.file = StudyFile(results, plan.sweep.name, scratch)
-        groups: dict[str, list[PlannedTrial]] = {}
+        by_study: dict[str, list[PlannedTrial]] = {}
         for each in plan.trials:
             assert each.draw is not None, "each trial of a search has a place in a study"
-            groups.setdefault(each.draw.study, []).append(each)
+            by_study.setdefault(each.draw.study, []).append(each)
         self.studies = [
             GroupStudy(plan.sweep.search, trials, self.file.storage, results)
-            for trials in groups.values()
+            for trials in by_study.values()
             if any(each.will_run for each in trials)
         ]
         self.study_of: dict[str, GroupStudy] = {}  # by Tune's name for a trial
@@ -65,8 +66,8 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
             drawn = study.next(trial_id)
             if drawn is not None:
                 self.study_of[trial_id] = study
-                if drawn.trial.identity not in self.planned:
-                    self.planned[drawn.trial.identity] = drawn
+                if drawn.trial.identity not in self.groups:
+                    self.groups[drawn.trial.identity] = [drawn]
                     record_draw(self.plan, self.results, drawn)
                 return {"placed": place(drawn), "drawn": drawn.trial}
         return Searcher.FINISHED
@@ -90,21 +91,21 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
 
     REDUCTION = 4
 
-    def __init__(self, planned: Mapping[str, PlannedTrial]) -> None:
+    def __init__(self, groups: Mapping[str, list[PlannedTrial]]) -> None:
         super().__init__()
-        self.planned = planned
-        self.groups: dict[str, ASHAScheduler] = {}
+        self.groups = groups
+        self.studies: dict[str, ASHAScheduler] = {}
         self.asked_to_stop: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
-        self._group(trial).on_trial_add(tune_controller, trial)
+        self._study(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         identity = placed(trial.config)["trial"]
-        at_the_end = result.get("tokens", 0) >= self.planned[identity].trial.tokens
+        at_the_end = result.get("tokens", 0) >= self.groups[identity][0].trial.tokens
         if "val_loss" in result and not at_the_end and identity not in self.asked_to_stop:
-            decision = self._group(trial).on_trial_result(tune_controller, trial, result)
+            decision = self._study(trial).on_trial_result(tune_controller, trial, result)
             if decision == TrialScheduler.STOP:
                 self.asked_to_stop.add(identity)
                 _internal_kv_put(stop_key(identity), b"behind", namespace=NAMESPACE)
@@ -113,12 +114,12 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
 
-    def _group(self, trial: Any) -> ASHAScheduler:
-        planned = self.planned[placed(trial.config)["trial"]]
+    def _study(self, trial: Any) -> ASHAScheduler:
+        (planned,) = self.groups[placed(trial.config)["trial"]]
         assert planned.draw is not None, "each trial of a search has a place in a study"
-        if planned.draw.study not in self.groups:
+        if planned.draw.study not in self.studies:
             tokens = planned.trial.tokens
-            self.groups[planned.draw.study] = ASHAScheduler(
+            self.studies[planned.draw.study] = ASHAScheduler(
                 time_attr="tokens",
                 metric="val_loss",
                 mode="min",
@@ -126,4 +127,4 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
                 grace_period=max(1, int(0.9 * tokens / self.REDUCTION**2)),  # an evaluation is a step early or late
                 reduction_factor=self.REDUCTION,
             )
-        return self.groups[planned.draw.study]
+        return self.studies[planned.draw.study]

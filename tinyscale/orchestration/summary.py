@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Timing:
-    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between."""
+    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between.
+
+    Of a batched model's seconds each trial has its share.
+    """
 
     trial: str
     process: int
@@ -61,7 +64,8 @@ class Summary:
         if not self.timings:
             return 0.0
         span = max(t.ended for t in self.timings) - min(t.began for t in self.timings)
-        return self.train_seconds / max(span * min(self.slots, len(self.timings)), 1e-9)
+        taken_up = len({(t.process, t.began) for t in self.timings})  # trials of a batched model at once
+        return self.train_seconds / max(span * min(self.slots, taken_up), 1e-9)
 
     @property
     def overhead_per_trial(self) -> float:

@@ -1,0 +1,36 @@
+"""The benchmarks that need hardware which tests do not have: a small version of each runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from making import ROOT
+
+# Ray cannot be imported, as on a machine to which its wheel cannot travel.
+WITHOUT_RAY = """
+import runpy, sys
+sys.modules["ray"] = None
+sys.argv[1:] = ["--device", "cpu", "--quick"]
+runpy.run_path("benchmarks/gpu_packing.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # it compiles in four processes
+def test_packing_is_measured_without_ray_and_printed_as_one_table() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WITHOUT_RAY)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("| 32 ")]
+    cells = [re.split(r"\s*\|\s*", line.strip("| ")) for line in table]
+    assert [(row[1], row[2], row[3]) for row in cells] == [
+        (copies, way, code)
+        for code in ("eager", "compiled")
+        for copies, way in (("1", "alone"), ("2", "packed"), ("2", "fused"))
+    ]
+    assert all(float(row[4].replace(",", "")) > 0 and float(row[5]) > 0 and float(row[6]) > 0 for row in cells)
