@@ -85,7 +85,8 @@ def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
         found = {}
         for key, value in node.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{where}: keys are text; {key!r} is not")
+                shown = "a list" if isinstance(key, tuple) else _plain(key, keys, lines, path)
+                raise ConfigError(f"{where}: keys are text; {shown} is not")
             lines[(*keys, str(key))] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else lines.get(keys, 1)
             found[str(key)] = _plain(value, (*keys, str(key)), lines, path)
         return found
