@@ -32,10 +32,9 @@ def frontier(curve: Curve, flops: ArrayLike) -> pd.DataFrame:
     rows = []
     for c in np.atleast_1d(np.asarray(flops, float)):
         x = float(np.log(c / 6))
+        size, loss = (_interval(curve, partial(quantity, x=x)) for quantity in (_log_size, _log_loss))
         with np.errstate(over="ignore"):
-            n, loss = (np.exp(_interval(curve, partial(quantity, x=x))) for quantity in (_log_size, _log_loss))
-            d = np.exp(x - np.log(n[[0, 2, 1]]))
-        rows.append([c, *n, *d, *loss])
+            rows.append([c, *np.exp([*size, *(x - size[[0, 2, 1]]), *loss])])
     return pd.DataFrame(
         rows, columns=["c", *(f"{name}{end}" for name in ("n", "d", "loss") for end in ("", "_low", "_high"))]
     )
