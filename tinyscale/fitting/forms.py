@@ -22,8 +22,8 @@ TIED_TERMS: tuple[Term, ...] = ((1, (3, 0)), (2, (3, 1)))
 
 
 def _exp(x: Array) -> Array:
-    """A step too far overflows nothing: its loss is merely enormous, and the step is taken back."""
-    return np.asarray(np.exp(np.minimum(x, 300.0)))
+    """A step too far makes nothing infinite or zero: its loss is merely enormous or tiny, and it is taken back."""
+    return np.asarray(np.exp(np.clip(x, -300.0, 300.0)))
 
 
 def power_sum(theta: Array, x: Array, *, terms: tuple[Term, ...], floor: int | None = 0) -> Pair:
