@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from tinyscale import leases
-from tinyscale.leases import Lease, alive
+from tinyscale.leases import Lease, alive, clear_void
 from tinyscale.storage import Folder
 
 
@@ -37,6 +38,17 @@ def test_the_lease_of_a_process_that_died_is_void_at_once(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "trial.json").exists()
     assert lease(tmp_path).claim()
+
+
+def test_leases_of_processes_that_are_gone_can_be_cleared_away(tmp_path):
+    assert lease(tmp_path).claim()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    held = {"token": "other", "host": platform.node(), "pid": ended.pid, "time": time.time()}
+    for name, claim in (("gone", held), ("elsewhere", held | {"host": "another"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(claim))
+    clear_void(Folder.at(tmp_path))
+    assert Folder.at(tmp_path).names(".json") == ["elsewhere.json", "trial.json"]
 
 
 def test_the_lease_of_another_machine_is_void_after_two_silent_minutes():

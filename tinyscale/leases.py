@@ -94,6 +94,17 @@ def held_trials(folder: Folder) -> set[str]:
     return {name.removesuffix(".json") for name, held in claims if held is not None and alive(held)}
 
 
+def clear_void(folder: Folder) -> None:
+    """Delete the leases of processes that are gone: one that is killed just after its trial's last row leaves it."""
+    if not folder.is_local or not (names := folder.names(".json")):
+        return
+    with FileLock(f"{folder.path}/.lock"):
+        for name in names:
+            held = Lease(folder, name.removesuffix(".json")).holder()
+            if held is not None and not alive(held):
+                folder.delete(name)
+
+
 def alive(held: dict[str, Any]) -> bool:
     """Whether a lease's holder still trains: its process exists here, or another machine's was heard of lately."""
     silent = time.time() - held["time"]

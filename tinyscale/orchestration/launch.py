@@ -17,6 +17,7 @@ from rich.console import Console
 from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
 from tinyscale.launches import LaunchRecord, write_launch
+from tinyscale.leases import clear_void
 from tinyscale.orchestration.grid import Grid, Watch, as_reserved, interruptible, place, trains_alone, trial_name
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
@@ -51,6 +52,7 @@ def launch(
     """
     loggers = [build_logger(log, plan.sweep.name)] if log else []
     record_sweep(plan, results)
+    clear_void(results.folder / "leases")
     to_run, search = plan.to_run, plan.sweep.search
     summary = Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     if not to_run:
