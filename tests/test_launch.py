@@ -86,6 +86,19 @@ def test_a_trial_that_raises_becomes_a_failed_row_and_the_others_go_on(tmp_path,
     assert len(final_losses(tmp_path / "results")) == 4
 
 
+def test_a_loss_that_is_no_number_any_more_ends_its_trial_as_diverged_for_good_and_the_others_go_on(tmp_path, cluster):
+    path, results = write_sweep(tmp_path, tokens="80K", widths="[8]", seeds="[0]"), Results(str(tmp_path / "results"))
+    wild = "{train: {lr: 10, weight_decay: 1000, grad_clip: 0}}"
+    path.write_text(f"{path.read_text()}arms: {{wild: {wild}, calm: {{}}}}\n")
+    plan = planned(path, results)
+    summary = run(plan, results, cluster)
+    diverged, calm = (each.trial.identity for each in plan.to_run)
+    assert summary.states == {diverged: "diverged", calm: "finished"}
+    assert "loss not finite" in summary.reasons[diverged]
+    assert results.states()[diverged] == ("diverged", summary.reasons[diverged])
+    assert planned(path, results).to_run == []
+
+
 def test_a_text_that_changed_after_planning_fails_its_trials_in_words(tmp_path, cluster):
     path, results = write_sweep(tmp_path, widths="[8]"), Results(str(tmp_path / "results"))
     plan = planned(path, results)
