@@ -131,7 +131,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
 
-SCHEMA = pa.schema([pa.field(name, kind, nullable=True, metadata={"doc": doc}) for name, kind, doc in COLUMNS])
+SCHEMA = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in COLUMNS])
+FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}  # they would double a small file
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class Results:
         metadata = {"config": trial.config.model_dump(mode="json"), "provenance": dict(provenance)}
         footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer)), buffer)
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer)), buffer, **FEW_ROWS)
         self.trials.write(f"{trial.identity}.parquet", buffer.getvalue())
 
     def read_trial(self, identity: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
