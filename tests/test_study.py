@@ -93,17 +93,17 @@ def test_the_command_for_two_cores_takes_a_part_that_they_can_train(path: Path) 
     assert min(trial.steps for trial in trials) >= 100
 
 
-@pytest.mark.parametrize("arm", ["ratio", "tokens", "small"])
+@pytest.mark.parametrize("arm", ["ratio", "tokens", "small", "small_tokens"])
 def test_width_moves_heads_and_parameters_with_the_width(arm: str) -> None:
     trials = [trial for _, trial in cells("width", arm=arm)]
     widths = [trial.config.model.d_model for trial in trials]
-    assert widths == ([16, 24, 32, 48, 64, 96] if arm == "small" else [64, 128, 256, 512])
+    assert widths == ([16, 24, 32, 48, 64, 96] if arm.startswith("small") else [64, 128, 256, 512])
     assert len({trial.config.model.head_dim for trial in trials}) == 1
     assert [t.config.model.n_heads * t.config.model.head_dim for t in trials] == widths
     sizes = [trial.parameters.n_non_embedding for trial in trials]
     assert sizes == sorted(set(sizes))
     ratios = [trial.tokens / size for trial, size in zip(trials, sizes, strict=True)]
-    assert same([float(t.tokens) for t in trials]) if arm == "tokens" else same(ratios)
+    assert same([float(t.tokens) for t in trials]) if arm.endswith("tokens") else same(ratios)
 
 
 def test_depth_moves_the_layers_at_a_fixed_width() -> None:
