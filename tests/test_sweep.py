@@ -157,6 +157,15 @@ def test_overrides_are_read_as_yaml_and_lie_over_base(load: Any) -> None:
     assert sweep.variants[0].config.resources.cpu == 2
 
 
+def test_an_override_that_the_arms_set_again_is_refused_where_it_would_do_nothing(load: Any, refused: Any) -> None:
+    arms = "arms: {a: {lr: 1e-3}, b: {lr: [1e-3, 2e-3]}, c: {}, d: {tokens_per_param: 20}}\n"
+    assert values(load(arms, overrides=["lr=5"]), "train.lr") == [1e-3, 1e-3, 2e-3, 5, 5]
+    for select, override in (("arm=a,b", "lr=5"), ("arm=b", "lr=5"), ("arm=d", "tokens_budget=1M")):
+        says = refused(arms, overrides=[override], select=[select])
+        assert f"--set {override}: has no effect" in says
+        assert "tiny.yaml, line 6" in says
+
+
 def test_resources_apply_to_every_trial(load: Any) -> None:
     assert load("resources: {cpu: 2, gpu: 0.5}\n").variants[0].config.resources.gpu == 0.5
 

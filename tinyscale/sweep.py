@@ -175,7 +175,8 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     base = over(read_layer(file.base, document, "base"), read_layer({"resources": file.resources}, document))
     base = over(implied, base)
     varied = _varied(file, document)
-    base = over(base, {path: setting for text in overrides for path, setting in _override(text, varied).items()})
+    set_here = {path: setting for text in overrides for path, setting in _override(text, varied).items()}
+    base = over(base, set_here)
     arms = {arm: read_layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
     search = _search(file.search, arms, document) if file.search else None
     drawn = [_drawn(values, varied) for values in (search.middle, *search.corners())] if search else []
@@ -188,6 +189,7 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
         variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, drawn, document)
     ]
     kept = _select(variants, select)
+    _refuse_without_effect(set_here, kept)
     if search and search.scheduler == "asha" and (few := min(v.config.train.eval_points for v in kept)) < ASHA_POINTS:
         raise ConfigError(
             f"{document.origin(('search', 'scheduler'))}: asha compares trials at 1/16 and 1/4 of their tokens, and "
@@ -295,6 +297,17 @@ def _override(text: str, varied: Mapping[str, str]) -> Layer:
     if clash := set_here & {_shown(path) for path in varied}:
         raise ConfigError(f"{origin}: {min(clash)} is varied by the sweep; choose a part of it with --select")
     return settings
+
+
+def _refuse_without_effect(set_here: Layer, variants: Sequence[Variant]) -> None:
+    """ConfigError when what the command line sets is set again in the arm of every variant."""
+    for path, setting in set_here.items():
+        if all(variant.origins.get(path) != setting.origin for variant in variants):
+            arms = ", ".join(dict.fromkeys(variant.arm for variant in variants))
+            where = variants[0].where(path, *sorted(alternatives(path)))
+            raise ConfigError(
+                f"{setting.origin}: has no effect, since arm {arms} sets it as well: {where}; edit it there"
+            )
 
 
 Axis = list[Layer]
