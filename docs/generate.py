@@ -160,19 +160,26 @@ def _keys(model: type[BaseModel]) -> str:
 
 
 def exponents(results: Path) -> str:
-    """The exponents of all fits that are committed under a results folder, with the commits that trained their runs."""
-    if not (results / "fits" / "fits.json").exists():
+    """The exponents of all fits that are committed under results/<study>/, with the commits that trained their runs."""
+    rows = [
+        row for folder in sorted(results.iterdir()) if (folder / "fits" / "fits.json").exists() for row in _of(folder)
+    ]
+    if not rows:
         return "No study is committed under `results/` yet; the quickstart's fit is above."
-    store = Results(str(results))
+    heads = ("text", "sweep", "law", "exponents, with 95 % intervals", "held-out error", "commit")
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *rows])
+
+
+def _of(folder: Path) -> Iterator[str]:
+    """The rows of one study."""
+    store = Results(str(folder))
     sweeps = {record.name: record for record in store.read_sweeps()}
-    rows = ["| sweep | law | exponents, with 95 % intervals | held-out error | commit |", "|---|---|---|---|---|"]
-    for entry in read_records(str(results))[1]:
+    for entry in read_records(str(folder))[1]:
         named = (entry["params"] | entry["derived"]).items()
-        powers = [f"{n} {_ends(v)}" for n, v in named if n in EXPONENTS]
+        powers = ", ".join(f"{n} {_ends(v)}" for n, v in named if n in EXPONENTS)
         held = f"{entry['held_out']['error_percent']:+.2f} %" if entry["held_out"] else "none"
         commits = _commits(store, sweeps[entry["sweep"]])
-        rows.append(f"| {entry['title']} | `{entry['formula']}` | {', '.join(powers)} | {held} | {commits} |")
-    return "\n".join(rows)
+        yield f"| {folder.name} | {entry['title']} | `{entry['formula']}` | {powers} | {held} | {commits} |"
 
 
 def _ends(value: dict[str, float | None]) -> str:

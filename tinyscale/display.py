@@ -189,7 +189,7 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
     lines = [f"{count(launched, 'trial')}: {counted}"]
     if summary.timings:
         expected = ""
-        if summary.expected_seconds:
+        if summary.expected_seconds and not summary.stopped:
             error = summary.expected_seconds / summary.wall_seconds - 1
             expected = f" (forecast {duration(summary.expected_seconds)}, {error:+.0%})"
         lines.append(

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# The studies committed beside this file, on two CPU cores, from the top of the repository:
+#
+#   bash results/study.sh [NAME...]
+#
+# Without names, all of them. Launched again, a study trains only what is missing. Unless it is their question, models
+# have 2 layers with heads of 8 and read 64 tokens of a vocabulary of 512 at once, in bf16; the learning rate of each
+# size follows the law that the first study finds.
+set -euo pipefail
+
+launch() { # SWEEP OPTIONS...: on the speeches
+    tinyscale launch -y --keep none --results results/sotu "sweeps/$1.yaml" --set corpus=sotu --set gpu=0 "${@:2}"
+}
+bf16=(--set precision=bf16)
+small=(--set n_layers=2 --set head_dim=8 --set context_length=64 --set batch_tokens=1024)
+tuned=(--set vocab_size=512 --set lr=auto --set eval_points=3)
+
+lr() {
+    launch lr --select arm=small,small_batches --set search.trials=12 "${bf16[@]}" --set max_bytes=null \
+        --set vocab_size=512 --set eval_points=1
+    tinyscale fit results/sotu
+}
+
+width() { launch width --select arm=small,small_tokens "${bf16[@]}" "${tuned[@]}" "$@"; }
+
+depth() {
+    launch depth "${bf16[@]}" "${tuned[@]}" --set d_model=32 --set head_dim=8 --set context_length=64 \
+        --set batch_tokens=1024 --set tokens_budget=1M
+}
+
+context() {
+    launch context "${bf16[@]}" "${tuned[@]}" --set n_layers=2 --set d_model=32 --set head_dim=8 \
+        --set batch_tokens=2048 --set flops_budget=1.6e12
+}
+
+data() {
+    launch data --select arm=small_one_epoch,small_repeated "${bf16[@]}" "${small[@]}" "${tuned[@]}" \
+        --set max_bytes=null --set d_model=32
+}
+
+isoflop() {
+    launch isoflop --select flops_budget=2e11,6e11,1.8e12 "${bf16[@]}" "${small[@]}" "${tuned[@]}" --set repeats=true
+}
+
+grid() {
+    launch grid --select d_model=16,32,48,64,96 "${bf16[@]}" "${small[@]}" "${tuned[@]}" --set max_bytes=null \
+        --set tokens_budget=2M
+}
+
+ablation_schedule() {
+    launch ablation_schedule --select d_model=32,64 "${bf16[@]}" "${small[@]}" "${tuned[@]}" --set tokens_budget=1M
+}
+
+ablation_precision() {
+    launch ablation_precision --select d_model=32,64 --select arm=fp32,bf16 "${small[@]}" "${tuned[@]}" \
+        --set tokens_budget=1M
+}
+
+ablation_optimizer() {
+    launch ablation_optimizer --select d_model=32,64 "${bf16[@]}" "${small[@]}" --set vocab_size=512 \
+        --set eval_points=3 --set tokens_budget=500K
+}
+
+ablation_architecture() {
+    launch ablation_architecture --select d_model=16,32 "${bf16[@]}" "${small[@]}" "${tuned[@]}"
+}
+
+ablation_tokenizer() { # each vocabulary would need a law of its own: one rate for all
+    launch ablation_tokenizer --select d_model=16 "${bf16[@]}" --set n_layers=2 --set head_dim=8 --set max_bytes=null \
+        --set lr=1e-2 --set eval_points=3
+}
+
+ablation_context() {
+    launch ablation_context --select d_model=16,32 "${bf16[@]}" "${tuned[@]}" --set n_layers=2 --set head_dim=8 \
+        --set batch_tokens=2048
+}
+
+ablation_data() {
+    launch ablation_data --select d_model=32,64 --select arm=x1,x2 "${bf16[@]}" "${small[@]}" "${tuned[@]}" \
+        --set max_bytes=null --set tokens_budget=4M
+}
+
+mup_lr() {
+    launch mup_lr --select d_model=64,128 "${bf16[@]}" --set n_layers=2 --set context_length=64 \
+        --set batch_tokens=1024 --set vocab_size=512 --set max_bytes=null --set eval_points=1 --set tokens_budget=300K
+}
+
+(($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
+    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr
+for study in "$@"; do "$study"; done
