@@ -210,7 +210,7 @@ def launches_of(sweep: str, launches: Sequence[LaunchRecord]) -> Table:
             "train_seconds": each.train_seconds,
             "expected_seconds": each.expected_seconds,
             "forecast_error_percent": 100 * (each.expected_seconds / each.wall_seconds - 1)
-            if each.expected_seconds
+            if each.expected_seconds and not each.stopped
             else None,
             "efficiency": each.efficiency,
             "overhead_per_trial": each.overhead_per_trial,
