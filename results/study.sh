@@ -16,8 +16,9 @@ small=(--set n_layers=2 --set head_dim=8 --set context_length=64 --set batch_tok
 tuned=(--set vocab_size=512 --set lr=auto --set eval_points=3)
 
 lr() {
-    launch lr --select arm=small,small_batches --set search.trials=12 "${bf16[@]}" --set max_bytes=null \
-        --set vocab_size=512 --set eval_points=1
+    local searched=("${bf16[@]}" --set vocab_size=512 --set max_bytes=null --set eval_points=1)
+    launch lr --select arm=small --set search.trials=16 "${searched[@]}"
+    launch lr --select arm=small_batches --set search.trials=12 "${searched[@]}"
     tinyscale fit results/sotu
 }
 

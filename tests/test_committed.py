@@ -1,0 +1,33 @@
+"""The results that are committed give the numbers that are committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyscale.analysis import find_laws
+from tinyscale.fitting.tables import read_records, record
+from tinyscale.results import read_results
+
+ROOT = Path(__file__).parent.parent
+STUDIES = sorted(fits.parent.parent for fits in (ROOT / "results").glob("*/fits/fits.json"))
+by_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+
+
+@by_study
+def test_a_study_fitted_again_gives_the_committed_parameters_and_intervals(study: Path) -> None:
+    committed = {entry["name"]: entry for entry in read_records(str(study))[1]}
+    again = {entry["name"]: entry for entry in map(record, find_laws(str(study)).fits)}
+    assert again.keys() == committed.keys()
+    for name, entry in committed.items():
+        for param, value in entry["params"].items():
+            ends = [[each[key] for key in ("value", "low", "high")] for each in (again[name]["params"][param], value)]
+            np.testing.assert_allclose(*np.array(ends, dtype=float), rtol=1e-3, err_msg=f"{name}, {param}")
+
+
+@by_study
+def test_every_trial_of_a_study_finished_on_code_that_was_committed(study: Path) -> None:
+    frame = read_results(str(study))
+    assert set(frame["state"]) == {"finished"}
