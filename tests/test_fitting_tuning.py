@@ -55,6 +55,9 @@ def test_batches_of_different_size_have_best_rates_of_their_own() -> None:
     assert np.divide(ratio[4096], ratio[1024]) == pytest.approx(2, rel=0.1)
     with pytest.raises(FitError, match=r"N = 1M, batch_tokens = 1024: best lr 0\.00\d+ \(95 %: 0\.00"):
         fit_tuning(both[both["n"] == n[0]], "lr")
+    rounded = both.assign(d=both["d"].where(both["batch_tokens"] == 1024, both["d"] * 0.999))
+    with pytest.raises(FitError, match="needs 3 sizes"):
+        fit_tuning(rounded[rounded["n"] <= n[1]], "lr")
 
 
 def drawn(at: float, trials: int, seed: int) -> tuple[list[float], list[float]]:

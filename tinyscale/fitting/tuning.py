@@ -45,11 +45,11 @@ def fit_tuning(frame: pd.DataFrame, law: str, *, columns: Mapping[str, str] | No
         points[BATCH] = frame[BATCH].to_numpy(int)
     x = np.log(points[["n", "d"]].to_numpy())
     sizes = np.stack([group_sizes(x[:, 0]), group_sizes(x[:, 1], 0.05), points.get(BATCH, np.zeros(len(x), int))])
-    _, config = np.unique(sizes, axis=1, return_inverse=True)
+    configs, config = np.unique(sizes, axis=1, return_inverse=True)
     parts = [points[config.ravel() == index] for index in range(config.max() + 1)]
     table = pd.DataFrame([_best(part, setting) for part in parts])
-    kept = table[table["refused"] == ""]
-    if len(kept.groupby(["n", "d"])) < LEAST_SIZES:
+    places = np.unique(configs[:2, table["refused"] == ""], axis=1)  # whatever the batch
+    if places.shape[1] < LEAST_SIZES:
         found = "; ".join(_describe(row, setting) for row in table.to_dict("records"))
         raise FitError(f"a law of the best {setting} needs {LEAST_SIZES} sizes with a best value inside; {found}")
     shared = {name: frame[name].iloc[0] for name in (*HOLDS_FOR, BATCH) if name in frame and not varying(frame, [name])}
