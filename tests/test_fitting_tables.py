@@ -18,7 +18,7 @@ from tinyscale.cli.fits import fit as fit_command
 from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import fit, laws_for
-from tinyscale.fitting.fit import Method
+from tinyscale.fitting.fit import Fit, Method
 from tinyscale.fitting.groups import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS
 from tinyscale.fitting.text import apart
@@ -135,6 +135,17 @@ def test_an_empty_folder_is_a_plain_error(tmp_path: Path) -> None:
 )
 def test_the_law_follows_what_varies(n: np.ndarray, d: np.ndarray, law: str) -> None:
     assert laws_for(pd.DataFrame({"n": n, "d": d, "loss": 1.0})) == (law,)
+
+
+@pytest.mark.parametrize(("fixed", "slice_"), [("c", "at fixed FLOPs C = 1T"), ("d", "at fixed tokens D = 1M")])
+def test_contexts_of_equal_flops_or_tokens_give_a_law_of_the_context(fixed: str, slice_: str) -> None:
+    t = np.geomspace(64, 2048, 6)
+    frame = pd.DataFrame({"n": 1e6, "d": 2e6 - 100 * t, "c": 1e12 + 1e8 * t, "t": t, "loss": 2 + 30 * t**-0.5})
+    frame[fixed] = {"c": 1e12, "d": 1e6}[fixed]
+    found = fit(frame)
+    assert isinstance(found, Fit)
+    assert (found.law.name, found.slice) == ("power-t", slice_)
+    assert found.params["alpha"] == pytest.approx(0.5, rel=1e-3)
 
 
 def test_the_command_writes_fits_tables_and_plots_and_names_each(tmp_path: Path) -> None:

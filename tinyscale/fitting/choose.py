@@ -60,7 +60,8 @@ def laws_for(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> t
         return ("data-constrained", "chinchilla") if repeated else ("chinchilla",)
     if not varies:
         raise FitError("nothing varies: parameters, tokens and FLOPs are the same in all runs; sweep one of them")
-    return (f"power-{varies[0]}",) if varies != ["c", "t"] else ("power-t",)
+    of_context = varies == ["c", "t"] or (varies == ["d", "t"] and "c" in spread)  # at equal tokens, or FLOPs
+    return ("power-t",) if of_context else (f"power-{varies[0]}",)
 
 
 def _logarithms(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None) -> Array | None:

@@ -128,18 +128,20 @@ def describe_slice(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | N
     """What was held fixed while the law's one variable moved; empty for a joint law, which is no slice."""
     if len(law.variables) > 1:
         return ""
+    of_context = law.variables == ("t",)
     try:
-        n, d = (positive(frame[column_of(frame, name, columns)]) for name in ("n", "d"))
+        n, d, c = (positive(frame[column_of(frame, name, columns)]) for name in ("n", "d", "c" if of_context else "d"))
     except FitError:
         return "the other sizes are not known: the floor and the exponent belong to whatever was held fixed"
-    if law.variables != ("d",) and _constant(d):
-        return f"at fixed tokens D = {count(np.median(d))}"
-    if law.variables != ("n",) and _constant(n):
-        return f"at fixed parameters N = {count(np.median(n))}"
-    if _constant(d / n):
-        return f"at a fixed ratio D/N = {np.median(d / n):.3g}"
+    held = (
+        (of_context and _constant(c), f"at fixed FLOPs C = {count(np.median(c))}"),
+        (law.variables != ("d",) and _constant(d), f"at fixed tokens D = {count(np.median(d))}"),
+        (law.variables != ("n",) and _constant(n), f"at fixed parameters N = {count(np.median(n))}"),
+        (_constant(d / n), f"at a fixed ratio D/N = {np.median(d / n):.3g}"),
+    )
     other, values = ("N", n) if law.variables == ("d",) else ("D", d)
-    return f"neither {other} nor D/N is held fixed ({other} = {count(values.min())} to {count(values.max())})"
+    moving = f"neither {other} nor D/N is held fixed ({other} = {count(values.min())} to {count(values.max())})"
+    return next((what for holds, what in held if holds), moving)
 
 
 def _constant(values: Array) -> bool:
