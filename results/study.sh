@@ -40,7 +40,7 @@ data() {
 }
 
 isoflop() {
-    launch isoflop --select flops_budget=2e11,6e11,1.8e12 "${bf16[@]}" "${small[@]}" "${tuned[@]}" --set repeats=true
+    launch isoflop --select flops_budget=2e11,5e11,1.25e12 "${bf16[@]}" "${small[@]}" "${tuned[@]}" --set repeats=true
 }
 
 grid() {
@@ -59,7 +59,7 @@ ablation_precision() {
 
 ablation_optimizer() {
     launch ablation_optimizer --select d_model=32,64 "${bf16[@]}" "${small[@]}" --set vocab_size=512 \
-        --set eval_points=3 --set tokens_budget=500K
+        --set eval_points=3 --set tokens_budget=300K
 }
 
 ablation_architecture() {
@@ -67,8 +67,8 @@ ablation_architecture() {
 }
 
 ablation_tokenizer() { # each vocabulary would need a law of its own: one rate for all
-    launch ablation_tokenizer --select d_model=16 "${bf16[@]}" --set n_layers=2 --set head_dim=8 --set max_bytes=null \
-        --set lr=1e-2 --set eval_points=3
+    launch ablation_tokenizer --select d_model=16,32 "${bf16[@]}" --set n_layers=2 --set head_dim=8 \
+        --set batch_tokens=1536 --set max_bytes=null --set lr=1e-2 --set eval_points=3
 }
 
 ablation_context() {
@@ -83,7 +83,7 @@ ablation_data() {
 
 mup_lr() {
     launch mup_lr --select d_model=64,128 "${bf16[@]}" --set n_layers=2 --set context_length=64 \
-        --set batch_tokens=1024 --set vocab_size=512 --set max_bytes=null --set eval_points=1 --set tokens_budget=300K
+        --set batch_tokens=512 --set vocab_size=512 --set max_bytes=null --set eval_points=1 --set tokens_budget=150K
 }
 
 (($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
