@@ -86,6 +86,11 @@ mup_lr() {
         --set batch_tokens=512 --set vocab_size=512 --set max_bytes=null --set eval_points=1 --set tokens_budget=150K
 }
 
+known_floor() { # seeds that had no part in tuning it
+    tinyscale launch -y --keep none --results results/known_floor sweeps/known_floor.yaml \
+        --select seed=3,4,5 --set data.zipf.seed=1
+}
+
 (($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
-    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr
+    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr known_floor
 for study in "$@"; do "$study"; done
