@@ -95,6 +95,15 @@ def test_arms_whose_sizes_shift_a_little_are_paired_size_by_size_though_one_coin
     assert len(found.by_size) == 6
 
 
+def test_arms_that_spend_the_same_flops_on_other_numbers_of_tokens_are_paired() -> None:
+    base, long = arm("base", 1.0, seed=1), arm("long", 1.0, seed=2)
+    flops = 6 * base.frame["n_non_embedding"] * base.frame["tokens"]
+    frames = [base.frame.assign(flops=flops), long.frame.assign(tokens=0.6 * long.frame["tokens"], flops=1.004 * flops)]
+    (found,) = compare_arms([Group("t", name, "", frame, {}) for name, frame in zip("ab", frames, strict=True)])
+    assert (found.pairs, len(found.by_size)) == (18, 6)
+    assert found.low < 0 < found.high
+
+
 def test_arms_without_common_sizes_are_refused() -> None:
     base, lion = arm("base", 1.0, seed=1), arm("lion", 1.3, seed=2)
     with pytest.raises(FitError, match="share fewer than 2 sizes"):

@@ -1,6 +1,7 @@
 """Does an arm of a sweep differ from its base, by how much, and what is that worth in parameters, data and compute?
 
-Pairs of the same size, tokens and seed, so that what they share cancels; then one law for both arms (efficiency.py).
+Pairs of the same size, tokens (else FLOPs) and seed, so that what they share cancels; then one law for both arms
+(efficiency.py).
 """
 
 from __future__ import annotations
@@ -96,28 +97,33 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
 
 
 def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
-    """One row a pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size."""
+    """One row a pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
+
+    They share the tokens, or the FLOPs where arms that spend these alike read other numbers of tokens.
+    """
     both = pd.concat([base.frame.assign(side=0), arm.frame.assign(side=1)], ignore_index=True)
-    size, length = _sizes(both)
-    named = both.assign(size=size, length=length, n=both[MATCH[0]], value=both[column])
-    first, second = (named[named["side"] == side] for side in (0, 1))
-    for keys in (["size", "length", "seed"], ["size", "length"]):
-        sides = [side.groupby(keys, as_index=False)[["n", "value"]].mean() for side in (first, second)]
-        pairs = sides[0].merge(sides[1], on=keys, suffixes=("", "_arm"))
-        if pairs["size"].nunique() >= 2:
-            return pairs.assign(difference=pairs["value_arm"] - pairs["value"])
+    for spent in (name for name in (MATCH[1], COLUMNS["c"]) if name in both):
+        size, length = _sizes(both, spent)
+        named = both.assign(size=size, length=length, n=both[MATCH[0]], value=both[column])
+        first, second = (named[named["side"] == side] for side in (0, 1))
+        for keys in (["size", "length", "seed"], ["size", "length"]):
+            sides = [side.groupby(keys, as_index=False)[["n", "value"]].mean() for side in (first, second)]
+            pairs = sides[0].merge(sides[1], on=keys, suffixes=("", "_arm"))
+            if pairs["size"].nunique() >= 2:
+                return pairs.assign(difference=pairs["value_arm"] - pairs["value"])
     raise FitError(
-        f"{arm.sweep}: arms {base.arm} and {arm.arm} share fewer than 2 sizes, so nothing compares; launch both"
+        f"{arm.sweep}: arms {base.arm} and {arm.arm} share fewer than 2 sizes of equal tokens or FLOPs, so nothing "
+        "compares; launch both at the same sizes if they should"
     )
 
 
-def _sizes(both: pd.DataFrame) -> tuple[Index, Index]:
-    """Size and length (n,) of each run, alike in both arms where N and D are.
+def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
+    """Size and length (n,) of each run, alike in both arms where N and the column `spent` are.
 
     Arms that change N itself (as many sizes, none in common or each nearest to its like) are matched by rank, smallest
     to smallest, and so are their lengths.
     """
-    n, d = (np.log(both[name].to_numpy(float)) for name in MATCH)
+    n, d = (np.log(both[name].to_numpy(float)) for name in (MATCH[0], spent))
     size, length, second = group_sizes(n), group_sizes(d, SAME_LENGTH), both["side"].to_numpy() == 1
     ranks = [np.unique(size[second == s]) for s in (False, True)]
     if len(ranks[0]) != len(ranks[1]) or (ranks[0] == ranks[1]).all():
