@@ -68,7 +68,7 @@ ablation_architecture() {
 
 ablation_tokenizer() { # each vocabulary would need a law of its own: one rate for all
     launch ablation_tokenizer --select d_model=16,32 "${bf16[@]}" --set n_layers=2 --set head_dim=8 \
-        --set batch_tokens=1536 --set max_bytes=null --set lr=1e-2 --set eval_points=3
+        --set batch_tokens=1536 --set max_bytes=null --set lr=1e-2 --set eval_points=1
 }
 
 ablation_context() {

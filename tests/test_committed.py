@@ -9,7 +9,7 @@ import pytest
 
 from tinyscale.analysis import find_laws
 from tinyscale.fitting.tables import read_records, record
-from tinyscale.results import read_results
+from tinyscale.results import Results
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(fits.parent.parent for fits in (ROOT / "results").glob("*/fits/fits.json"))
@@ -29,5 +29,7 @@ def test_a_study_fitted_again_gives_the_committed_parameters_and_intervals(study
 
 @by_study
 def test_every_trial_of_a_study_finished_on_code_that_was_committed(study: Path) -> None:
-    frame = read_results(str(study))
-    assert set(frame["state"]) == {"finished"}
+    store = Results(str(study))
+    trials = [store.read_trial(name) for name in store.states()]
+    assert {rows[-1]["state"] for rows, _ in trials} == {"finished"}
+    assert {metadata["provenance"]["dirty"] for _, metadata in trials} == {False}
