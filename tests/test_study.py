@@ -192,7 +192,7 @@ def test_each_optimizer_has_as_many_tries_and_differs_in_nothing_else() -> None:
         for trial in trials:
             rates.setdefault(trial.config.train.optimizer, []).append(trial.config.train.lr)
         assert list(rates) == ["adamw", "lion", "muon"]
-        assert {len(set(tried)) for tried in rates.values()} == {5}
+        assert {len(set(tried)) for tried in rates.values()} == {6}
         assert all(b == pytest.approx(2 * a) for tried in rates.values() for a, b in pairwise(tried))
         assert len({trial.tokens for trial in trials}) == 1
 
