@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from scipy import stats
 from test_fitting_tables import write_results
 
 from tinyscale.cli import cli
@@ -93,6 +94,21 @@ def test_arms_whose_sizes_shift_a_little_are_paired_size_by_size_though_one_coin
     (found,) = compare_arms([base, Group("opt", "wide", "", shifted, {})])
     assert found.pairs == 90
     assert len(found.by_size) == 6
+
+
+@pytest.mark.parametrize(("sizes", "dof"), [(2, 4), (6, 5)])
+def test_a_difference_that_changes_with_size_is_of_just_these_sizes_when_they_are_few(sizes: int, dof: int) -> None:
+    base, other = arm("base", 1.0, seed=1), arm("other", 1.0, seed=2)
+    steps = np.repeat(np.arange(6), 3) * 0.1
+    frames = [base.frame, other.frame.assign(val_loss=other.frame["val_loss"] - 0.2 - steps)]
+    few = [Group("t", name, "", frame.iloc[: 3 * sizes], {}) for name, frame in zip("ab", frames, strict=True)]
+    (found,) = compare_arms(few)
+    assert "it changes with size, from -0.2" in found.verdict
+    change = few[1].frame["val_loss"] - few[0].frame["val_loss"]
+    of_size = change.groupby(few[0].frame["n_non_embedding"]).transform("mean")
+    noise = (change - of_size).std(ddof=sizes) if sizes < 4 else of_size.std(ddof=1) * np.sqrt((len(change) - 1) / dof)
+    reach = stats.t.ppf(0.975, dof) * noise / np.sqrt(len(change))
+    assert found.high - found.low == pytest.approx(2 * reach, rel=1e-6)
 
 
 def test_arms_that_spend_the_same_flops_on_other_numbers_of_tokens_are_paired() -> None:

@@ -18,10 +18,11 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.efficiency import MATCH, efficiency_of
 from tinyscale.fitting.forms import Index
 from tinyscale.fitting.groups import Group
-from tinyscale.fitting.points import COLUMNS, group_sizes
+from tinyscale.fitting.points import COLUMNS, count, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
 
 BASE = "base"
+LEAST_SAMPLE = 4  # sizes from which on they can be a sample of sizes
 SAME_LENGTH = 0.05  # numbers of tokens whose logarithms differ by less are one: whole steps do not hit one exactly
 
 
@@ -90,7 +91,7 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
                 by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
                 efficiency=efficiency,
                 efficiency_refused=refused,
-                verdict=_verdict(group.arm, reference.arm, mean, ends, unit, efficiency),
+                verdict=_verdict(group.arm, reference.arm, mean, ends, unit, efficiency) + _trend(pairs),
             )
         )
     return contrasts
@@ -141,20 +142,34 @@ def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
 def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
     """Mean difference, its standard error, two-sided p and degrees of freedom.
 
-    Where sizes differ more than their pairs scatter, the effect changes with size: then the sizes are the sample.
+    Where the difference changes with size, the sizes are the sample. Fewer than four cannot tell how it scatters over
+    sizes: then the mean is that of just these sizes, and the scatter that of their pairs.
     """
-    values, count = pairs["difference"].to_numpy(float), len(pairs)
-    means = pairs.groupby("n")["difference"].agg(["mean", "size"])
-    variance, dof = values.var(ddof=1) / count, count - 1
-    groups = len(means)
-    if 1 < groups < count:
-        between = float((means["size"] * (means["mean"] - values.mean()) ** 2).sum()) / (groups - 1)
-        within = (float(((values - values.mean()) ** 2).sum()) - between * (groups - 1)) / (count - groups)
-        if special.fdtrc(groups - 1, count - groups, between / max(within, 1e-300)) < LACK_OF_FIT_LEVEL:
-            variance, dof = between / count, groups - 1
-    sd = float(np.sqrt(max(variance, 1e-24)))
+    values, number, sizes = pairs["difference"].to_numpy(float), len(pairs), pairs["n"].nunique()
+    variance, dof = values.var(ddof=1), number - 1
+    if _changes_with_size(pairs):
+        between, within = _mean_squares(pairs)
+        variance, dof = (between, sizes - 1) if sizes >= LEAST_SAMPLE else (within, number - sizes)
+    sd = float(np.sqrt(max(variance / number, 1e-24)))
     p = float(2 * special.stdtr(dof, -abs(values.mean()) / sd))
     return float(values.mean()), sd, p, dof
+
+
+def _changes_with_size(pairs: pd.DataFrame) -> bool:
+    """Whether the differences of sizes scatter more than those of pairs of one size do."""
+    sizes, number = pairs["n"].nunique(), len(pairs)
+    if not 1 < sizes < number:
+        return False
+    between, within = _mean_squares(pairs)
+    return bool(special.fdtrc(sizes - 1, number - sizes, between / max(within, 1e-300)) < LACK_OF_FIT_LEVEL)
+
+
+def _mean_squares(pairs: pd.DataFrame) -> tuple[float, float]:
+    """Mean squares of the differences between sizes and within them."""
+    difference, of_size = pairs["difference"], pairs.groupby("n")["difference"].transform("mean")
+    sizes = pairs["n"].nunique()
+    between = float(((of_size - difference.mean()) ** 2).sum()) / (sizes - 1)
+    return between, float(((difference - of_size) ** 2).sum()) / (len(pairs) - sizes)
 
 
 def _holm(values: Sequence[float]) -> list[float]:
@@ -182,3 +197,12 @@ def _verdict(
         value, low, high = efficiency["compute"]
         text += f", worth {value:.2f} times the compute ({low:.2f} to {high:.2f})"
     return text
+
+
+def _trend(pairs: pd.DataFrame) -> str:
+    """How the difference changes with size, where it does."""
+    if not _changes_with_size(pairs):
+        return ""
+    by_size = pairs.groupby("n")["difference"].mean()
+    ends = [f"{by_size[n]:+.4f} at N = {count(n)}" for n in (by_size.index.min(), by_size.index.max())]
+    return f"; it changes with size, from {ends[0]} to {ends[1]}"
