@@ -26,7 +26,7 @@ width() { launch width --select arm=small,small_tokens "${bf16[@]}" "${tuned[@]}
 
 depth() {
     launch depth "${bf16[@]}" "${tuned[@]}" --set d_model=32 --set head_dim=8 --set context_length=64 \
-        --set batch_tokens=1024
+        --set batch_tokens=1024 --set tokens_budget=1M
 }
 
 context() {
