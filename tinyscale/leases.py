@@ -90,19 +90,23 @@ def held_trials(folder: Folder) -> set[str]:
     """Trials whose lease is held by a process that lives."""
     if not folder.is_local:
         return set()
-    claims = ((name, Lease(folder, name.removesuffix(".json")).holder()) for name in folder.names(".json"))
-    return {name.removesuffix(".json") for name, held in claims if held is not None and alive(held)}
+    return {trial for trial, held in _claims(folder).items() if alive(held)}
 
 
 def clear_void(folder: Folder) -> None:
     """Delete the leases of processes that are gone: one that is killed just after its trial's last row leaves it."""
-    if not folder.is_local or not (names := folder.names(".json")):
+    if not folder.is_local or not folder.names(".json"):
         return
     with FileLock(f"{folder.path}/.lock"):
-        for name in names:
-            held = Lease(folder, name.removesuffix(".json")).holder()
-            if held is not None and not alive(held):
-                folder.delete(name)
+        for trial, held in _claims(folder).items():
+            if not alive(held):
+                folder.delete(f"{trial}.json")
+
+
+def _claims(folder: Folder) -> dict[str, dict[str, Any]]:
+    """Who holds the lease of each trial that has one, alive or not."""
+    trials = [name.removesuffix(".json") for name in folder.names(".json")]
+    return {trial: held for trial in trials if (held := Lease(folder, trial).holder()) is not None}
 
 
 def alive(held: dict[str, Any]) -> bool:
