@@ -11,6 +11,7 @@ import pandas as pd
 from rich.table import Table
 
 from tinyscale.data.corpora import NamedCorpus
+from tinyscale.launches import forecast_error
 from tinyscale.plan import WHY, Plan, PlannedTrial
 from tinyscale.results import over_seeds
 from tinyscale.search import Search
@@ -189,8 +190,8 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
     lines = [f"{count(launched, 'trial')}: {counted}"]
     if summary.timings:
         expected = ""
-        if summary.expected_seconds and not summary.stopped:
-            error = summary.expected_seconds / summary.wall_seconds - 1
+        error = forecast_error(summary.expected_seconds, summary.wall_seconds, summary.stopped)
+        if error is not None and summary.expected_seconds:
             expected = f" (forecast {duration(summary.expected_seconds)}, {error:+.0%})"
         lines.append(
             f"{duration(summary.train_seconds)} of training on {count(summary.slots, 'slot')} in "

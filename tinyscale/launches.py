@@ -46,6 +46,11 @@ class LaunchRecord:
         return str(self.provenance.get("launched", ""))
 
 
+def forecast_error(expected_seconds: float | None, wall_seconds: float, stopped: bool) -> float | None:
+    """By what share a launch was expected to take longer than it did; None without a forecast, or if it was stopped."""
+    return expected_seconds / wall_seconds - 1 if expected_seconds and not stopped else None
+
+
 FIELDS: Mapping[str, str] = {each.name: each.metadata["doc"] for each in fields(LaunchRecord)}
 
 

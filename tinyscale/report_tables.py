@@ -19,7 +19,7 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import Found, contrasts_table, parameters_table, record, slug
-from tinyscale.launches import LaunchRecord
+from tinyscale.launches import LaunchRecord, forecast_error
 from tinyscale.results import Results, SweepRecord, over_seeds
 
 BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget")  # beside these stand the tokens themselves
@@ -209,15 +209,14 @@ def launches_of(sweep: str, launches: Sequence[LaunchRecord]) -> Table:
             "wall_seconds": each.wall_seconds,
             "train_seconds": each.train_seconds,
             "expected_seconds": each.expected_seconds,
-            "forecast_error_percent": 100 * (each.expected_seconds / each.wall_seconds - 1)
-            if each.expected_seconds and not each.stopped
-            else None,
+            "forecast_error_percent": None if error is None else 100 * error,
             "efficiency": each.efficiency,
             "overhead_per_trial": each.overhead_per_trial,
             "stopped": each.stopped,
         }
         for each in launches
         if each.sweep == sweep
+        for error in [forecast_error(each.expected_seconds, each.wall_seconds, each.stopped)]
     ]
     columns = {
         "launched": "launched (UTC)", "trials": "trials", "finished": "finished", "failed": "failed", "slots": "slots",
