@@ -13,7 +13,8 @@ launch() { # SWEEP OPTIONS...: on the speeches
 }
 bf16=(--set precision=bf16)
 small=(--set n_layers=2 --set head_dim=8 --set context_length=64 --set batch_tokens=1024)
-tuned=(--set vocab_size=512 --set lr=auto --set eval_points=3)
+auto=(--set lr=auto --set eval_points=3)
+tuned=(--set vocab_size=512 "${auto[@]}")
 
 lr() {
     local searched=("${bf16[@]}" --set vocab_size=512 --set max_bytes=null --set eval_points=1)
@@ -22,7 +23,7 @@ lr() {
     tinyscale fit results/sotu
 }
 
-width() { launch width --select arm=small,small_tokens "${bf16[@]}" "${tuned[@]}" "$@"; }
+width() { launch width --select arm=small,small_tokens "${bf16[@]}" "${tuned[@]}"; }
 
 depth() {
     launch depth "${bf16[@]}" "${tuned[@]}" --set d_model=32 --set head_dim=8 --set context_length=64 \
@@ -86,11 +87,25 @@ mup_lr() {
         --set batch_tokens=512 --set vocab_size=512 --set max_bytes=null --set eval_points=1 --set tokens_budget=150K
 }
 
+stories() { # on TinyStories, or on the sample of it that STORIES names
+    local bytes=6M
+    [[ -z ${STORIES-} ]] || bytes=null # a file is read to its end
+    tell() {
+        tinyscale launch -y --keep none --results results/tinystories "sweeps/$1.yaml" --set vocab_size=512 \
+            --set corpus="${STORIES:-tinystories}" --set max_bytes=$bytes --set precision=fp32 --set gpu=0 "${@:2}"
+    }
+    tell lr --select arm=small --set search.trials=10 --set eval_points=1
+    tinyscale fit results/tinystories
+    tell width --select arm=small_tokens "${auto[@]}"
+    tell data --select arm=small_one_epoch,small_repeated --select unique_tokens=250K,500K,1M,2M "${small[@]}" \
+        "${auto[@]}" --set d_model=32
+}
+
 known_floor() { # seeds that had no part in tuning it
     tinyscale launch -y --keep none --results results/known_floor sweeps/known_floor.yaml \
         --select seed=3,4,5 --set data.zipf.seed=1
 }
 
 (($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
-    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr known_floor
+    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr stories known_floor
 for study in "$@"; do "$study"; done
