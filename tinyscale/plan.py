@@ -208,27 +208,38 @@ def make_plan(
     if sweep.search:
         _refuse_idle_axes(sweep, _corners(sweep.search, settled, means.resolve))
         draws = known_draws(sweep.search, settled, recorded, means.resolve, whole=sweep.whole)
-    trials = []
-    for each, draw in draws.variants:
-        variant, trial = each.variant, means.resolve(each.variant)
-        state, reason = states.get(trial.identity, ("new", None))
-        if draw is None and state == STOPPED:
-            state = "running"  # what a search gave up is here trained to its end
-        if draw and draw.undrawn:
-            state, reason = "undrawn", None
-        trials.append(PlannedTrial(trial, variant.arm, variant.axes, state, reason, each.choices, draw))
+    trials = [_planned(each, draw, means, states) for each, draw in draws.variants]
     if not sweep.search:
         _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, former, trials)
     at_once = forecast.side_by_side([planned.trial.config for planned in trials], cpus, gpus)
     if with_forecast and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
-        seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
-        if seconds is not None:
-            trials = [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
+        trials = _timed(trials, at_once)
     notes = settled_notes([planned.choices for planned in trials])
     warnings = (*_warnings(trials), *_unplaceable(trials, cpus, gpus, grows))
     return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), draws.stale)
+
+
+def _planned(
+    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[str, str | None]]
+) -> PlannedTrial:
+    """A trial with where it stands."""
+    variant, trial = each.variant, means.resolve(each.variant)
+    state, reason = states.get(trial.identity, ("new", None))
+    if draw is None and state == STOPPED:
+        state = "running"  # what a search gave up is here trained to its end
+    if draw and draw.undrawn:
+        state, reason = "undrawn", None
+    return PlannedTrial(trial, variant.arm, variant.axes, state, reason, each.choices, draw)
+
+
+def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
+    """The trials with how long each takes, where that can be measured."""
+    seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
+    if seconds is None:
+        return trials
+    return [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
 
 
 def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:

@@ -93,13 +93,17 @@ def launch(
             keep_events(Path(scratch), plan.sweep.name, results)
         summary.stopped = stop.requested
     summary.wall_seconds = time.monotonic() - began
-    resized = {each.trial.identity for each in again}  # measured on two shares
-    alone = {lead: group[0].trial for lead, group in groups.items() if len(group) == 1 and lead not in resized}
-    timed = [(alone[t.trial], t.train_seconds) for t in summary.finished if t.trial in alone]
-    forecast.learn(timed, plan.at_once)
+    _learn(summary, groups, again, plan.at_once)
     with suppress(ResultsError):  # the rows are there, and the summary is still to be told
         write_launch(results.launches, _record(summary, plan, shared.provenance))
     return summary
+
+
+def _learn(summary: Summary, groups: Groups, again: list[PlannedTrial], at_once: int) -> None:
+    """Tell the forecast how long the trials took that were trained alone and on one share of a GPU."""
+    resized = {each.trial.identity for each in again}
+    alone = {lead: group[0].trial for lead, group in groups.items() if len(group) == 1 and lead not in resized}
+    forecast.learn([(alone[t.trial], t.train_seconds) for t in summary.finished if t.trial in alone], at_once)
 
 
 def _groups(trials: list[PlannedTrial], plan: Plan) -> Groups:
