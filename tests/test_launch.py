@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,18 @@ def test_a_launch_finishes_each_trial_of_the_grid_and_a_second_one_trains_nothin
     assert (record.trials, record.states, record.slots) == (4, {"finished": 4}, 2)
     assert record.train_seconds == pytest.approx(summary.train_seconds)
     assert record.efficiency == pytest.approx(summary.efficiency)
+
+
+def test_seconds_that_a_resumed_trial_was_trained_before_are_not_this_launchs(tmp_path, cluster):
+    results = Results(str(tmp_path / "results"))
+
+    def train_long(*args: Any, **options: Any) -> Outcome:
+        return replace(train(*args, **options), seconds=10_000.0)
+
+    summary = run(planned(write_sweep(tmp_path, widths="[8]"), results), results, cluster, train=train_long)
+    assert summary.train_seconds < summary.wall_seconds
+    assert summary.efficiency <= 1
+    assert summary.overhead_per_trial >= 0
 
 
 def test_an_extended_sweep_trains_only_what_is_new(tmp_path, cluster):

@@ -29,7 +29,7 @@ class LaunchRecord:
     states: Mapping[str, int] = _told("state -> how many of them ended so")
     slots: int = _told("how many run at once")
     wall_seconds: float = _told("from the start of the grid to the end of its last trial")
-    train_seconds: float = _told("sum of the trials' own training seconds")
+    train_seconds: float = _told("sum of the trials' own training seconds in this launch")
     expected_seconds: float | None = _told(
         "what the plan expected, Ray's start included; null where nothing was forecast"
     )

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Timing:
-    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained between.
+    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained in all.
 
-    Of a batched model's seconds each trial has its share.
+    Of a batched model's seconds each trial has its share. A resumed trial has those of the times before as well.
     """
 
     trial: str
@@ -19,6 +19,11 @@ class Timing:
     began: float
     ended: float
     train_seconds: float
+
+    @property
+    def seconds_here(self) -> float:
+        """Training seconds since this process took it up; of a resumed trial, at most."""
+        return min(self.train_seconds, self.ended - self.began)
 
 
 @dataclass(repr=False)
@@ -55,8 +60,8 @@ class Summary:
 
     @property
     def train_seconds(self) -> float:
-        """Sum of the trials' own training seconds."""
-        return sum(timing.train_seconds for timing in self.timings)
+        """Sum of the trials' own training seconds in this launch."""
+        return sum(timing.seconds_here for timing in self.timings)
 
     @property
     def efficiency(self) -> float:
@@ -73,6 +78,6 @@ class Summary:
         last: dict[int, float] = {}
         overheads = []
         for timing in sorted(self.timings, key=lambda timing: timing.began):
-            overheads.append(timing.ended - last.get(timing.process, timing.began) - timing.train_seconds)
+            overheads.append(timing.ended - last.get(timing.process, timing.began) - timing.seconds_here)
             last[timing.process] = timing.ended
         return sum(overheads) / len(overheads) if overheads else 0.0
