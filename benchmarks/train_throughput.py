@@ -1,6 +1,6 @@
 """Tokens a second of a training step, beside other ways of taking it, and the share of what the matrix products allow.
 
-    python benchmarks/train_throughput.py [--threads 2] [--shapes S1 S2] [--rounds 5] [--compile ours plain]
+    python benchmarks/train_throughput.py [--threads 2] [--shapes S1 S2] [--rounds 5] [--compile ours plain] [--profile]
 
 Ours is `tinyscale.train.Run.update` itself. The others are a plain PyTorch loop around the same architecture, and the
 same loop around transformers' GPT-2 and litgpt's GPT, each with its own architecture; those that are not installed are
@@ -13,6 +13,8 @@ else with its eager step.
 The bound is the tokens/s of a step's matrix products alone, attention's included: forward, for the gradient of the
 input and for the gradient of the weights, in the same precision.
 
+--profile tells instead what our own steps spend their time on, by PyTorch's profiler.
+
 With one thread times are CPU seconds, which other work on the machine disturbs less; with more they are wall seconds.
 """
 
@@ -23,6 +25,7 @@ import importlib.util
 import itertools
 import math
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -44,6 +47,13 @@ from tinyscale.trial import Trial, resolve
 
 TOKENS = 1_000_000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROFILED_STEPS = 20
+OPERATIONS = {  # what PyTorch's profiler calls them
+    "products": r"aten::(add|b|badd)?mm$",
+    "attention's kernels": r"scaled_dot_product|softmax(_backward_data)?$",
+    "compiled kernels": r"CompiledFxGraph",
+    "optimizer": r"Optimizer|adam|vector_norm|_foreach",
+}
 Step = Callable[[], object]
 
 
@@ -187,15 +197,39 @@ def over(found: dict[Variant, list[float]], variant: Variant, other: str, precis
     return statistics.median(a / b for a, b in zip(found[variant], theirs, strict=True))
 
 
-def rows(name: str, found: dict[Variant, list[float]]) -> Iterator[str]:
-    """The table's rows of a shape."""
+def speed_rows(name: str, found: dict[Variant, list[float]]) -> Iterator[Sequence[str]]:
+    """A shape's rows of the table of speeds: ours, in each precision and mode."""
     for variant, speeds in found.items():
         who, precision, mode = variant
         if who == "ours":
             ratios = [over(found, variant, "plain", "fp32", "eager")]
             ratios += [over(found, variant, peer, precision, mode) for peer in (*PEERS, "products")]
-            cells = [f"{statistics.median(speeds):,.0f}", *(f"{ratio:.2f}" for ratio in ratios)]
-            yield f"| {name} | {precision} | {mode} | {' | '.join(cells)} |".replace("nan", "-")
+            cells = ("-" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios)
+            yield name, precision, mode, f"{statistics.median(speeds):,.0f}", *cells
+
+
+def profile(step: Step) -> Iterator[float]:
+    """Shares of a step's time: of each of OPERATIONS, and of all else, as elementwise kernels not compiled."""
+    step()  # compiles
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(PROFILED_STEPS):
+            step()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    known = [sum(time for key, time in times.items() if re.search(names, key)) for names in OPERATIONS.values()]
+    total = sum(times.values())
+    yield from (time / total for time in (*known, total - sum(known)))
+
+
+def profile_rows(name: str, steps: dict[Variant, Step]) -> Iterator[Sequence[str]]:
+    """A shape's rows of the table of what our steps spend their time on."""
+    for (who, precision, mode), step in steps.items():
+        if who == "ours":
+            yield name, precision, mode, *(f"{share:.0%}" for share in profile(step))
+
+
+def print_row(cells: Sequence[str]) -> None:
+    """A row of a Markdown table."""
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def processor() -> str:
@@ -214,20 +248,31 @@ def main() -> None:
     parser.add_argument("--compile", nargs="*", choices=["ours", *PEERS], default=["ours", "plain"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="tell what our steps spend their time on instead")
     parser.add_argument("--seconds", type=float, default=0.4, help="of a variant in a round, one step at least")
     options = parser.parse_args()
-    peers = [peer for peer in PEERS if peer == "plain" or importlib.util.find_spec(peer)]
     print(f"{processor()}, threads: {options.threads}, PyTorch {torch.__version__}, rounds: {options.rounds}")
+    peers = [peer for peer in PEERS if peer == "plain" or importlib.util.find_spec(peer)]
     for missing in [peer for peer in PEERS if peer not in peers]:
         print(f"{missing} is not installed: left out")
-    columns = ["shape", "precision", "mode", "tokens/s", "over plain fp32 eager", *(f"over {peer}" for peer in PEERS)]
-    print(f"\n| {' | '.join([*columns, 'share of bound'])} |\n{'|---' * (len(columns) + 1)}|", flush=True)
+    if options.profile:
+        peers = []
+    speeds = ["tokens/s", "over plain fp32 eager", *(f"over {peer}" for peer in PEERS), "share of bound"]
+    columns = ["shape", "precision", "mode", *([*OPERATIONS, "the rest"] if options.profile else speeds)]
+    print()
+    print_row(columns)
+    print_row(["---"] * len(columns))
     for name in options.shapes:
         shape = SHAPES[name]
         with tempfile.TemporaryDirectory() as folder:
             steps = variants(shape, write_corpus(shape, Path(folder)), peers, options.compile, options.threads)
-            found = rates(steps, shape.tokens, options.rounds, options.seconds, options.threads)
-        print(*rows(name, found), sep="\n", flush=True)
+            if options.profile:
+                rows = profile_rows(name, steps)
+            else:
+                found = rates(steps, shape.tokens, options.rounds, options.seconds, options.threads)
+                rows = speed_rows(name, found)
+            for row in rows:
+                print_row(row)
 
 
 if __name__ == "__main__":
