@@ -178,7 +178,7 @@ def _of(folder: Path) -> Iterator[str]:
         named = (entry["params"] | entry["derived"]).items()
         powers = ", ".join(f"{n} {_ends(v)}" for n, v in named if n in EXPONENTS)
         held = f"{entry['held_out']['error_percent']:+.2f} %" if entry["held_out"] else "none"
-        commits = _commits(store, sweeps[entry["sweep"]])
+        commits = _commits(store, sweeps[entry["sweep"]], entry["arm"])
         yield f"| {folder.name} | {entry['title']} | `{entry['formula']}` | {powers} | {held} | {commits} |"
 
 
@@ -186,8 +186,10 @@ def _ends(value: dict[str, float | None]) -> str:
     return "{} ({} to {})".format(*(number(value[name], 3) for name in ("value", "low", "high")))
 
 
-def _commits(store: Results, record: SweepRecord) -> str:
-    found = {store.read_trial(trial)[1]["provenance"].get("commit") for trial in record.trials}
+def _commits(store: Results, record: SweepRecord, arm: str | None) -> str:
+    """The commits that trained an arm of a sweep; without an arm, all of it."""
+    trials = {group["trial"] for group in record.groups if arm in (None, group["arm"])}
+    found = {store.read_trial(trial)[1]["provenance"].get("commit") for trial in trials}
     return ", ".join(sorted(f"`{commit[:7]}`" if commit else "unknown" for commit in found))
 
 

@@ -3,13 +3,18 @@
 #
 #   bash results/study.sh [NAME...]
 #
-# Without names, all of them. Launched again, a study trains only what is missing. Unless it is their question, models
-# have 2 layers with heads of 8 and read 64 tokens of a vocabulary of 512 at once, in bf16; the learning rate of each
-# size follows the law that the first study finds.
+# Without names, all of them. Launched again, a study trains only what is missing. What results hold is fitted at the end.
 set -euo pipefail
 
 launch() { # SWEEP OPTIONS...: on the speeches
     tinyscale launch -y --keep none --results results/sotu "sweeps/$1.yaml" --set corpus=sotu --set gpu=0 "${@:2}"
+}
+foretell() { # RESULTS STUDY: what the fit so far says of width 96, written once
+    local file=$1/predictions/$2.json
+    [[ ! -e $file ]] || return 0
+    mkdir -p "$1/predictions"
+    tinyscale fit "$1"
+    tinyscale predict "$1" --fit "$2-power-n" --n 221664 --json >"$file"
 }
 bf16=(--set precision=bf16)
 small=(--set n_layers=2 --set head_dim=8 --set context_length=64 --set batch_tokens=1024)
@@ -18,12 +23,18 @@ tuned=(--set vocab_size=512 "${auto[@]}")
 
 lr() {
     local searched=("${bf16[@]}" --set vocab_size=512 --set max_bytes=null --set eval_points=1)
+    launch lr --select arm=small,small_batches --set search.trials=12 "${searched[@]}"
     launch lr --select arm=small --set search.trials=16 "${searched[@]}"
-    launch lr --select arm=small_batches --set search.trials=12 "${searched[@]}"
     tinyscale fit results/sotu
 }
 
-width() { launch width --select arm=small,small_tokens "${bf16[@]}" "${tuned[@]}"; }
+width() {
+    local asked=(--select arm=small,small_tokens "${bf16[@]}" "${tuned[@]}")
+    launch width "${asked[@]}" --select d_model=16,24,32,48,64
+    foretell results/sotu width-small
+    foretell results/sotu width-small_tokens
+    launch width "${asked[@]}"
+}
 
 depth() {
     launch depth "${bf16[@]}" "${tuned[@]}" --set d_model=32 --set head_dim=8 --set context_length=64 \
@@ -96,6 +107,8 @@ stories() { # on TinyStories, or on the sample of it that STORIES names
     }
     tell lr --select arm=small --set search.trials=10 --set eval_points=1
     tinyscale fit results/tinystories
+    tell width --select arm=small_tokens "${auto[@]}" --select d_model=16,24,32,48,64
+    foretell results/tinystories width
     tell width --select arm=small_tokens "${auto[@]}"
     tell data --select arm=small_one_epoch,small_repeated --select unique_tokens=250K,500K,1M,2M "${small[@]}" \
         "${auto[@]}" --set d_model=32
@@ -109,3 +122,4 @@ known_floor() { # seeds that had no part in tuning it
 (($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
     ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr stories known_floor
 for study in "$@"; do "$study"; done
+for trials in results/*/trials; do tinyscale fit "${trials%/trials}"; done
