@@ -208,7 +208,7 @@ def speed_rows(name: str, found: dict[Variant, list[float]]) -> Iterator[Sequenc
             yield name, precision, mode, f"{statistics.median(speeds):,.0f}", *cells
 
 
-def profile(step: Step) -> Iterator[float]:
+def profile(step: Step) -> list[float]:
     """Shares of a step's time: of each of OPERATIONS, and of all else, as elementwise kernels not compiled."""
     step()  # compiles
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -217,7 +217,7 @@ def profile(step: Step) -> Iterator[float]:
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     known = [sum(time for key, time in times.items() if re.search(names, key)) for names in OPERATIONS.values()]
     total = sum(times.values())
-    yield from (time / total for time in (*known, total - sum(known)))
+    return [time / total for time in (*known, total - sum(known))]
 
 
 def profile_rows(name: str, steps: dict[Variant, Step]) -> Iterator[Sequence[str]]:

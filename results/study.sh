@@ -6,8 +6,9 @@
 # Without names, all of them. Launched again, a study trains only what is missing. What results hold is fitted at the end.
 set -euo pipefail
 
-launch() { # SWEEP OPTIONS...: on the speeches
-    tinyscale launch -y --keep none --results results/sotu "sweeps/$1.yaml" --set corpus=sotu --set gpu=0 "${@:2}"
+text=(--results results/sotu --set corpus=sotu --set gpu=0) # the speeches, unless a study reads another text
+launch() { # SWEEP OPTIONS...
+    tinyscale launch -y --keep none "${text[@]}" "sweeps/$1.yaml" "${@:2}"
 }
 foretell() { # RESULTS STUDY: what the fit so far says of width 96, written once
     local file=$1/predictions/$2.json
@@ -18,8 +19,7 @@ foretell() { # RESULTS STUDY: what the fit so far says of width 96, written once
 }
 bf16=(--set precision=bf16)
 small=(--set n_layers=2 --set head_dim=8 --set context_length=64 --set batch_tokens=1024)
-auto=(--set lr=auto --set eval_points=3)
-tuned=(--set vocab_size=512 "${auto[@]}")
+tuned=(--set vocab_size=512 --set lr=auto --set eval_points=3)
 
 lr() {
     local searched=("${bf16[@]}" --set vocab_size=512 --set max_bytes=null --set eval_points=1)
@@ -101,22 +101,20 @@ mup_lr() {
 stories() { # on TinyStories, or on the sample of it that STORIES names
     local bytes=6M
     [[ -z ${STORIES-} ]] || bytes=null # a file is read to its end
-    tell() {
-        tinyscale launch -y --keep none --results results/tinystories "sweeps/$1.yaml" --set vocab_size=512 \
-            --set corpus="${STORIES:-tinystories}" --set max_bytes=$bytes --set precision=fp32 --set gpu=0 "${@:2}"
-    }
-    tell lr --select arm=small --set search.trials=10 --set eval_points=1
+    local text=(--results results/tinystories --set corpus="${STORIES:-tinystories}" --set max_bytes=$bytes
+        --set precision=fp32 --set gpu=0)
+    launch lr --select arm=small --set search.trials=10 --set eval_points=1 --set vocab_size=512
     tinyscale fit results/tinystories
-    tell width --select arm=small_tokens "${auto[@]}" --select d_model=16,24,32,48,64
+    launch width --select arm=small_tokens "${tuned[@]}" --select d_model=16,24,32,48,64
     foretell results/tinystories width
-    tell width --select arm=small_tokens "${auto[@]}"
-    tell data --select arm=small_one_epoch,small_repeated --select unique_tokens=250K,500K,1M,2M "${small[@]}" \
-        "${auto[@]}" --set d_model=32
+    launch width --select arm=small_tokens "${tuned[@]}"
+    launch data --select arm=small_one_epoch,small_repeated --select unique_tokens=250K,500K,1M,2M "${small[@]}" \
+        "${tuned[@]}" --set d_model=32
 }
 
 known_floor() { # seeds that had no part in tuning it
-    tinyscale launch -y --keep none --results results/known_floor sweeps/known_floor.yaml \
-        --select seed=3,4,5 --set data.zipf.seed=1
+    local text=(--results results/known_floor)
+    launch known_floor --select seed=3,4,5 --set data.zipf.seed=1
 }
 
 (($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
