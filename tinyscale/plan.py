@@ -6,19 +6,21 @@ import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from tinyscale import forecast
-from tinyscale.config import ALTERNATIVES, DataConfig, TrialConfig
-from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare, require_enough_validation, require_whole_records
+from tinyscale.config import TrialConfig
+from tinyscale.data import SPLIT_RULE
 from tinyscale.draws import Draw, Draws, known_draws, with_values
-from tinyscale.errors import ConfigError, DataError, TinyscaleError
+from tinyscale.errors import ConfigError
 from tinyscale.results import KEPT_STATES, PARAMETER_COLUMNS, STOPPED, Results
 from tinyscale.search import Search
 from tinyscale.settle import Choice, Means, Settled, settle, settled_notes
 from tinyscale.sweep import Sweep, Variant, without_collector
+from tinyscale.texts import prepare_texts, resolve_against
 from tinyscale.trial import Trial, resolve
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
@@ -191,17 +193,13 @@ def make_plan(
     be used, trials that ask for more than the text holds, and axes that move nothing.
     """
     notify("reading and tokenizing the text")
-    corpora = _prepare_all(sweep)
+    texts = prepare_texts(sweep)
     recorded = [group for record in results.read_sweeps() if record.name == sweep.name for group in record.groups]
     cell = sweep.search.cell if sweep.search else dict
     former = {_place({**group, "axes": cell(group["axes"])}): group for group in recorded}
     notify("settling what the sweep leaves open")
     before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
-
-    def resolved(variant: Variant) -> Trial:
-        return _resolve(variant, corpora[_text_of(variant)])
-
-    means = Means(results, resolved, before, cpus, gpus, with_forecast, gpu_bytes, grows)
+    means = Means(results, partial(resolve_against, texts), before, cpus, gpus, with_forecast, gpu_bytes, grows)
     states = results.states()
     settled = settle(sweep.variants, means)
     draws = Draws(tuple((each, None) for each in settled), frozenset())
@@ -262,67 +260,6 @@ def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
     if "lr" in fields:
         config = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1.0})})
     return config.model_copy(update={"seed": 0}) if "seed" in fields else config
-
-
-def _text_of(variant: Variant) -> DataConfig:
-    return variant.config.data.model_copy(update={"unique_tokens": None})
-
-
-def _prepare_all(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
-    """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
-    corpora: dict[DataConfig, TokenizedCorpus] = {}
-    for variant in sweep.variants:
-        data = _text_of(variant)
-        if data in corpora:
-            continue
-        try:
-            corpora[data] = prepare(data)
-            require_enough_validation(corpora[data], data)
-        except TinyscaleError as error:
-            raise type(error)(f"{_blamed(variant, error)}: {error}") from error
-    return corpora
-
-
-def _blamed(variant: Variant, error: TinyscaleError) -> str:
-    """Where the field that the message names was written, else where the corpus was."""
-    named = [origin for path, origin in variant.origins.items() if path in str(error)]
-    return named[0] if named else variant.origins["data.corpus"]
-
-
-def _resolve(variant: Variant, corpus: TokenizedCorpus) -> Trial:
-    """The variant as a trial; ConfigError when the text cannot give what it asks for."""
-    config = variant.config
-    budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
-    if config.train.precision == "fp16" and not config.resources.gpu:
-        raise ConfigError(
-            f"{variant.where('train.precision')}: train.precision = 'fp16' needs a GPU, and resources.gpu is 0: CPUs "
-            "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
-        )
-    try:
-        trial = corpus.resolve(config)
-    except ConfigError as error:
-        raise ConfigError(f"{budget}: {error}") from error
-    if (config.data.unique_tokens or 0) > corpus.train_tokens:
-        raise ConfigError(
-            f"{variant.where('data.unique_tokens')}: data.unique_tokens = {config.data.unique_tokens:,} is more than "
-            f"the {corpus.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
-        )
-    if trial.epochs > 1 and not config.train.repeats:
-        raise ConfigError(
-            f"{budget}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
-            f"{trial.epochs:.2f} times; lower the budget, use a longer corpus, or set train.repeats: true"
-        )
-    try:
-        require_whole_records(corpus, config.model.context_length)
-    except DataError as error:
-        raise ConfigError(f"{context}: {error}") from error
-    longest = min(corpus.longest_document, trial.unique_tokens - 1)
-    if config.model.context_length > longest:
-        raise ConfigError(
-            f"{context}: model.context_length = {config.model.context_length:,} is longer than any document to train "
-            f"on of {config.data.corpus} (at most {longest:,} tokens)"
-        )
-    return trial
 
 
 def _explain_changes(
