@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from tinyscale.config import TrialConfig
 from tinyscale.fitting.tables import read_records
-from tinyscale.fitting.text import number
+from tinyscale.formatting import number
 from tinyscale.launches import FIELDS as LAUNCH_FIELDS
 from tinyscale.results import COLUMNS, SCHEMA_VERSION, Results, SweepRecord
 from tinyscale.search import SEARCHABLE, Search, Values

@@ -1,11 +1,10 @@
-"""Which points belong together, and how numbers are written."""
+"""Which points belong together."""
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from tinyscale.fitting.laws import find_law
-from tinyscale.fitting.points import count, group_sizes, read_points
+from tinyscale.fitting.points import group_sizes, read_points
 
 
 def test_seeds_of_one_size_are_one_cluster() -> None:
@@ -28,10 +27,3 @@ def test_without_runs_each_configuration_is_a_cluster() -> None:
 
 def test_sizes_within_a_percent_are_one() -> None:
     assert group_sizes(np.log([1e6, 2e6, 1.003e6])).tolist() == [0, 1, 0]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1234567, "1.23M"), (999999, "1M"), (2e9, "2B"), (512, "512"), (1e18, "1e+18")]
-)
-def test_counts_are_written_as_people_say_them(value: float, text: str) -> None:
-    assert count(value) == text

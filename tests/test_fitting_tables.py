@@ -21,7 +21,6 @@ from tinyscale.fitting.choose import fit, laws_for
 from tinyscale.fitting.fit import Fit, Method
 from tinyscale.fitting.groups import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS
-from tinyscale.fitting.text import apart
 from tinyscale.results import SCHEMA, Results, SweepRecord
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
@@ -268,15 +267,6 @@ def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: P
 def test_a_misspelt_law_is_answered_with_the_nearest() -> None:
     with pytest.raises(FitError, match="nearest: chinchilla"):
         fit(pd.DataFrame({"n": [1.0], "loss": [2.0]}), "chinchila")
-
-
-@pytest.mark.parametrize(
-    ("values", "texts"), [((1.99, 2.04), ("1.99", "2.04")), ((2.0, 5.0), ("2.0", "5.0")), ((3.0, 3.0), ("3.0", "3.0"))]
-)
-def test_two_errors_are_written_with_the_digits_that_tell_them_apart(
-    values: tuple[float, float], texts: tuple[str, str]
-) -> None:
-    assert apart(*values) == texts
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])

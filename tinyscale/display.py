@@ -11,6 +11,7 @@ import pandas as pd
 from rich.table import Table
 
 from tinyscale.data.corpora import NamedCorpus
+from tinyscale.formatting import compact, data_size, duration, plural
 from tinyscale.launches import forecast_error
 from tinyscale.plan import WHY, Plan, PlannedTrial
 from tinyscale.results import over_seeds
@@ -27,35 +28,13 @@ PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
 STATUS_ORDER = ("finished", "stopped", "running", "interrupted", "missing", "failed", "diverged")
 
 
-def si(value: float) -> str:
-    """Three significant digits with K, M, B, T; beyond, powers of ten: 1234567 -> 1.23M."""
-    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if scale <= abs(value) < 1e15:
-            return f"{value / scale:.3g}{letter}"
-    return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.2e}"
-
-
-def duration(seconds: float) -> str:
-    """12s, 3m05s, 2h10m, 3d04h."""
-    whole = max(0, math.ceil(seconds))
-    for size, letter, small, small_letter in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{letter}{whole % size // small:02d}{small_letter}"
-    return f"{whole}s"
-
-
-def count(number: int, thing: str) -> str:
-    """1 trial, 2 trials."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
     """One row a named corpus."""
     table = Table(**PLAIN)
     for name in ("corpus", "bytes", "licence", "from", "here"):
         table.add_column(name, justify="right" if name == "bytes" else "left", no_wrap=True)
     for corpus in corpora:
-        size = si(corpus.size) if corpus.size else ""
+        size = compact(corpus.size) if corpus.size else ""
         table.add_row(corpus.name, size, corpus.licence, corpus.source, corpus.here)
     return table
 
@@ -105,11 +84,11 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[
             else {}
         ),
         "trials" if search else "seeds": str(len(cell)),
-        "N": si(trial.parameters.n_non_embedding),
-        "tokens": si(trial.tokens),
+        "N": compact(trial.parameters.n_non_embedding),
+        "tokens": compact(trial.tokens),
         "steps": f"{trial.steps:,}",
-        "FLOPs": si(trial.flops),
-        "memory": f"{si(trial.memory_bytes).replace('B', 'G')}B",
+        "FLOPs": compact(trial.flops),
+        "memory": data_size(trial.memory_bytes),
         "each": duration(first.seconds) if first.seconds is not None else "",
         "state": ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
     }
@@ -119,14 +98,14 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     """What will run, why, how long it takes, and at `price` dollars a device-hour what it costs, in lines."""
     to_run = plan.to_run
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
-    lines = [f"{count(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
+    lines = [f"{plural(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
     whys = Counter(": ".join(filter(None, [WHY[planned.state], planned.reason])) for planned in to_run)
     if set(whys) != {WHY["new"]}:
         lines += [f"  {number}: {why}" for why, number in whys.most_common(MAX_REASONS)]
     if to_run:
         tokens, flops = sum(p.trial.tokens for p in to_run), sum(p.trial.flops for p in to_run)
         time = "unknown (not measured here)" if plan.seconds is None else f"about {duration(plan.seconds)}"
-        lines.append(f"{si(tokens)} tokens, {si(flops)} FLOPs; expected time {time}")
+        lines.append(f"{compact(tokens)} tokens, {compact(flops)} FLOPs; expected time {time}")
     if to_run and plan.device_hours:
         hours, device = plan.device_hours
         cost = f", ${hours * price:,.2f} at ${price:g} a {device}-hour" if price is not None else ""
@@ -134,8 +113,8 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     if to_run and plan.sweep.fuse:
         groups = plan.groups
         lines.append(
-            f"fused over {' and '.join(plan.sweep.fuse)}: {count(len(groups), 'batched model')} of up to "
-            f"{count(max(map(len, groups)), 'trial')}; the expected time is that of training them one after another"
+            f"fused over {' and '.join(plan.sweep.fuse)}: {plural(len(groups), 'batched model')} of up to "
+            f"{plural(max(map(len, groups)), 'trial')}; the expected time is that of training them one after another"
         )
     return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
 
@@ -162,9 +141,8 @@ def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
     for name in [*dict.fromkeys(shown), "seeds", "val_loss", "bits_per_byte"]:
         table.add_column(name, justify="right")
     for row in rows.head(MAX_ROWS).to_dict("records"):
-        cells = [
-            si(row[name]) if name in ("n_non_embedding", "tokens") else str(row[name]) for name in dict.fromkeys(shown)
-        ]
+        counted = ("n_non_embedding", "tokens")
+        cells = [compact(row[name]) if name in counted else str(row[name]) for name in dict.fromkeys(shown)]
         table.add_row(*cells, str(row["seeds"]), _spread(row, "val_loss"), _spread(row, "bits_per_byte"))
     return table
 
@@ -187,14 +165,14 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
         return ["nothing to run: every trial was done before"]
     states = list(summary.states.values())
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
-    lines = [f"{count(launched, 'trial')}: {counted}"]
+    lines = [f"{plural(launched, 'trial')}: {counted}"]
     if summary.timings:
         expected = ""
         error = forecast_error(summary.expected_seconds, summary.wall_seconds, summary.stopped)
         if error is not None and summary.expected_seconds:
             expected = f" (forecast {duration(summary.expected_seconds)}, {error:+.0%})"
         lines.append(
-            f"{duration(summary.train_seconds)} of training on {count(summary.slots, 'slot')} in "
+            f"{duration(summary.train_seconds)} of training on {plural(summary.slots, 'slot')} in "
             f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
             f"overhead {summary.overhead_per_trial:.2f} s a trial"
         )

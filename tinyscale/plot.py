@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.forms import Array, Index
 from tinyscale.fitting.laws import VARIABLES
-from tinyscale.fitting.points import count, group_sizes
+from tinyscale.fitting.points import group_sizes
+from tinyscale.formatting import compact
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -106,7 +107,7 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     for index, colour in enumerate(colours):
         part = points[size == index]
         value = float(np.exp(np.log(part[first]).mean()))
-        label = f"{VARIABLES[first][0]} = {count(value)}" if index in named else None
+        label = f"{VARIABLES[first][0]} = {compact(value)}" if index in named else None
         ax.plot(part[second], part["loss"], "o", ms=4, color=colour, mec="white", mew=0.4, zorder=3, label=label)
         grid = np.geomspace(part[second].min(), part[second].max(), 60)
         sizes = {first: np.full(len(grid), value), second: grid}
@@ -159,7 +160,7 @@ def tidy(ax: Axes) -> None:
     few = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 0.8 else (1.0, 2.0, 5.0)
     steps = few if decades < 2.5 else (1.0, 3.0) if decades < 4 else (1.0,)
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
     bottom, top = ax.get_ylim()

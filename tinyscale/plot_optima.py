@@ -12,9 +12,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from tinyscale.fitting.forms import Array, Index
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, optimum_line
-from tinyscale.fitting.points import count, group_sizes
+from tinyscale.fitting.points import group_sizes
 from tinyscale.fitting.tuning import best_setting
 from tinyscale.fitting.valley import weighted_line
+from tinyscale.formatting import compact
 from tinyscale.plot import BLUE, LEGEND, ORANGE, new_axes, scientific, shades, tidy
 
 LABELS = {"lr": "lr: peak learning rate", "batch_tokens": "batch_tokens: tokens of one step"}
@@ -79,8 +80,8 @@ def plot_settings(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | Non
     both = points.groupby(pairs[0])["d"].nunique().max() > 1
 
     def name(part: pd.DataFrame) -> str:
-        d = f", D = {count(part['d'].mean())}" if both else ""
-        return f"N = {count(part['n'].mean())}{d}"
+        d = f", D = {compact(part['d'].mean())}" if both else ""
+        return f"N = {compact(part['n'].mean())}{d}"
 
     _draw_curves(ax, points, "setting", size, name)
     kept = fit.table[fit.table["refused"] == ""]
@@ -117,7 +118,7 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     tidy(ax)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{np.log10(value):.0f}}}$"))
     ax.xaxis.set_major_locator(LogLocator(base=10))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     return ax
 
 
@@ -133,7 +134,7 @@ def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
         ax.fill_between(grid, low, high, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
     sizes = np.unique(table["d"]) if "q" in fit.params else [1.0]
     for d, colour in zip(sizes, shades(len(sizes)), strict=True):
-        label, shade = (f"D = {count(d)}", colour) if "q" in fit.params else ("fit", BLUE)
+        label, shade = (f"D = {compact(d)}", colour) if "q" in fit.params else ("fit", BLUE)
         ax.plot(grid, [best_setting(fit, n, d) for n in grid], lw=1.6, color=shade, label=label)
     ax.errorbar(table["n"], best, _factor(best, table["log_sd"]), fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
     ax.plot(table["n"], best, "*", **STAR, label="best of a size, ± 1 sd")

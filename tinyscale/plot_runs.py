@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
-from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import points_table
+from tinyscale.formatting import compact
 from tinyscale.plot import BLUE, GREY, MOST_NAMED, new_axes, shades, tidy
 
 AXES = {
@@ -119,4 +119,4 @@ def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None
 def _text(value: object) -> str:
     if isinstance(value, int | np.integer) and value < 10_000:  # a d_model or a context_length of 1024 is no 1.02K
         return str(value)
-    return count(float(value)) if isinstance(value, int | float | np.number) and value >= 1000 else str(value)
+    return compact(float(value)) if isinstance(value, int | float | np.number) and value >= 1000 else str(value)

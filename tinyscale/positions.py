@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from scipy import special
 
-from tinyscale.fitting.points import count
+from tinyscale.formatting import compact
 
 CURVE = ["arm", "context_length", "n_non_embedding"]  # what tells curves apart
 FLAT = 0.01  # of the loss: a fall of less is called flat
@@ -67,7 +67,7 @@ def _fall(differences: pd.Series[float]) -> tuple[float, float, float, int]:
 def positions_verdict(falls: pd.DataFrame) -> str:
     """What the longest context of the largest model says, in a sentence."""
     best = falls.sort_values(["n_non_embedding", "context_length"], kind="stable").iloc[-1]
-    where = f"at context_length {best['context_length']} and N = {count(best['n_non_embedding'])}"
+    where = f"at context_length {best['context_length']} and N = {compact(best['n_non_embedding'])}"
     ends = f"95 % over {best['seeds']} seeds: {best['low']:.3f} to {best['high']:.3f}"
     how = f"{best['fall']:.3f} nats per token ({ends if best['seeds'] > 1 else 'one seed, so no interval'})"
     if not best["flat"]:

@@ -133,7 +133,7 @@ class _Page:
         refused = [each.reason for each in self.done.refused if each.sweep == record.name]
         named = [f"{found.labels['title']}: " if len(fits) > 1 else "" for found in fits]
         verdicts = [f"{each.verdict[:1].upper()}{each.verdict[1:]}." for each in contrasts]
-        verdicts += [name + verdict(found) for name, found in zip(named, fits, strict=True)]
+        verdicts += [name + verdict(found.as_json()) for name, found in zip(named, fits, strict=True)]
         by_position = position_losses(points)
         falls = falls_beyond(by_position)
         if not fits and not contrasts and not refused:
@@ -154,7 +154,7 @@ class _Page:
 
     def _of_fit(self, found: Found) -> Iterator[Block]:
         """The law, its plots, its numbers, and what speaks for and against it."""
-        yield Heading(f"{found.labels['title']}: {formula_with_numbers(found)}")
+        yield Heading(f"{found.labels['title']}: {formula_with_numbers(found.as_json())}")
         for stem in figures_of(found):
             yield self._figure(stem, _caption(found, stem))
         if found.warnings:

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tinyscale.display import duration
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.compare import Contrast
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import frontier
-from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import Found, contrasts_table, parameters_table, record, slug
+from tinyscale.formatting import compact, duration
 from tinyscale.launches import LaunchRecord, forecast_error
 from tinyscale.results import Results, SweepRecord, over_seeds
 
@@ -58,7 +57,7 @@ class Table:
         if math.isinf(value):
             return "open"
         if name in COUNTED or (isinstance(value, float) and abs(value) >= 1e5):
-            return count(float(value))
+            return compact(float(value))
         return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"
 
 
@@ -83,7 +82,7 @@ def evidence_of(found: Found) -> Table:
     held, certificate = entry["held_out"] or {}, entry["certificate"]
     size = held.get("size") or ({"c": held["c"]} if held else {})
     what = "loss" if isinstance(found, Fit) else "N*"
-    rows: list[tuple[str, Any]] = [(f"held out: {name.upper()}", count(value)) for name, value in size.items()]
+    rows: list[tuple[str, Any]] = [(f"held out: {name.upper()}", compact(value)) for name, value in size.items()]
     if held:
         rows += [
             (f"{what} predicted there from the {held['fitted_sizes']} smaller", held["predicted"]),

@@ -6,9 +6,8 @@ however deep in validation, is reported where the user can mend it.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from tinyscale.config import ALTERNATIVES, TrialConfig
 from tinyscale.document import Document, Keys
 from tinyscale.errors import ConfigError
+from tinyscale.formatting import nearest
 
 
 def _leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -42,13 +42,6 @@ class Setting:
 
 
 Layer = dict[str, Setting]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; nearest: x` when a known name is close to this one, else nothing."""
-    names = {word: full for full in known for word in (full.rpartition(".")[2], full)}
-    close = [*difflib.get_close_matches(name, names, 1), *difflib.get_close_matches(name.rpartition(".")[2], names, 1)]
-    return f"; nearest: {names[close[0]]}" if close else ""
 
 
 def field_path(name: str, origin: str) -> str:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from tinyscale.config import STRICT, Int, TrialConfig, quantity
 from tinyscale.document import Document, load_document, parse_value
 from tinyscale.errors import ConfigError
+from tinyscale.formatting import nearest
 from tinyscale.search import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 from tinyscale.settings import (
     TOKENIZER,
@@ -28,7 +29,6 @@ from tinyscale.settings import (
     field_path,
     flatten,
     in_words,
-    nearest,
     over,
     read_config,
     read_layer,

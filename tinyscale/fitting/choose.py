@@ -17,7 +17,7 @@ from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, fit_envelope, fit_iso
 from tinyscale.fitting.laws import LAWS, find_law
 from tinyscale.fitting.points import column_of, group_sizes, positive
 from tinyscale.fitting.tuning import fit_tuning
-from tinyscale.settings import nearest
+from tinyscale.formatting import nearest
 
 OPTIMA: dict[str, Callable[..., Optima]] = {
     "isoflop": fit_isoflop,

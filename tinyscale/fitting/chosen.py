@@ -13,7 +13,7 @@ import pandas as pd
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.groups import Group
-from tinyscale.fitting.points import count
+from tinyscale.formatting import compact
 
 SIZE = ["n_non_embedding", "tokens"]
 
@@ -44,7 +44,7 @@ def at_chosen_rate(arm: Group, seed: int) -> Group:
         best = float(tried["lr"].iloc[int(tried["val_loss"].to_numpy(float).argmin())])
         if best in (tried["lr"].min(), tried["lr"].max()):
             side = "lowest" if best == tried["lr"].min() else "highest"
-            where = f"{arm.title}: at N = {count(float(tried[SIZE[0]].iloc[0]))}"
+            where = f"{arm.title}: at N = {compact(float(tried[SIZE[0]].iloc[0]))}"
             raise FitError(
                 f"{where} the {side} rate tried, {best:g}, is best: {arm.arm} may be better still outside, so there is "
                 "no verdict; shift its rates and launch again"

@@ -18,8 +18,9 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.efficiency import MATCH, efficiency_of
 from tinyscale.fitting.forms import Index
 from tinyscale.fitting.groups import Group
-from tinyscale.fitting.points import COLUMNS, count, group_sizes
+from tinyscale.fitting.points import COLUMNS, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
+from tinyscale.formatting import compact
 
 BASE = "base"
 LEAST_SAMPLE = 4  # sizes from which on they can be a sample of sizes
@@ -204,5 +205,5 @@ def _trend(pairs: pd.DataFrame) -> str:
     if not _changes_with_size(pairs):
         return ""
     by_size = pairs.groupby("n")["difference"].mean()
-    ends = [f"{by_size[n]:+.4f} at N = {count(n)}" for n in (by_size.index.min(), by_size.index.max())]
+    ends = [f"{by_size[n]:+.4f} at N = {compact(n)}" for n in (by_size.index.min(), by_size.index.max())]
     return f"; it changes with size, from {ends[0]} to {ends[1]}"

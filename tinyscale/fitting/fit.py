@@ -70,10 +70,10 @@ class Fit:
         return self.curve.params
 
     def __repr__(self) -> str:
-        return f"Fit({self.law.name}: {verdict(self)})"
+        return f"Fit({self.law.name}: {verdict(self.as_json())})"
 
     def _repr_html_(self) -> str:
-        return as_html(self)
+        return as_html(self.as_json())
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter, or of what is derived. KeyError for a name that the law has not."""

@@ -12,9 +12,10 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.holdout import HeldOut, spaced, window_errors
 from tinyscale.fitting.laws import LAWS, Law, find_law
-from tinyscale.fitting.points import COLUMNS, Points, count, group_sizes, read_points
+from tinyscale.fitting.points import COLUMNS, Points, group_sizes, read_points
 from tinyscale.fitting.solve import Certificate, Problem, minimise, solve
 from tinyscale.fitting.uncertainty import Noise
+from tinyscale.formatting import compact
 
 # Which columns of the results a convention counts parameters and FLOPs with.
 CONVENTIONS = {
@@ -33,7 +34,7 @@ def refuse_unsupported(law: Law, points: Points) -> None:
     needed = needs(law)
     for row, name in zip(points.x, law.variables, strict=True):
         if np.ptp(row) < LEAST_SPREAD and name != "u":
-            value = count(float(np.exp(row.mean())))
+            value = compact(float(np.exp(row.mean())))
             raise FitError(
                 f"{law.formula} needs {name} to vary: here it stays at {value}; sweep it, or fit another law"
             )
@@ -222,7 +223,7 @@ def _about_influence(
         for name in params:
             low, high = intervals[name]
             if name.startswith(("alpha", "beta", "c0")) and not low <= row[name] <= high:
-                size = f"{label.removeprefix('without_').upper()} = {count(value)}"
+                size = f"{label.removeprefix('without_').upper()} = {compact(value)}"
                 notes.append(f"{name} hangs on {size}: without it {name} is {row[name]:.3g}, outside the interval")
     return notes
 

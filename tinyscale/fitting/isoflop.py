@@ -12,9 +12,10 @@ import pandas as pd
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array
-from tinyscale.fitting.points import column_of, count, group_sizes
+from tinyscale.fitting.points import column_of, group_sizes
 from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.valley import Line, find_valley, weighted_line
+from tinyscale.formatting import compact
 
 SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
 
@@ -44,10 +45,10 @@ class Optima:
     labels: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.law}: {verdict(self)})"
+        return f"{type(self).__name__}({self.law}: {verdict(self.as_json())})"
 
     def _repr_html_(self) -> str:
-        return as_html(self)
+        return as_html(self.as_json())
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter. KeyError for another name."""
@@ -206,7 +207,7 @@ def _hold_out(kept: pd.DataFrame) -> dict[str, float] | None:
 
 
 def _warnings(kept: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    notes = [f"C = {count(row['c'])}: {row['refused']}" for _, row in table[table["refused"] != ""].iterrows()]
+    notes = [f"C = {compact(row['c'])}: {row['refused']}" for _, row in table[table["refused"] != ""].iterrows()]
     if kept["c"].max() < 10 * kept["c"].min():
         notes.append("budgets span under a decade of C: the exponents rest on little")
     if "degree" in kept and (kept["degree"] == 2).any():

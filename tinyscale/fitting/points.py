@@ -13,6 +13,7 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.forms import Array, Index, Mask
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.solve import Problem
+from tinyscale.formatting import compact
 
 # What a law calls it -> the results' column. A frame with a column of the law's own name may use that instead.
 COLUMNS = {
@@ -134,26 +135,18 @@ def describe_slice(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | N
     except FitError:
         return "the other sizes are not known: the floor and the exponent belong to whatever was held fixed"
     held = (
-        (of_context and _constant(c), f"at fixed FLOPs C = {count(np.median(c))}"),
-        (law.variables != ("d",) and _constant(d), f"at fixed tokens D = {count(np.median(d))}"),
-        (law.variables != ("n",) and _constant(n), f"at fixed parameters N = {count(np.median(n))}"),
+        (of_context and _constant(c), f"at fixed FLOPs C = {compact(np.median(c))}"),
+        (law.variables != ("d",) and _constant(d), f"at fixed tokens D = {compact(np.median(d))}"),
+        (law.variables != ("n",) and _constant(n), f"at fixed parameters N = {compact(np.median(n))}"),
         (_constant(d / n), f"at a fixed ratio D/N = {np.median(d / n):.3g}"),
     )
     other, values = ("N", n) if law.variables == ("d",) else ("D", d)
-    moving = f"neither {other} nor D/N is held fixed ({other} = {count(values.min())} to {count(values.max())})"
+    moving = f"neither {other} nor D/N is held fixed ({other} = {compact(values.min())} to {compact(values.max())})"
     return next((what for holds, what in held if holds), moving)
 
 
 def _constant(values: Array) -> bool:
     return bool(values.max() <= values.min() * (1 + CONSTANT))
-
-
-def count(value: float, digits: int = 3) -> str:
-    """1234567 -> 1.23M. Beyond a thousand T, powers of ten."""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if scale * 0.9995 <= abs(value) < scale * 1e3 * 0.9995:
-            return f"{value / scale:.{digits}g}{suffix}"
-    return f"{value:.{digits}g}"
 
 
 def varying(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:

@@ -12,8 +12,8 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting.frontier import JOINT, frontier
 from tinyscale.fitting.isoflop import optimum_line
-from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import read_curve
+from tinyscale.formatting import compact
 from tinyscale.storage import Folder
 
 FLAGS = {"n": "--n", "d": "--tokens", "c": "--flops"}
@@ -103,8 +103,8 @@ def _distance(fitted: Mapping[str, Sequence[float]], asked: Mapping[str, float])
         times, end = (value / high, "largest") if value > high else (low / value, "smallest")
         if times > 1.001:
             far = ": a guess, nothing in the data reaches there" if times > FAR else ""
-            at = count(high if end == "largest" else low)
-            notes.append(f"{name.upper()} = {count(value)} is {times:.3g} times beyond the {end} fitted ({at}){far}")
+            at = compact(high if end == "largest" else low)
+            notes.append(f"{name.upper()} = {compact(value)} is {times:.3g} times beyond the {end} fitted ({at}){far}")
     return notes
 
 
@@ -120,6 +120,6 @@ def describe_prediction(made: Prediction) -> str:
     """A prediction as a block of lines."""
     lines = [f"{made.name}: {made.formula}"]
     for name, (value, low, high) in made.values.items():
-        show = (lambda v: f"{v:.4f}") if name == "loss" else count
+        show = (lambda v: f"{v:.4f}") if name == "loss" else compact
         lines.append(f"  {name:5} {show(value):>10}   95 %: {show(low)} to {show(high)}")
     return "\n".join(lines + [f"  note: {note}" for note in made.notes])

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.points import count
 from tinyscale.fitting.tables import read_records
 from tinyscale.fitting.tuning import BATCH, HOLDS_FOR
+from tinyscale.formatting import compact
 from tinyscale.results import Results
 from tinyscale.trial import Trial
 
@@ -46,7 +46,7 @@ def best_rate(trial: Trial, laws: Sequence[Mapping[str, Any]]) -> tuple[float, s
     n = float(getattr(trial.parameters, law["columns"]["n"]))
     k, p, q = (law["params"].get(name, {"value": 0.0})["value"] for name in ("k", "p", "q"))
     rate = min(LARGEST, float(f"{k * n**p * trial.tokens**q:.3g}"))
-    return rate, ", ".join([f"N = {count(n)}, by the law {law['name']}", *_doubts(law, n, train.batch_tokens)])
+    return rate, ", ".join([f"N = {compact(n)}, by the law {law['name']}", *_doubts(law, n, train.batch_tokens)])
 
 
 def _doubts(law: Mapping[str, Any], n: float, batch_tokens: int) -> list[str]:

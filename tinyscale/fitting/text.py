@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from tinyscale.fitting.points import count
-
-if TYPE_CHECKING:
-    from tinyscale.fitting.tables import Found
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A value for people: 0.3042, 52.31, 1.234e+09; an open end is written so."""
-    return "open" if value is None or math.isinf(value) else f"{value:.{digits}g}"
-
-
-def apart(first: float, second: float) -> tuple[str, str]:
-    """Two values with as few digits as show which is larger, two to six."""
-    texts = [tuple(f"{value:#.{digits}g}".rstrip(".") for value in (first, second)) for digits in range(2, 7)]
-    return next(((a, b) for a, b in texts if a != b), (texts[0][0], texts[0][1]))
+from tinyscale.formatting import compact, distinct, number
 
 
 def describe(entry: Mapping[str, Any]) -> str:
@@ -39,24 +24,22 @@ def describe(entry: Mapping[str, Any]) -> str:
     return "\n".join(lines + [f"  warning: {note}" for note in entry["warnings"]])
 
 
-def formula_with_numbers(found: Found) -> str:
+def formula_with_numbers(entry: Mapping[str, Any]) -> str:
     """The law's formula with the fitted values in place of its parameters: L(N) = 2.558 + 34.14 N^-0.3911."""
-    entry = found.as_json()
     values = {name: number(ends["value"]) for name, ends in entry["params"].items()}
     return re.sub(r"[A-Za-z]\w*", lambda word: values.get(word[0], word[0]), entry["formula"])
 
 
-def verdict(found: Found) -> str:
+def verdict(entry: Mapping[str, Any]) -> str:
     """What came of a fit, in a sentence or two."""
-    entry = found.as_json()
     name = next((n for n in ("alpha", "alpha_N", "a", "p", "c0") if n in entry["params"]), next(iter(entry["params"])))
     value, low, high = (number(entry["params"][name][key], 3) for key in ("value", "low", "high"))
     where = f" {entry['slice']}" if entry["slice"] else ""
-    text = f"{formula_with_numbers(found)}{where}, with {name} {value} (95 %: {low} to {high})."
+    text = f"{formula_with_numbers(entry)}{where}, with {name} {value} (95 %: {low} to {high})."
     if held := entry["held_out"]:
         error, carried = (abs(held[f"{name}_percent"]) for name in ("error", "carry_forward"))
         what = "The largest size" if "size" in held else "The best size at the largest budget"
-        better, shown = "better than" if error < carried else "no better than", apart(error, carried)
+        better, shown = "better than" if error < carried else "no better than", distinct(error, carried)
         text += (
             f" {what}, held out, was predicted with an error of {shown[0]} %, {better} the {shown[1]} % of "
             "carrying the last value forward."
@@ -66,11 +49,11 @@ def verdict(found: Found) -> str:
     return text
 
 
-def as_html(found: Found) -> str:
+def as_html(entry: Mapping[str, Any]) -> str:
     """A fit for a notebook: what came of it, and its parameters."""
-    ends = pd.DataFrame(found.as_json()["params"]).T
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.warnings)
-    return f"<p>{html.escape(verdict(found))}</p>{ends.to_html(float_format='{:.4g}'.format)}<ul>{notes}</ul>"
+    ends = pd.DataFrame(entry["params"]).T
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in entry["warnings"])
+    return f"<p>{html.escape(verdict(entry))}</p>{ends.to_html(float_format='{:.4g}'.format)}<ul>{notes}</ul>"
 
 
 def _held_out(entry: Mapping[str, Any]) -> str:
@@ -78,7 +61,7 @@ def _held_out(entry: Mapping[str, Any]) -> str:
     if held is None:
         return "held out: nothing, too few sizes would remain"
     size = held.get("size") or {"c": held["c"]}
-    where = ", ".join(f"{name.upper()} = {count(value)}" for name, value in size.items())
+    where = ", ".join(f"{name.upper()} = {compact(value)}" for name, value in size.items())
     what, digits = ("N* ", ".3g") if entry["law"] in ("isoflop", "envelope") else ("", ".4f")
     carried = f"carrying the last {'N*' if what else 'loss'} forward: {held['carry_forward_percent']:+.2f} %"
     return (
@@ -93,7 +76,7 @@ def _rivals(entry: Mapping[str, Any]) -> list[str]:
     own = [row for row in entry.get("rivals", []) if row["law"] == entry["law"]]
     if not others or not own:
         return []
-    mine, its = apart(own[0]["held_out_rms_percent"], others[0]["held_out_rms_percent"])
+    mine, its = distinct(own[0]["held_out_rms_percent"], others[0]["held_out_rms_percent"])
     return [
         f"other laws: over growing subsets this law missed the next size by {mine} %, "
         f"the nearest rival, {others[0]['law']}, by {its} %"

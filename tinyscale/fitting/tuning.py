@@ -16,8 +16,9 @@ from scipy import special
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.isoflop import Optima
-from tinyscale.fitting.points import column_of, count, group_sizes, varying
+from tinyscale.fitting.points import column_of, group_sizes, varying
 from tinyscale.fitting.valley import find_valley
+from tinyscale.formatting import compact
 
 SETTINGS = {"lr": "lr", "batch": "batch_tokens"}
 BATCH = "batch_tokens"  # each has a best rate of its own
@@ -67,7 +68,7 @@ def _best(part: pd.DataFrame, setting: str) -> dict[str, Any]:
 
 def _describe(row: Mapping[Any, Any], setting: str) -> str:
     """`N = 12.3K, batch_tokens = 4096: 0.011 (95 %: 0.009 to 0.0134)`, or the reason."""
-    place = f"N = {count(row['n'])}" + (f", {BATCH} = {row[BATCH]}" if BATCH in row else "")
+    place = f"N = {compact(row['n'])}" + (f", {BATCH} = {row[BATCH]}" if BATCH in row else "")
     if row["refused"]:
         return f"{place}: {row['refused']}"
     low, high = row["optimum"] * np.exp(np.array([-1.96, 1.96]) * row["log_sd"])

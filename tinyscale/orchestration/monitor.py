@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyscale.config import Resources
-from tinyscale.display import duration, si
+from tinyscale.formatting import compact, duration
 from tinyscale.plan import PlannedTrial
 
 WIDE, BAR = 100, 16  # columns of a terminal that has room for bars, and those of a bar
@@ -58,7 +58,7 @@ class Running:
         """What the live part says of it; the bar only where there is room."""
         loss = f"loss {self.val_loss:.3f}" if self.val_loss is not None else ""
         progress: list[RenderableType] = [ProgressBar(total=1.0, completed=self.share, width=BAR)] if bar else []
-        speed = f"{si(self.tokens_per_second)} tok/s" if self.tokens_per_second else ""
+        speed = f"{compact(self.tokens_per_second)} tok/s" if self.tokens_per_second else ""
         device = devices(self.planned.trial.config.resources)
         return [self.planned.label, *progress, f"{self.share:.0%}", loss, speed, device, self.time_left]
 
@@ -124,8 +124,8 @@ class Monitor:
         failed = sum(state in ("failed", "diverged") for state in self.ended.values())
         speed = sum(running.tokens_per_second for running in self.running.values())
         totals = Text(
-            f"{len(self.ended)}/{self.total} ended, {len(self.running)} running, {failed} failed; {si(speed)} tok/s; "
-            f"{duration(time.monotonic() - self.began)} elapsed, {self.time_left()} left"
+            f"{len(self.ended)}/{self.total} ended, {len(self.running)} running, {failed} failed; "
+            f"{compact(speed)} tok/s; {duration(time.monotonic() - self.began)} elapsed, {self.time_left()} left"
         )
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
