@@ -11,9 +11,9 @@ import pytest
 
 from tinyscale.config import DataConfig, TokenizerConfig
 from tinyscale.data import cache, content_hash, prepare, require_enough_validation
-from tinyscale.data.paths import cache_folder
 from tinyscale.data.split import split
 from tinyscale.errors import DataError
+from tinyscale.machine import cache_folder
 
 TEXTS = [f"Story {number}: the cat sat on mat {number * 7919}." for number in range(200)]
 

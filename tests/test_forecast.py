@@ -15,7 +15,8 @@ from making import known_trial, make_trial, trial_config
 from tinyscale import forecast
 from tinyscale.calibrate import FLOPS, lighten, measure
 from tinyscale.config import DataConfig
-from tinyscale.forecast import learn, makespan, shape_key, slots, this_machine, trial_seconds
+from tinyscale.forecast import learn, makespan, shape_key, slots, trial_seconds
+from tinyscale.machine import this_machine
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from making import SWEEP, write_sweep
 
-from tinyscale import forecast
+from tinyscale import forecast, settle
 from tinyscale.errors import ConfigError
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.plan import Plan, make_plan
@@ -144,7 +144,7 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(plan: Any, mon
         return [max(10.0, 4.9 * at_once) for _ in trials]
 
     monkeypatch.setattr(forecast, "trial_seconds", seconds)
-    monkeypatch.setattr(forecast, "this_machine", lambda: (16, 2))
+    monkeypatch.setattr(settle, "this_machine", lambda: (16, 2))
     made = plan("gpu=auto", "compile=false", **ON_GPU)
     assert shares(made) == [0.5, 0.5]
     assert asked[:3] == [(1, {1.0}), (2, {0.5}), (4, {0.25})]

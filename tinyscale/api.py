@@ -9,7 +9,7 @@ import pandas as pd
 
 from tinyscale.fitting.predict import predict_all
 from tinyscale.fitting.tables import read_records
-from tinyscale.forecast import this_room
+from tinyscale.machine import this_room
 from tinyscale.plan import Plan, make_plan
 from tinyscale.results import Results
 from tinyscale.sweep import Sweep, load_sweep

@@ -16,7 +16,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from tinyscale.errors import ResultsError
-from tinyscale.forecast import this_machine
+from tinyscale.machine import this_machine
 from tinyscale.storage import Folder
 
 LEAST_FREE_BYTES = 2e9  # tokens of a corpus, checkpoints and Ray's own session

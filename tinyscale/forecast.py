@@ -9,37 +9,19 @@ import json
 import os
 import pickle
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from filelock import FileLock
 
 from tinyscale.config import Resources, TrialConfig
-from tinyscale.data.paths import cache_folder
+from tinyscale.machine import cache_folder, this_machine, usable_cores
 from tinyscale.trial import Trial
 
 LAUNCH_SECONDS = 8.0  # Ray's start and stop, and a process's first import of torch
 WORKER_GROUP_SECONDS = 14.0  # Ray Train's start of a trial that several workers share
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def this_machine() -> tuple[int, int]:
-    """CPU cores and GPUs of this machine, without starting Ray or importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return usable_cores(), 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return usable_cores(), listed.count("GPU ")
-    return usable_cores(), len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
 
 
 def slots(config: TrialConfig, cpus: float, gpus: float) -> int:
@@ -61,21 +43,6 @@ def lacking(resources: Resources, cpus: float, gpus: float) -> str | None:
             wanted = f"{each * resources.workers:g} {what} at once"
             return f"needs {wanted} where there are {there:g}: lower them with --set resources.{field}=..."
     return None
-
-
-def gpu_bytes() -> float | None:
-    """Memory of the smallest GPU of this machine; None without one."""
-    if not this_machine()[1]:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    return min((float(mebibytes) * 2**20 for mebibytes in listed), default=None)
-
-
-def this_room() -> dict[str, Any]:
-    """What trials may use of this machine, as `make_plan` takes it."""
-    cpus, gpus = this_machine()
-    return {"cpus": cpus, "gpus": gpus, "gpu_bytes": gpu_bytes()}
 
 
 def side_by_side(configs: Sequence[TrialConfig], cpus: float, gpus: float) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from tinyscale import forecast
 from tinyscale.costs import HEADROOM, smallest_share
 from tinyscale.errors import ConfigError, FitError
+from tinyscale.machine import this_machine
 from tinyscale.results import Results
 from tinyscale.sweep import Variant
 from tinyscale.trial import Trial
@@ -173,7 +174,7 @@ def choose_share(variants: Sequence[Variant], means: Means) -> list[Mapping[str,
         return [{SHARE: Choice(1.0, "the memory of the GPUs is not known here")} for _ in variants]
     trials = [means.resolve(variant) for variant in variants]
     by_memory = [_share_by_memory(trial, means.gpu_bytes) for trial in trials]
-    by_speed = _shares_by_speed(trials, by_memory) if means.measure and forecast.this_machine()[1] else by_memory
+    by_speed = _shares_by_speed(trials, by_memory) if means.measure and this_machine()[1] else by_memory
     return [
         {SHARE: Choice(fast, "as its memory needs" if fast == least else "more side by side would be no faster")}
         for least, fast in zip(by_memory, by_speed, strict=True)

@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tinyscale.costs import decay_steps, share_bytes
 from tinyscale.data import TokenizedCorpus
 from tinyscale.data.batches import TrainBatches
-from tinyscale.data.paths import cache_folder
 from tinyscale.evaluate import Evaluation, rank_and_world, token_losses
+from tinyscale.machine import cache_folder
 from tinyscale.model import GPT, width_scale
 from tinyscale.optim import build_optimizer, lr_at
 from tinyscale.progress import Outcome, Point, Progress

@@ -192,7 +192,7 @@ def _plan(
     address: str | None,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results it was made against, and the cluster when one runs at the address."""
-    from tinyscale.forecast import this_room
+    from tinyscale.machine import this_room
     from tinyscale.plan import make_plan
     from tinyscale.results import Results
     from tinyscale.sweep import load_sweep

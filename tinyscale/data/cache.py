@@ -18,11 +18,11 @@ from filelock import FileLock
 from tinyscale.config import DataConfig, TrialConfig
 from tinyscale.data.corpora import documents
 from tinyscale.data.hub import HUB, hub_hash
-from tinyscale.data.paths import cache_folder
 from tinyscale.data.split import SPLIT_RULE, content_hash, split
 from tinyscale.data.synthetic import RECORD, ZIPF_RECORDS, ZipfRecords
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
+from tinyscale.machine import cache_folder
 from tinyscale.trial import Trial, resolve
 
 MIN_VAL_TOKENS = 100_000  # fewer, and the noise of evaluation hides the differences that a law is fitted to

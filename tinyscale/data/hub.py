@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from tinyscale.data.files import SEPARATOR, between_separators
-from tinyscale.data.paths import cache_folder
 from tinyscale.data.split import content_hash
 from tinyscale.errors import DataError
+from tinyscale.machine import cache_folder
 
 _BLOCK = 16 << 20  # bytes of one request
 _RETRIES = 3  # of a request that the network or the server broke; the waits between them double from 1 s

@@ -10,7 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tinyscale.doctor import Check, examine_node
-from tinyscale.forecast import gpu_bytes
+from tinyscale.machine import gpu_bytes
 from tinyscale.storage import Folder
 
 NODE_SECONDS = 60.0  # for a node to start a process and answer

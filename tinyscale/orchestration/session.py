@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from tinyscale.errors import LaunchError
-from tinyscale.forecast import gpu_bytes, this_machine
+from tinyscale.machine import gpu_bytes, this_machine
 
 # Read by Ray when it is imported or when a trial starts; what each one is for stands beside it.
 ENVIRONMENT = {
