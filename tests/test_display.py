@@ -5,7 +5,7 @@ from __future__ import annotations
 from making import known_trial
 from rich.console import Console
 
-from tinyscale.display import plan_table
+from tinyscale.cli.tables import plan_table
 from tinyscale.plan import Plan, PlannedTrial
 from tinyscale.sweep import Sweep
 

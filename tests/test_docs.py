@@ -20,12 +20,12 @@ from making import ROOT, trial_config
 from pydantic import ValidationError
 
 from tinyscale import fitting
-from tinyscale.analysis import analyse
 from tinyscale.config import DataConfig, TrialConfig
 from tinyscale.data import hub
 from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.tables import read_records
 from tinyscale.results import COLUMNS
+from tinyscale.write import analyse
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from tinyscale.analysis import analyse, find_laws
+from tinyscale.analysis import find_laws
 from tinyscale.cli import cli
 from tinyscale.cli.fits import fit as fit_command
 from tinyscale.config import TrialConfig
@@ -22,6 +22,7 @@ from tinyscale.fitting.fit import Fit, Method
 from tinyscale.fitting.groups import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS
 from tinyscale.results import SCHEMA, Results, SweepRecord
+from tinyscale.write import analyse
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
 

@@ -31,7 +31,7 @@ def test_the_command_line_starts_with_click_alone(module: str) -> None:
         "forecast",
         "results",
         "sweep",
-        "display",
+        "cli.tables",
         "data",
         "fitting.fit",
         "plot",

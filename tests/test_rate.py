@@ -12,8 +12,7 @@ import pytest
 from made_results import PROVENANCE
 from making import SWEEP, write_sweep
 
-from tinyscale.analysis import analyse
-from tinyscale.display import plan_summary
+from tinyscale.cli.tables import plan_summary
 from tinyscale.errors import ConfigError
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.plan import Plan, make_plan
@@ -21,6 +20,7 @@ from tinyscale.report import write_report
 from tinyscale.results import Results, point_columns
 from tinyscale.status import read_status
 from tinyscale.sweep import load_sweep
+from tinyscale.write import analyse
 
 BODY = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")
 SEARCHED = (

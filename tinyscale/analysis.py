@@ -1,4 +1,4 @@
-"""What `tinyscale fit` does: read groups, fit the laws they support, write fits, tables and plots."""
+"""What `tinyscale fit` finds: read groups, and fit the laws they support."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.figures import write_plots
 from tinyscale.fitting.choose import fit, laws_for
 from tinyscale.fitting.chosen import at_chosen_rate, judging_seed
 from tinyscale.fitting.compare import Contrast, base_of, compare_arms
@@ -28,8 +27,6 @@ from tinyscale.fitting.tables import (
     read_fit,
     read_records,
     slug,
-    write_contrasts,
-    write_fits,
 )
 from tinyscale.fitting.tuning import SETTINGS
 from tinyscale.storage import Folder
@@ -59,17 +56,6 @@ class Analysis:
     dropped: Mapping[tuple[str, str], Mapping[str, int]]
     source: str
     written: tuple[str, ...] = ()
-
-
-def analyse(location: str, results: str, **options: Any) -> Analysis:
-    """Fit every group at `location` (a results folder or a file of runs) and write into the folder `results`.
-
-    options: of `find_laws`. FitError, with all reasons, when no group supports a law.
-    """
-    done = find_laws(location, **options)
-    if not done.fits and not done.contrasts:
-        raise FitError("\n".join(map(str, done.refused)))
-    return write_analysis(Folder.at(location if done.source == TRIALS else results), done)
 
 
 def find_laws(
@@ -126,16 +112,6 @@ def _refuse_misnamed(groups: Sequence[Group], columns: Mapping[str, str]) -> Non
             raise FitError(f"--columns {variable}=...: no law has {variable!r}; legal: {', '.join(COLUMNS)}, weight")
         for group in groups:
             column_of(group.frame, variable, columns)
-
-
-def write_analysis(folder: Folder, done: Analysis) -> Analysis:
-    """Write fits/, tables/ and plots/ under a results folder; the analysis with the paths written."""
-    files = (
-        *write_fits(folder, done.fits, done.source),
-        *write_contrasts(folder, done.contrasts),
-        *write_plots(folder, done.fits),
-    )
-    return replace(done, written=files)
 
 
 def contrasts_of(groups: list[Group], refused: list[Refusal]) -> list[Contrast]:

@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from tinyscale.analysis import Analysis, find_laws, write_analysis
+from tinyscale.analysis import Analysis, find_laws
 from tinyscale.figures import figures_of, write_figure
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT
@@ -36,6 +36,7 @@ from tinyscale.report_tables import (
 )
 from tinyscale.results import Results, SweepRecord, sweep_points
 from tinyscale.status import Status, read_status
+from tinyscale.write import write_analysis
 
 PAGE = "report.html"
 

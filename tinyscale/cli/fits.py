@@ -77,9 +77,9 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     One fit a sweep and arm: 95 % intervals, the error on the largest size held out, a plot.
     Writes fits/fits.json, tables/ and plots/ under the results folder.
     """
-    from tinyscale.analysis import analyse
     from tinyscale.fitting.tables import record
     from tinyscale.fitting.text import describe
+    from tinyscale.write import analyse
 
     done = analyse(path or results or "results", results or "results", **options)
     records = [record(found) for found in done.fits]

@@ -17,8 +17,8 @@ def corpora() -> None:
 
     A sweep's data.corpus is one of these names, or a path to .txt, .jsonl, .parquet or a folder of those.
     """
+    from tinyscale.cli.tables import corpora_table
     from tinyscale.data.corpora import named_corpora
-    from tinyscale.display import corpora_table
 
     open_console().print(corpora_table(named_corpora()))
 

@@ -52,7 +52,7 @@ def sweep_options(command: Command) -> Command:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with a list `trials` and nothing else.")
 def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     """Show what launching SWEEP would run and cost, without running it."""
-    from tinyscale.display import plan_summary, plan_table
+    from tinyscale.cli.tables import plan_summary, plan_table
 
     console = open_console(quiet=as_json)
     with ExitStack() as stack:
@@ -91,7 +91,7 @@ def launch(
     more values to extend it. Ctrl-C lets running trials write a checkpoint; Ctrl-C again stops now.
     Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
     """
-    from tinyscale.display import best_draws, launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.cli.tables import best_draws, launch_summary, plan_summary, plan_table, results_table
     from tinyscale.results import sweep_points
 
     console = open_console()
@@ -135,7 +135,7 @@ def launch(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def status(folder: str, as_json: bool) -> None:
     """Show what is done, running and failed in a results folder, sweep by sweep. Needs no Ray."""
-    from tinyscale.display import status_table
+    from tinyscale.cli.tables import status_table
     from tinyscale.results import Results
     from tinyscale.status import read_status
 
