@@ -19,10 +19,10 @@ import pandas as pd
 
 from tinyscale.data import prepare
 from tinyscale.fitting.fit import fit_law
-from tinyscale.plan import make_plan
-from tinyscale.results import Results
-from tinyscale.sweep import load_sweep
-from tinyscale.train import train
+from tinyscale.planning.plan import make_plan
+from tinyscale.results.store import Results
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.training.loop import train
 
 SWEEP = """\
 name: fast_path

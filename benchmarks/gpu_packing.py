@@ -23,11 +23,11 @@ from pathlib import Path
 
 import torch
 
-from tinyscale.config import TrialConfig
 from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare
-from tinyscale.fused import Fused
-from tinyscale.train import Run
-from tinyscale.trial import Trial, resolve
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.trial import Trial, resolve
+from tinyscale.training.batched import Fused
+from tinyscale.training.loop import Run
 
 # Dense bf16 with fp32 accumulation, TFLOP/s, from the vendor's data sheets; the first that the device's name holds.
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "4090": 165}

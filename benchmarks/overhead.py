@@ -24,14 +24,14 @@ from scale import write_many
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.orchestration.summary import Summary
-from tinyscale.plan import make_plan
-from tinyscale.progress import Outcome
-from tinyscale.results import Results
-from tinyscale.sweep import load_sweep
+from tinyscale.planning.plan import make_plan
+from tinyscale.results.store import Results
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.training.progress import Outcome
 
 
 def train_nothing(*_: Any, **__: Any) -> Outcome:
-    """Stands in for `tinyscale.train.train`."""
+    """Stands in for `tinyscale.training.loop.train`."""
     return Outcome("finished", None, [], 0.0)
 
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tinyscale.orchestration.launch import record_sweep
-from tinyscale.plan import Plan, make_plan
-from tinyscale.report import write_report
-from tinyscale.results import Results, read_results
-from tinyscale.status import read_status
-from tinyscale.sweep import load_sweep
-from tinyscale.trial import Trial
+from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.reporting.page import write_report
+from tinyscale.results.status import read_status
+from tinyscale.results.store import Results, read_results
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.spec.trial import Trial
 
 SWEEP = """\
 name: many

@@ -2,10 +2,11 @@
 
     python benchmarks/train_throughput.py [--threads 2] [--shapes S1 S2] [--rounds 5] [--compile ours plain] [--profile]
 
-Ours is `tinyscale.train.Run.update` itself. The others are a plain PyTorch loop around the same architecture, and the
-same loop around transformers' GPT-2 and litgpt's GPT, each with its own architecture; those that are not installed are
-left out. All take their turns in one process, round after round; a ratio is the median over the rounds of the ratio
-within a round. The malloc settings of `train.keep_freed_memory` are the process's, so the others have them too.
+Ours is `tinyscale.training.loop.Run.update` itself. The others are a plain PyTorch loop around the same architecture,
+and the same loop around transformers' GPT-2 and litgpt's GPT, each with its own architecture; those that are not
+installed are left out. All take their turns in one process, round after round; a ratio is the median over the rounds
+of the ratio within a round. The malloc settings of `train.keep_freed_memory` are the process's, so the others have
+them too.
 
 --compile names who is timed compiled as well. A compiled row compares with a peer's compiled step where it has one,
 else with its eager step.
@@ -40,10 +41,10 @@ import torch.nn.functional as F
 from peers import HEAD_DIM, PEERS, SHAPES, Shape
 from torch import Tensor, nn
 
-from tinyscale.config import TrialConfig
 from tinyscale.data import TokenizedCorpus
-from tinyscale.train import Run
-from tinyscale.trial import Trial, resolve
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.trial import Trial, resolve
+from tinyscale.training.loop import Run
 
 TOKENS = 1_000_000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tinyscale.config import TrialConfig
-from tinyscale.fitting.tables import read_records
+from tinyscale.analysis.records import read_records
 from tinyscale.formatting import number
-from tinyscale.launches import FIELDS as LAUNCH_FIELDS
-from tinyscale.results import COLUMNS, SCHEMA_VERSION, Results, SweepRecord
-from tinyscale.search import SEARCHABLE, Search, Values
-from tinyscale.sweep import SweepFile
+from tinyscale.results.launches import FIELDS as LAUNCH_FIELDS
+from tinyscale.results.store import COLUMNS, SCHEMA_VERSION, Results, SweepRecord
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.search_space import SEARCHABLE, Search, Values
+from tinyscale.spec.sweep import SweepFile
 
 DOCS, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from making import ROOT, words
 
-from tinyscale.config import DataConfig
+from tinyscale.spec.config import DataConfig
 
 # No test depends on how fast an example runs; in continuous integration the examples are the same each time.
 settings.register_profile("tinyscale", deadline=None, derandomize=bool(os.environ.get("CI")))

@@ -24,9 +24,9 @@ from rich.console import Console
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
-from tinyscale.plan import Plan, make_plan
-from tinyscale.results import Results, read_results
-from tinyscale.sweep import load_sweep
+from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.results.store import Results, read_results
+from tinyscale.spec.sweep import load_sweep
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from making import known_trial
 
-from tinyscale.launches import LaunchRecord, write_launch
-from tinyscale.results import Results, SweepRecord, point_columns
-from tinyscale.trial import Trial
+from tinyscale.results.launches import LaunchRecord, write_launch
+from tinyscale.results.store import Results, SweepRecord, point_columns
+from tinyscale.spec.trial import Trial
 
 PROVENANCE = {
     "commit": "0123abc", "dirty": False, "packages": {"torch": "2.13.0"}, "python": "3.11.7",

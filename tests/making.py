@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyscale.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from tinyscale.data import TokenizedCorpus, prepare
-from tinyscale.trial import Trial, resolve
+from tinyscale.spec.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
+from tinyscale.spec.trial import Trial, resolve
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))

@@ -12,10 +12,10 @@ from test_imports import HEAVY, loaded
 from test_plot import runs_by_rate
 
 import tinyscale as ts
-from tinyscale.fitting.predict import predict_all
-from tinyscale.fitting.tables import read_records
+from tinyscale.analysis.predict import predict_all
+from tinyscale.analysis.records import read_records
 from tinyscale.orchestration.launch import Summary
-from tinyscale.write import analyse
+from tinyscale.reporting.write import analyse
 
 
 def test_every_name_is_there_and_is_loaded_only_when_used() -> None:

@@ -14,7 +14,7 @@ from launching import RAY, RAY_WARNS, Head, free_port, planned, ray_head, run, t
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tinyscale.orchestration.session import ray_session
-from tinyscale.results import Results
+from tinyscale.results.store import Results
 
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
 

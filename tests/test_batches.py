@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyscale.data.batches import NOT_SCORED, TrainBatches, val_windows
 from tinyscale.errors import DataError
+from tinyscale.training.batches import NOT_SCORED, TrainBatches, val_windows
 
 EOT = 999
 STREAM = np.arange(1001, dtype=np.uint16)

@@ -9,12 +9,12 @@ import pytest
 from making import make_trial, train_config, trial_config
 from pydantic import ValidationError
 
-from tinyscale.config import DataConfig
-from tinyscale.costs import memory_bytes, parameters
-from tinyscale.progress import Outcome
-from tinyscale.results import Results, point_columns, read_results
+from tinyscale.results.store import Results, point_columns, read_results
+from tinyscale.spec.config import DataConfig
+from tinyscale.spec.costs import memory_bytes, parameters
 from tinyscale.storage import Folder
-from tinyscale.train import train
+from tinyscale.training.loop import train
+from tinyscale.training.progress import Outcome
 
 STEPS, BATCH = 40, 256
 WSD = {"schedule": "wsd", "tokens_budget": STEPS * BATCH, "repeats": True, "eval_points": 3, "warmup_fraction": 0.1}

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyscale.config import DataConfig, TokenizerConfig
-from tinyscale.data import cache, content_hash, prepare, require_enough_validation
+from tinyscale.data import content_hash, prepare, require_enough_validation
+from tinyscale.data import tokenized as cache
 from tinyscale.data.split import split
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
+from tinyscale.spec.config import DataConfig, TokenizerConfig
 
 TEXTS = [f"Story {number}: the cat sat on mat {number * 7919}." for number in range(200)]
 
@@ -99,7 +100,7 @@ def test_a_corpus_of_one_document_holds_out_its_tail(corpus: Path) -> None:
 def test_many_processes_make_the_tokens_once(corpus: Path, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from tinyscale.config import DataConfig\n"
+        "from tinyscale.spec.config import DataConfig\n"
         "from tinyscale.data import cache\n"
         "build = cache._build\n"
         "def counted(*args):\n"

@@ -21,8 +21,8 @@ from ray.core.generated import autoscaler_pb2
 from tinyscale.cli import cli
 from tinyscale.doctor import examine_node
 from tinyscale.orchestration.session import ray_session
-from tinyscale.results import Results
-from tinyscale.train import RESUME
+from tinyscale.results.store import Results
+from tinyscale.training.loop import RESUME
 
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyscale.analysis import find_laws
-from tinyscale.fitting.tables import read_records, record
-from tinyscale.results import Results
+from tinyscale.analysis.records import read_records, record
+from tinyscale.analysis.study import find_laws
+from tinyscale.results.store import Results
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(fits.parent.parent for fits in (ROOT / "results").glob("*/fits/fits.json"))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from making import make_trial, trial_config
 
-from tinyscale.config import DataConfig
-from tinyscale.progress import Outcome
+from tinyscale.spec.config import DataConfig
 from tinyscale.storage import Folder
-from tinyscale.train import Run, train
+from tinyscale.training.loop import Run, train
+from tinyscale.training.progress import Outcome
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler: g++ is not here")
 

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from making import model_config, train_config, trial_config
 from pydantic import BaseModel, ValidationError
 
-from tinyscale.config import DataConfig, ModelConfig, Resources, TokenizerConfig, TrainConfig, TrialConfig, quantity
+from tinyscale.spec.config import (
+    DataConfig,
+    ModelConfig,
+    Resources,
+    TokenizerConfig,
+    TrainConfig,
+    TrialConfig,
+    quantity,
+)
 
 DATA = {"corpus": "x", "tokenizer": {"kind": "byte"}}
 

@@ -13,8 +13,9 @@ from making import SWEEPS, model_config, train_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyscale.config import DataConfig, ModelConfig, TrialConfig
-from tinyscale.costs import (
+from tinyscale.errors import ConfigError
+from tinyscale.spec.config import DataConfig, ModelConfig, TrialConfig
+from tinyscale.spec.costs import (
     CONTEXT_BYTES,
     flops_per_token,
     memory_bytes,
@@ -23,9 +24,8 @@ from tinyscale.costs import (
     smallest_share,
     training_steps,
 )
-from tinyscale.errors import ConfigError
-from tinyscale.model import GPT
-from tinyscale.sweep import load_sweep
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.training.model import GPT
 
 SWITCHES = {
     "positions": ["learned", "rotary"],

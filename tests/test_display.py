@@ -6,8 +6,8 @@ from making import known_trial
 from rich.console import Console
 
 from tinyscale.cli.tables import plan_table
-from tinyscale.plan import Plan, PlannedTrial
-from tinyscale.sweep import Sweep
+from tinyscale.planning.plan import Plan, PlannedTrial
+from tinyscale.spec.sweep import Sweep
 
 
 def plan(arms: tuple[str, ...] = ("adamw", "lion_with_a_name")) -> Plan:

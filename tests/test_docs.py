@@ -20,12 +20,12 @@ from making import ROOT, trial_config
 from pydantic import ValidationError
 
 from tinyscale import fitting
-from tinyscale.config import DataConfig, TrialConfig
+from tinyscale.analysis.records import read_records
 from tinyscale.data import hub
 from tinyscale.fitting.laws import LAWS
-from tinyscale.fitting.tables import read_records
-from tinyscale.results import COLUMNS
-from tinyscale.write import analyse
+from tinyscale.reporting.write import analyse
+from tinyscale.results.store import COLUMNS
+from tinyscale.spec.config import DataConfig, TrialConfig
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
@@ -125,7 +125,7 @@ def test_the_optimizer_that_the_guide_adds_in_two_places_trains(tmp_path: Path, 
 TRAIN = """
 import json, sys
 from making import make_trial, trial_config
-from tinyscale.train import train
+from tinyscale.training.loop import train
 
 data = json.loads(sys.argv[1])
 outcome = train(*make_trial(trial_config(data, optimizer="sgd", lr=1.0)), lambda _: None)

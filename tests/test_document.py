@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tinyscale.document import MAX_DEPTH, load_document, parse_value
 from tinyscale.errors import ConfigError
+from tinyscale.spec.document import MAX_DEPTH, load_document, parse_value
 
 
 def load(folder: Path, text: str) -> Any:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from making import make_trial, trial_config
 from torch import nn
 
-from tinyscale.config import DataConfig
 from tinyscale.data import TokenizedCorpus
-from tinyscale.data.batches import NOT_SCORED
-from tinyscale.evaluate import Evaluation, clustered_mean, position_buckets, token_losses
-from tinyscale.train import train
+from tinyscale.spec.config import DataConfig
+from tinyscale.training.batches import NOT_SCORED
+from tinyscale.training.evaluate import Evaluation, clustered_mean, position_buckets, token_losses
+from tinyscale.training.loop import train
 
 ZIPF = {
     "corpus": "zipf_records",

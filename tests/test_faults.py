@@ -27,12 +27,12 @@ from launching import (
 
 from tinyscale.orchestration import session
 from tinyscale.orchestration.session import ray_session
-from tinyscale.plan import make_plan
-from tinyscale.progress import Outcome
-from tinyscale.results import Results
-from tinyscale.sweep import load_sweep
-from tinyscale.train import RESUME
-from tinyscale.trial import Trial
+from tinyscale.planning.plan import make_plan
+from tinyscale.results.store import Results
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.spec.trial import Trial
+from tinyscale.training.loop import RESUME
+from tinyscale.training.progress import Outcome
 
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
 

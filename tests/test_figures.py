@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 from made_results import make_results
 from test_fitting_fit import runs_of_sizes
 
-from tinyscale.analysis import fit_to_draw
+from tinyscale.analysis.study import fit_to_draw
 from tinyscale.cli import cli
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.fit import Fit
-from tinyscale.write import analyse
+from tinyscale.reporting.write import analyse
 
 
 @pytest.fixture(scope="module")

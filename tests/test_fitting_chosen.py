@@ -10,11 +10,11 @@ import pytest
 from made_results import PROVENANCE, point_columns
 from making import SWEEPS, known_trial
 
-from tinyscale.analysis import Analysis, find_laws
-from tinyscale.fitting.chosen import at_chosen_rate, judging_seed
-from tinyscale.fitting.groups import Group, free_settings
-from tinyscale.results import Results, SweepRecord
-from tinyscale.sweep import load_sweep
+from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
+from tinyscale.analysis.runs import Group, free_settings
+from tinyscale.analysis.study import Analysis, find_laws
+from tinyscale.results.store import Results, SweepRecord
+from tinyscale.spec.sweep import load_sweep
 
 WIDTHS = (16, 32, 64)
 RATES = {"adamw": (5e-3, 1e-2, 2e-2, 4e-2), "lion": (1e-3, 2e-3, 4e-3, 8e-3)}

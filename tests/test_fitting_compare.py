@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from scipy import stats
 from test_fitting_tables import write_results
 
+from tinyscale.analysis.compare import compare_arms
+from tinyscale.analysis.runs import Group
 from tinyscale.cli import cli
 from tinyscale.errors import FitError
-from tinyscale.fitting.compare import compare_arms
-from tinyscale.fitting.groups import Group
 
 
 def arm(name: str, rho: float, *, seed: int, lengths: int = 1, seeds: int = 3, common: int = 1000) -> Group:

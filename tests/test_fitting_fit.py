@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tinyscale.analysis import find_laws
+from tinyscale.analysis.study import find_laws
 from tinyscale.errors import FitError
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.honesty import untuned_note

@@ -10,13 +10,13 @@ from click.testing import CliRunner, Result
 from test_fitting_published import HOFFMANN, simulated
 from test_fitting_tables import CONFIG, write_results, write_rows
 
+from tinyscale.analysis.suggest import suggest_from
 from tinyscale.cli import cli
-from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting import compute_for, exponents, fit, fit_isoflop, fit_law, frontier
-from tinyscale.fitting.suggest import suggest_from
 from tinyscale.fitting.uncertainty import profile_of
-from tinyscale.sweep import load_sweep
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.sweep import load_sweep
 
 
 def invoke(*arguments: str) -> Result:

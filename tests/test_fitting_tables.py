@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from tinyscale.analysis import find_laws
+from tinyscale.analysis.runs import Group, by_setting, read_groups, refuse_mixed
+from tinyscale.analysis.study import find_laws
 from tinyscale.cli import cli
 from tinyscale.cli.fits import fit as fit_command
-from tinyscale.config import TrialConfig
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import fit, laws_for
 from tinyscale.fitting.fit import Fit, Method
-from tinyscale.fitting.groups import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.fitting.honesty import CONVENTIONS
-from tinyscale.results import SCHEMA, Results, SweepRecord
-from tinyscale.write import analyse
+from tinyscale.reporting.write import analyse
+from tinyscale.results.store import SCHEMA, Results, SweepRecord
+from tinyscale.spec.config import TrialConfig
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import known_trial, make_trial, trial_config
 
-from tinyscale import forecast
-from tinyscale.calibrate import FLOPS, lighten, measure
-from tinyscale.config import DataConfig
-from tinyscale.forecast import learn, makespan, shape_key, slots, trial_seconds
 from tinyscale.machine import this_machine
+from tinyscale.planning import forecast
+from tinyscale.planning.calibrate import FLOPS, lighten, measure
+from tinyscale.planning.forecast import learn, makespan, shape_key, slots, trial_seconds
+from tinyscale.spec.config import DataConfig
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_trials_that_cannot_be_measured_have_no_forecast(own_cache: Path) -> Non
 
 
 def test_a_measured_step_is_near_what_training_takes(tiny_corpus: DataConfig) -> None:
-    from tinyscale.train import train
+    from tinyscale.training.loop import train
 
     trial, corpus = make_trial(trial_config(tiny_corpus, tokens_budget=200 * 256, repeats=True, eval_points=1))
     expected = forecast._seconds(trial, measure(trial))

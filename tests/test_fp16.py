@@ -8,13 +8,13 @@ import pytest
 import torch
 from making import make_trial, trial_config, write_sweep
 
-from tinyscale.config import DataConfig
 from tinyscale.errors import ConfigError
-from tinyscale.plan import make_plan
-from tinyscale.results import Results
+from tinyscale.planning.plan import make_plan
+from tinyscale.results.store import Results
+from tinyscale.spec.config import DataConfig
+from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder
-from tinyscale.sweep import load_sweep
-from tinyscale.train import Run, train
+from tinyscale.training.loop import Run, train
 
 
 def test_fp16_without_a_gpu_is_refused_and_says_why(long_corpus: Path, tmp_path: Path) -> None:

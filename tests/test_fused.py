@@ -12,15 +12,15 @@ import pytest
 import torch
 from making import make_trial, trial_config
 
-from tinyscale import train as train_module
-from tinyscale.config import DataConfig
 from tinyscale.data import TokenizedCorpus
-from tinyscale.fused import Fused, train_fused
-from tinyscale.model import GPT
-from tinyscale.progress import Outcome, Point
+from tinyscale.spec.config import DataConfig
+from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
-from tinyscale.train import RESUME, WEIGHTS, Run, train
-from tinyscale.trial import Trial
+from tinyscale.training import loop as train_module
+from tinyscale.training.batched import Fused, train_fused
+from tinyscale.training.loop import RESUME, WEIGHTS, Run, train
+from tinyscale.training.model import GPT
+from tinyscale.training.progress import Outcome, Point
 
 RATES = (1e-2, 1e-2, 3e-3)  # of the seeds 0, 1, 2
 

@@ -21,10 +21,10 @@ from hub_server import Hub, running_hub
 from shared_data import shared_file
 
 from tinyscale.cli import cli
-from tinyscale.config import DataConfig, TokenizerConfig
 from tinyscale.data import content_hash, documents, hub, prepare
 from tinyscale.data.files import SEPARATOR
 from tinyscale.errors import DataError
+from tinyscale.spec.config import DataConfig, TokenizerConfig
 
 BLOCK = 1 << 16
 

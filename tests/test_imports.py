@@ -27,25 +27,24 @@ def test_the_command_line_starts_with_click_alone(module: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "plan",
-        "forecast",
-        "results",
-        "sweep",
-        "cli.tables",
+        "spec.sweep",
         "data",
-        "fitting.fit",
-        "plot",
-        "trial",
-        "costs",
-        "storage",
-        "provenance",
+        "results.store",
+        "results.provenance",
+        "fitting",
+        "analysis.study",
+        "planning.plan",
+        "planning.forecast",
+        "reporting.plot_law",
+        "reporting.page",
+        "cli.tables",
     ],
 )
 def test_planning_reading_and_fitting_need_neither_torch_nor_ray(module: str) -> None:
     assert not loaded(f"import tinyscale.{module}") & {"torch", "ray"}
 
 
-@pytest.mark.parametrize("module", ["train", "fused", "calibrate", "data.batches"])
+@pytest.mark.parametrize("module", ["training.loop", "training.batched", "planning.calibrate"])
 def test_training_needs_no_ray(module: str) -> None:
     found = loaded(f"import tinyscale.{module}")
     assert "torch" in found, "or this test would see nothing"

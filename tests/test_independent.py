@@ -10,11 +10,11 @@ import torch
 from making import make_trial, trial_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tinyscale.config import DataConfig
-from tinyscale.data.batches import TrainBatches
-from tinyscale.export import _gpt2_tensors
-from tinyscale.model import GPT
-from tinyscale.train import Run
+from tinyscale.inference.export import _gpt2_tensors
+from tinyscale.spec.config import DataConfig
+from tinyscale.training.batches import TrainBatches
+from tinyscale.training.loop import Run
+from tinyscale.training.model import GPT
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the transformers library's own making

@@ -12,12 +12,12 @@ from launching import RAY_WARNS, final_losses, planned, run, write_sweep
 
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import LaunchError
-from tinyscale.launches import read_launches
 from tinyscale.orchestration.session import Cluster, ray_session
-from tinyscale.progress import Outcome
-from tinyscale.results import Results, read_results
-from tinyscale.train import WEIGHTS, train
-from tinyscale.trial import Trial
+from tinyscale.results.launches import read_launches
+from tinyscale.results.store import Results, read_results
+from tinyscale.spec.trial import Trial
+from tinyscale.training.loop import WEIGHTS, train
+from tinyscale.training.progress import Outcome
 
 pytestmark = RAY_WARNS
 

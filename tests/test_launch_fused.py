@@ -20,9 +20,9 @@ from launching import (
 
 from tinyscale.data import prepare
 from tinyscale.orchestration.session import Cluster, ray_session
-from tinyscale.results import Results, read_results
-from tinyscale.status import read_status
-from tinyscale.train import WEIGHTS, train
+from tinyscale.results.status import read_status
+from tinyscale.results.store import Results, read_results
+from tinyscale.training.loop import WEIGHTS, train
 
 pytestmark = RAY_WARNS
 

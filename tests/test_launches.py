@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinyscale.errors import ResultsError
-from tinyscale.launches import LaunchRecord, read_launches, write_launch
+from tinyscale.results.launches import LaunchRecord, read_launches, write_launch
 from tinyscale.storage import Folder
 
 RECORD = LaunchRecord(

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from tinyscale import leases
-from tinyscale.leases import Lease, alive, clear_void
+from tinyscale.results import leases
+from tinyscale.results.leases import Lease, alive, clear_void
 from tinyscale.storage import Folder
 
 
@@ -32,7 +32,7 @@ def test_a_lease_has_one_holder_until_it_is_released(tmp_path):
 
 def test_the_lease_of_a_process_that_died_is_void_at_once(tmp_path):
     code = (
-        "from tinyscale.leases import Lease; from tinyscale.storage import Folder;"
+        "from tinyscale.results.leases import Lease; from tinyscale.storage import Folder;"
         f"assert Lease(Folder.at({str(tmp_path)!r}), 'trial').claim()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from making import model_config
 from torch import Tensor
 
-from tinyscale.model import GPT, attend, rotary_turns, rotate, sample
+from tinyscale.training.model import GPT, attend, rotary_turns, rotate, sample
 
 V = 100
 

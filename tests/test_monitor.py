@@ -9,9 +9,9 @@ import pytest
 from making import known_trial
 from rich.console import Console
 
-from tinyscale.config import Resources
 from tinyscale.orchestration.monitor import Monitor, devices
-from tinyscale.plan import PlannedTrial
+from tinyscale.planning.plan import PlannedTrial
+from tinyscale.spec.config import Resources
 
 
 def planned(**axes: int) -> PlannedTrial:

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from tinyscale.config import ModelConfig, TrainConfig
-from tinyscale.model import GPT
-from tinyscale.optim import build_optimizer
+from tinyscale.spec.config import ModelConfig, TrainConfig
+from tinyscale.training.model import GPT
+from tinyscale.training.optim import build_optimizer
 
 SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 2, "context_length": 32, "bias": True}
 TOKENS = torch.randint(50, (4, 32), generator=torch.Generator().manual_seed(1))

@@ -8,8 +8,8 @@ import torch
 from making import model_config, train_config, trial_config
 from pydantic import ValidationError
 
-from tinyscale.model import GPT, width_scale
-from tinyscale.optim import build_optimizer
+from tinyscale.training.model import GPT, width_scale
+from tinyscale.training.optim import build_optimizer
 
 WIDTHS = (64, 128, 256, 512)
 TOKENS = torch.randint(64, (8, 33), generator=torch.Generator().manual_seed(1))

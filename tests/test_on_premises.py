@@ -12,7 +12,7 @@ import pytest
 from making import ROOT
 from on_premises import APART, SSHD
 
-from tinyscale.results import Results
+from tinyscale.results.store import Results
 
 
 def _lacks() -> str | None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lion_pytorch import Lion
 from making import model_config, train_config
 
-from tinyscale.model import GPT
-from tinyscale.optim import build_optimizer, lr_at
+from tinyscale.training.model import GPT
+from tinyscale.training.optim import build_optimizer, lr_at
 
 
 def rates(steps: int, **changes: Any) -> list[float]:

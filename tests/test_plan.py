@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from making import SWEEP, write_sweep
 
-from tinyscale import forecast
 from tinyscale.errors import ConfigError, DataError
-from tinyscale.plan import Plan, make_plan
-from tinyscale.results import Results
-from tinyscale.sweep import load_sweep
+from tinyscale.planning import forecast
+from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.results.store import Results
+from tinyscale.spec.sweep import load_sweep
 
 HELD_OUT = ("{kind: byte}", "{kind: byte}, val_bytes: 101K")
 POINT = {"step": 1, "tokens": 256, "val_loss": 3.0, "decayed": False}

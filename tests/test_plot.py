@@ -21,9 +21,9 @@ import itertools
 
 from matplotlib import pyplot as plt
 
-from tinyscale import plot_optima as plot_optima_module
-from tinyscale.plot import plot_fit
-from tinyscale.plot_optima import plot_budgets, plot_optima, plot_settings, plot_tuning
+from tinyscale.reporting import plot_optima as plot_optima_module
+from tinyscale.reporting.plot_law import plot_fit
+from tinyscale.reporting.plot_optima import plot_budgets, plot_optima, plot_settings, plot_tuning
 
 
 @pytest.fixture(autouse=True)

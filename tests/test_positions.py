@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tinyscale.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
+from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
 
 
 def points(

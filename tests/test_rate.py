@@ -15,12 +15,12 @@ from making import SWEEP, write_sweep
 from tinyscale.cli.tables import plan_summary
 from tinyscale.errors import ConfigError
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.plan import Plan, make_plan
-from tinyscale.report import write_report
-from tinyscale.results import Results, point_columns
-from tinyscale.status import read_status
-from tinyscale.sweep import load_sweep
-from tinyscale.write import analyse
+from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.reporting.page import write_report
+from tinyscale.reporting.write import analyse
+from tinyscale.results.status import read_status
+from tinyscale.results.store import Results, point_columns
+from tinyscale.spec.sweep import load_sweep
 
 BODY = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")
 SEARCHED = (

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from made_results import make_results
 
 from tinyscale.cli import cli
-from tinyscale.results import Results
+from tinyscale.results.store import Results
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from making import known_trial
 
 from tinyscale.errors import ResultsError
-from tinyscale.results import (
+from tinyscale.results.store import (
     COLUMNS,
     SCHEMA,
     SCHEMA_VERSION,
@@ -28,8 +28,8 @@ from tinyscale.results import (
     sweep_points,
     trial_columns,
 )
-from tinyscale.settings import FIELDS
-from tinyscale.trial import Trial
+from tinyscale.spec.settings import FIELDS
+from tinyscale.spec.trial import Trial
 
 PROVENANCE = {"commit": "abc", "packages": {"torch": "2"}}
 

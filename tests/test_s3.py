@@ -18,9 +18,9 @@ from test_searches import write as write_search
 from tinyscale import storage
 from tinyscale.errors import ResultsError
 from tinyscale.orchestration.session import ray_session
-from tinyscale.results import Results
+from tinyscale.results.store import Results
 from tinyscale.storage import Folder
-from tinyscale.train import RESUME, WEIGHTS
+from tinyscale.training.loop import RESUME, WEIGHTS
 
 pytestmark = RAY_WARNS
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from making import SWEEP, write_sweep
 from pydantic import ValidationError
 
-from tinyscale.draws import Draws, known_draws, with_values
 from tinyscale.errors import ConfigError
-from tinyscale.search import Search, Values
-from tinyscale.settle import Settled
-from tinyscale.sweep import Sweep, Variant, load_sweep
-from tinyscale.trial import Trial, resolve
+from tinyscale.planning.auto import Settled
+from tinyscale.planning.samples import Draws, known_draws, with_values
+from tinyscale.spec.search_space import Search, Values
+from tinyscale.spec.sweep import Sweep, Variant, load_sweep
+from tinyscale.spec.trial import Trial, resolve
 
 SEARCHED = (
     SWEEP.replace(", lr: 1e-2", "")

@@ -14,12 +14,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from tinyscale.fitting.groups import read_groups
-from tinyscale.leases import held_trials
+from tinyscale.analysis.runs import read_groups
 from tinyscale.orchestration.session import Cluster, ray_session
-from tinyscale.orchestration.study import ending
-from tinyscale.results import Results, SweepRecord
-from tinyscale.status import read_status
+from tinyscale.orchestration.studies import ending
+from tinyscale.results.leases import held_trials
+from tinyscale.results.status import read_status
+from tinyscale.results.store import Results, SweepRecord
 
 pytestmark = RAY_WARNS
 

@@ -9,7 +9,7 @@ from launching import RAY_WARNS, planned, run, write_sweep
 
 from tinyscale.errors import LaunchError
 from tinyscale.orchestration.session import Cluster, ray_session
-from tinyscale.results import Results
+from tinyscale.results.store import Results
 
 pytestmark = RAY_WARNS
 

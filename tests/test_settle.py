@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from making import SWEEP, write_sweep
 
-from tinyscale import forecast, settle
 from tinyscale.errors import ConfigError
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.plan import Plan, make_plan
-from tinyscale.results import Results
-from tinyscale.sweep import load_sweep
-from tinyscale.trial import Trial
+from tinyscale.planning import auto as settle
+from tinyscale.planning import forecast
+from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.results.store import Results
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.spec.trial import Trial
 
 OPEN = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K") + "axes: {d_model: [16, 32]}\n"
 

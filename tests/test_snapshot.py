@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from making import known_trial
 
-from tinyscale import snapshot
-from tinyscale.results import Results
+from tinyscale.results import snapshot
+from tinyscale.results.store import Results
 
 POINT = {"step": 1, "tokens": 512, "val_loss": 2.0, "decayed": True}
 

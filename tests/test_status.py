@@ -7,12 +7,12 @@ import json
 import pytest
 from launching import write_sweep
 
-from tinyscale.leases import Lease
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.plan import Plan, make_plan
-from tinyscale.results import Results
-from tinyscale.status import read_status
-from tinyscale.sweep import load_sweep
+from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.results.leases import Lease
+from tinyscale.results.status import read_status
+from tinyscale.results.store import Results
+from tinyscale.spec.sweep import load_sweep
 
 POINT = {"tokens": 512, "val_loss": 2.0, "decayed": True}
 

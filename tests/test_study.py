@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tinyscale.config import TrialConfig
 from tinyscale.data.synthetic import RECORD, ZipfRecords
-from tinyscale.sweep import Variant, load_sweep
-from tinyscale.trial import Trial, resolve
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.sweep import Variant, load_sweep
+from tinyscale.spec.trial import Trial, resolve
 
 SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 VOCABULARY = {"byte": 257, "char": 100}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from making import SWEEP, SWEEPS, write_sweep
 
 from tinyscale.errors import ConfigError
-from tinyscale.sweep import Sweep, load_sweep
+from tinyscale.spec.sweep import Sweep, load_sweep
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def refused(load: Any, tmp_path: Path) -> Any:
 
 def values(sweep: Sweep, *paths: str) -> list[Any]:
     """These fields of every variant, in order; one field bare, several as tuples."""
-    from tinyscale.settings import config_value
+    from tinyscale.spec.settings import config_value
 
     rows = [tuple(config_value(variant.config, path) for path in paths) for variant in sweep.variants]
     return [row[0] for row in rows] if len(paths) == 1 else rows

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from making import SWEEPS
 
-from tinyscale.config import TrialConfig
-from tinyscale.document import load_document
-from tinyscale.sweep import Sweep, load_sweep
-from tinyscale.trial import Trial, resolve
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.document import load_document
+from tinyscale.spec.sweep import Sweep, load_sweep
+from tinyscale.spec.trial import Trial, resolve
 
 
 def trials(sweep: Sweep) -> list[Trial]:

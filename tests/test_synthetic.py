@@ -10,11 +10,11 @@ import pytest
 from markov import MarkovChain
 from pydantic import ValidationError
 
-from tinyscale.config import DataConfig, TokenizerConfig, ZipfConfig
 from tinyscale.data import TokenizedCorpus, prepare, require_whole_records
-from tinyscale.data.batches import NOT_SCORED, TrainBatches, oracle_windows, val_windows
 from tinyscale.data.synthetic import RECORD, ZipfRecords
 from tinyscale.errors import DataError
+from tinyscale.spec.config import DataConfig, TokenizerConfig, ZipfConfig
+from tinyscale.training.batches import NOT_SCORED, TrainBatches, oracle_windows, val_windows
 
 SMALL = ZipfConfig(topics=40, letters=4, train_bytes=40_000)
 CHAR = TokenizerConfig(kind="char")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyscale.config import TokenizerConfig
 from tinyscale.data import tokenizers
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from tinyscale.spec.config import TokenizerConfig
 
 TEXTS = ["It was the best of times, it was the worst of times.\n", "Ça va?  Fine,\tthank you.\r\n"] * 3
 KINDS = [
@@ -101,7 +101,7 @@ def test_the_hash_tells_tokenizers_apart() -> None:
 
 def test_order_processes_and_threads_do_not_change_the_tokenizer() -> None:
     code = (
-        "from tinyscale.config import TokenizerConfig\n"
+        "from tinyscale.spec.config import TokenizerConfig\n"
         "from tinyscale.data import documents\n"
         "from tinyscale.data.tokenizers import train_tokenizer\n"
         "import sys\n"

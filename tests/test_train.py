@@ -18,18 +18,18 @@ from making import make_trial, trial_config
 from markov import MarkovChain
 from torch import nn
 
-from tinyscale import evaluate as evaluate_module
-from tinyscale import train as train_module
-from tinyscale.config import DataConfig, TrialConfig
 from tinyscale.data import TokenizedCorpus
-from tinyscale.data.batches import TrainBatches, val_windows
-from tinyscale.evaluate import Evaluation, clustered_mean, token_losses
-from tinyscale.model import GPT
-from tinyscale.optim import lr_at
-from tinyscale.progress import Outcome, Point
+from tinyscale.spec.config import DataConfig, TrialConfig
+from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
-from tinyscale.train import RESUME, WEIGHTS, Run, eval_steps, train
-from tinyscale.trial import Trial
+from tinyscale.training import evaluate as evaluate_module
+from tinyscale.training import loop as train_module
+from tinyscale.training.batches import TrainBatches, val_windows
+from tinyscale.training.evaluate import Evaluation, clustered_mean, token_losses
+from tinyscale.training.loop import RESUME, WEIGHTS, Run, eval_steps, train
+from tinyscale.training.model import GPT
+from tinyscale.training.optim import lr_at
+from tinyscale.training.progress import Outcome, Point
 
 
 def losses(outcome: Outcome) -> list[tuple[int, float, float, float]]:
@@ -183,9 +183,9 @@ def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
 RESUMED = """
 import json, sys
 from making import make_trial
-from tinyscale.config import TrialConfig
+from tinyscale.spec.config import TrialConfig
 from tinyscale.storage import Folder
-from tinyscale.train import train
+from tinyscale.training.loop import train
 trial, corpus = make_trial(TrialConfig.model_validate_json(sys.argv[1]))
 outcome = train(trial, corpus, lambda _: None, checkpoints=Folder.at(sys.argv[2]))
 print(json.dumps([(p.step, p.val_loss, p.val_loss_se, p.train_loss) for p in outcome.points]))

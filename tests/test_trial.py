@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import MODEL, TRAIN, known_trial, trial_config
 
-from tinyscale.config import TrialConfig
 from tinyscale.errors import ConfigError
-from tinyscale.trial import Trial, resolve
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.trial import Trial, resolve
 
 DATA = {"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}
 TEXT: dict[str, Any] = {

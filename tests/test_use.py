@@ -17,12 +17,12 @@ from making import make_trial, trial_config, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyscale.cli import cli
-from tinyscale.config import DataConfig
 from tinyscale.errors import ResultsError
-from tinyscale.export import export
-from tinyscale.results import Results, point_columns
-from tinyscale.train import train
-from tinyscale.use import Trained, load_trained, sample, score
+from tinyscale.inference.export import export
+from tinyscale.inference.trained import Trained, load_trained, sample, score
+from tinyscale.results.store import Results, point_columns
+from tinyscale.spec.config import DataConfig
+from tinyscale.training.loop import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the transformers library's own making

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tinyscale.api import launch, plan_launch, predict
     from tinyscale.fitting import fit
-    from tinyscale.plot import plot_fit
-    from tinyscale.results import read_results
-    from tinyscale.sweep import load_sweep
+    from tinyscale.reporting.plot_law import plot_fit
+    from tinyscale.results.store import read_results
+    from tinyscale.spec.sweep import load_sweep
 
 _HOMES = {
     "fit": "tinyscale.fitting",
     "launch": "tinyscale.api",
-    "load_sweep": "tinyscale.sweep",
+    "load_sweep": "tinyscale.spec.sweep",
     "plan_launch": "tinyscale.api",
-    "plot_fit": "tinyscale.plot",
+    "plot_fit": "tinyscale.reporting.plot_law",
     "predict": "tinyscale.api",
-    "read_results": "tinyscale.results",
+    "read_results": "tinyscale.results.store",
 }
 
 __all__ = ["fit", "launch", "load_sweep", "plan_launch", "plot_fit", "predict", "read_results"]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tinyscale.fitting.predict import predict_all
-from tinyscale.fitting.tables import read_records
+from tinyscale.analysis.predict import predict_all
+from tinyscale.analysis.records import read_records
 from tinyscale.machine import this_room
-from tinyscale.plan import Plan, make_plan
-from tinyscale.results import Results
-from tinyscale.sweep import Sweep, load_sweep
+from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.results.store import Results
+from tinyscale.spec.sweep import Sweep, load_sweep
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Summary

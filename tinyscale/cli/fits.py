@@ -77,9 +77,9 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     One fit a sweep and arm: 95 % intervals, the error on the largest size held out, a plot.
     Writes fits/fits.json, tables/ and plots/ under the results folder.
     """
-    from tinyscale.fitting.tables import record
+    from tinyscale.analysis.records import record
     from tinyscale.fitting.text import describe
-    from tinyscale.write import analyse
+    from tinyscale.reporting.write import analyse
 
     done = analyse(path or results or "results", results or "results", **options)
     records = [record(found) for found in done.fits]
@@ -107,8 +107,8 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
 
     The loss of a run of --n parameters and --tokens tokens, or the compute-optimal run for --flops.
     """
-    from tinyscale.fitting.predict import describe_prediction, predict_all
-    from tinyscale.fitting.tables import read_records
+    from tinyscale.analysis.predict import describe_prediction, predict_all
+    from tinyscale.analysis.records import read_records
 
     folder, records = read_records(fits)
     chosen = [entry for entry in records if name in (None, entry["name"])]
@@ -141,7 +141,7 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
 
     FITS is a results folder or a fits.json. Fits of your own table extend no sweep: their runs are only printed.
     """
-    from tinyscale.fitting.suggest import suggest_from
+    from tinyscale.analysis.suggest import suggest_from
 
     made, content = suggest_from(fits, budget, target, name)
     click.echo(
@@ -207,9 +207,9 @@ def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path)
 
     A law that was not fitted there yet is fitted with its defaults, and not recorded.
     """
-    from tinyscale.analysis import fit_to_draw
-    from tinyscale.figures import draw_of, save_figure
-    from tinyscale.fitting.tables import slug
+    from tinyscale.analysis.records import slug
+    from tinyscale.analysis.study import fit_to_draw
+    from tinyscale.reporting.figures import draw_of, save_figure
 
     found, origin = fit_to_draw(folder, law, name)
     save_figure(out, draw_of(found, figure))
@@ -224,7 +224,7 @@ def report(folder: str) -> None:
     Fits as `tinyscale fit` does without options, and writes what it writes. The page opens from disk and loads
     nothing; its tables are in tables/ as CSV, its plots in plots/ as PNG and SVG.
     """
-    from tinyscale.report import write_report
+    from tinyscale.reporting.page import write_report
 
     *files, page = write_report(folder)
     click.echo(f"wrote {len(files)} tables and plots\nwrote {page}")

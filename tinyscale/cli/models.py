@@ -22,9 +22,9 @@ def sample(
     trial: str, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int, results: str
 ) -> None:
     """Let a trained TRIAL (the beginning of its identity) go on from a prompt."""
-    from tinyscale.results import Results
-    from tinyscale.use import load_trained
-    from tinyscale.use import sample as draw
+    from tinyscale.inference.trained import load_trained
+    from tinyscale.inference.trained import sample as draw
+    from tinyscale.results.store import Results
 
     trained = load_trained(Results(results), trial)
     click.echo(draw(trained, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
@@ -41,8 +41,8 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
 
     Standard errors are over documents. Text that the trial was trained on scores too well.
     """
-    from tinyscale.results import Results
-    from tinyscale.use import load_trained, score
+    from tinyscale.inference.trained import load_trained, score
+    from tinyscale.results.store import Results
 
     found = score(load_trained(Results(results), trial), corpus, max_bytes)
     if as_json:
@@ -61,9 +61,9 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
 @results_option
 def export(trial: str, folder: Path, results: str) -> None:
     """Write a trained TRIAL (the beginning of its identity) to FOLDER, as the transformers library loads it."""
-    from tinyscale.export import export as write
-    from tinyscale.results import Results
-    from tinyscale.use import load_trained
+    from tinyscale.inference.export import export as write
+    from tinyscale.inference.trained import load_trained
+    from tinyscale.results.store import Results
 
     for path in write(load_trained(Results(results), trial), folder):
         click.echo(f"wrote {path}")

@@ -39,7 +39,7 @@ def results_argument(name: str, metavar: str) -> Callable[[Command], Command]:
 
 def read_quantity(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
     """10M, 2.5e8 -> a number."""
-    from tinyscale.config import quantity
+    from tinyscale.spec.config import quantity
 
     try:
         return None if text is None else float(quantity(text))

@@ -92,7 +92,7 @@ def launch(
     Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
     """
     from tinyscale.cli.tables import best_draws, launch_summary, plan_summary, plan_table, results_table
-    from tinyscale.results import sweep_points
+    from tinyscale.results.store import sweep_points
 
     console = open_console()
     with ExitStack() as stack:
@@ -136,8 +136,8 @@ def launch(
 def status(folder: str, as_json: bool) -> None:
     """Show what is done, running and failed in a results folder, sweep by sweep. Needs no Ray."""
     from tinyscale.cli.tables import status_table
-    from tinyscale.results import Results
-    from tinyscale.status import read_status
+    from tinyscale.results.status import read_status
+    from tinyscale.results.store import Results
 
     store = Results(folder)
     store.folder.require_there()
@@ -168,8 +168,8 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
 
     Trials that failed are launched again anyway, from their last checkpoint where they have one.
     """
-    from tinyscale.results import Results
-    from tinyscale.status import read_status
+    from tinyscale.results.status import read_status
+    from tinyscale.results.store import Results
 
     store = Results(folder)
     store.folder.require_there()
@@ -193,9 +193,9 @@ def _plan(
 ) -> tuple[Any, Any, Any]:
     """The plan, the results it was made against, and the cluster when one runs at the address."""
     from tinyscale.machine import this_room
-    from tinyscale.plan import make_plan
-    from tinyscale.results import Results
-    from tinyscale.sweep import load_sweep
+    from tinyscale.planning.plan import make_plan
+    from tinyscale.results.store import Results
+    from tinyscale.spec.sweep import load_sweep
 
     sweep = load_sweep(sweep_path, overrides=overrides, select=select)
     store, cluster = Results(results), None

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from tinyscale.data.corpora import NamedCorpus
 from tinyscale.formatting import compact, data_size, duration, plural
-from tinyscale.launches import forecast_error
-from tinyscale.plan import WHY, Plan, PlannedTrial
-from tinyscale.results import over_seeds
-from tinyscale.search import Search
-from tinyscale.status import Status
+from tinyscale.planning.plan import WHY, Plan, PlannedTrial
+from tinyscale.results.launches import forecast_error
+from tinyscale.results.status import Status
+from tinyscale.results.store import over_seeds
+from tinyscale.spec.search_space import Search
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Summary

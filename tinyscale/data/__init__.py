@@ -1,14 +1,14 @@
-"""Text in, tokens and batches out. Everything but `tinyscale.data.batches` works without torch."""
+"""Text in, tokens and batches out. Everything but `tinyscale.training.batches` works without torch."""
 
-from tinyscale.data.cache import (
+from tinyscale.data.corpora import documents
+from tinyscale.data.split import SPLIT_RULE, content_hash
+from tinyscale.data.tokenized import (
     MIN_VAL_TOKENS,
     TokenizedCorpus,
     prepare,
     require_enough_validation,
     require_whole_records,
 )
-from tinyscale.data.corpora import documents
-from tinyscale.data.split import SPLIT_RULE, content_hash
 from tinyscale.data.tokenizers import Tokenizer
 
 __all__ = [

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tinyscale.config import ZipfConfig
+from tinyscale.spec.config import ZipfConfig
 
 ZIPF_RECORDS = "zipf_records"  # name of the corpus
 RECORD = 16  # characters

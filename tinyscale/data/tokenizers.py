@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tinyscale.config import TokenizerConfig
+from tinyscale.spec.config import TokenizerConfig
 
 # The library holds some 80 bytes a token while it encodes, so long documents go through it in pieces.
 _PIECE_CHARACTERS = 1 << 15

@@ -14,22 +14,22 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from tinyscale import forecast
 from tinyscale.errors import LaunchError, ResultsError
-from tinyscale.launches import LaunchRecord, write_launch
-from tinyscale.leases import clear_void
-from tinyscale.orchestration.grid import Grid, Watch, as_reserved, interruptible, place, trains_alone, trial_name
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
-from tinyscale.orchestration.trainable import MAX_RESTARTS, Launch, run_trial
-from tinyscale.plan import Plan, PlannedTrial, grouped
-from tinyscale.progress import Outcome
-from tinyscale.provenance import launch_provenance
-from tinyscale.results import Results
-from tinyscale.train import train as train_trial
+from tinyscale.orchestration.watch import Grid, Watch, as_reserved, interruptible, place, trains_alone, trial_name
+from tinyscale.orchestration.worker import MAX_RESTARTS, Launch, run_trial
+from tinyscale.planning import forecast
+from tinyscale.planning.plan import Plan, PlannedTrial, grouped
+from tinyscale.results.launches import LaunchRecord, write_launch
+from tinyscale.results.leases import clear_void
+from tinyscale.results.provenance import launch_provenance
+from tinyscale.results.store import Results
+from tinyscale.training.loop import train as train_trial
+from tinyscale.training.progress import Outcome
 
 Groups = dict[str, list[PlannedTrial]]  # what Tune runs, most often one trial, by its first trial's identity
 
@@ -48,7 +48,7 @@ def launch(
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
     cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, beside the rows.
-    train: what trains a trial, called as `tinyscale.train.train` is.
+    train: what trains a trial, called as `tinyscale.training.loop.train` is.
     """
     loggers = [build_logger(log, plan.sweep.name)] if log else []
     record_sweep(plan, results)

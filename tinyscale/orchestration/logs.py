@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyscale.errors import LaunchError
-from tinyscale.results import Results
+from tinyscale.results.store import Results
 
 EVENTS = "events.out.tfevents.*"
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # Ray itself brings the first

@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tinyscale.config import Resources
 from tinyscale.formatting import compact, duration
-from tinyscale.plan import PlannedTrial
+from tinyscale.planning.plan import PlannedTrial
+from tinyscale.spec.config import Resources
 
 WIDE, BAR = 100, 16  # columns of a terminal that has room for bars, and those of a bar
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from filelock import FileLock
 
-from tinyscale.plan import Plan, PlannedTrial
-from tinyscale.provenance import launch_provenance
-from tinyscale.results import Results, SweepRecord
+from tinyscale.planning.plan import Plan, PlannedTrial
+from tinyscale.results.provenance import launch_provenance
+from tinyscale.results.store import Results, SweepRecord
 
 
 def record_sweep(plan: Plan, results: Results) -> None:

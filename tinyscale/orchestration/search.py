@@ -10,12 +10,12 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from tinyscale.orchestration.grid import place
 from tinyscale.orchestration.record import record_draw
-from tinyscale.orchestration.study import GroupStudy, StudyFile
-from tinyscale.orchestration.trainable import NAMESPACE, placed, stop_key
-from tinyscale.plan import Plan, PlannedTrial
-from tinyscale.results import Results
+from tinyscale.orchestration.studies import GroupStudy, StudyFile
+from tinyscale.orchestration.watch import place
+from tinyscale.orchestration.worker import NAMESPACE, placed, stop_key
+from tinyscale.planning.plan import Plan, PlannedTrial
+from tinyscale.results.store import Results
 
 
 def search_settings(

@@ -1,0 +1,1 @@
+"""From a results folder to laws: runs, fits, comparisons, predictions and suggestions."""

@@ -1,0 +1,209 @@
+"""Does an arm of a sweep differ from its base, by how much, and what is that worth in parameters, data and compute?
+
+Pairs of the same size, tokens (else FLOPs) and seed, so that what they share cancels; then one law for both arms
+(efficiency.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from tinyscale.analysis.efficiency import MATCH, efficiency_of
+from tinyscale.analysis.runs import Group
+from tinyscale.errors import FitError
+from tinyscale.fitting.forms import Index
+from tinyscale.fitting.points import COLUMNS, group_sizes
+from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
+from tinyscale.formatting import compact
+
+BASE = "base"
+LEAST_SAMPLE = 4  # sizes from which on they can be a sample of sizes
+SAME_LENGTH = 0.05  # numbers of tokens whose logarithms differ by less are one: whole steps do not hit one exactly
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against the base.
+
+    difference: arm minus base in `unit`, mean over pairs, with ends corrected for the number of arms; p: by Holm;
+    by_size: size -> mean difference; efficiency: rho_N, rho_D, compute -> (value, low, high) of the shared law, empty
+    where it could not be fitted (then `efficiency_refused` says why); verdict: one sentence.
+    """
+
+    sweep: str
+    arm: str
+    base: str
+    unit: str
+    pairs: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    by_size: Mapping[str, float]
+    efficiency: Mapping[str, tuple[float, float, float]]
+    efficiency_refused: str
+    verdict: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; an open end is null."""
+        ends = {k: [v if np.isfinite(v) else None for v in triple] for k, triple in self.efficiency.items()}
+        named = {k: dict(zip(("value", "low", "high"), triple, strict=True)) for k, triple in ends.items()}
+        return {**asdict(self), "by_size": dict(self.by_size), "efficiency": named}
+
+
+def base_of(groups: Sequence[Group]) -> Group:
+    """What a sweep's arms are compared with: the arm called base, or the first."""
+    return next((group for group in groups if group.arm == BASE), groups[0])
+
+
+def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
+    """Every arm of one sweep against its base. FitError when no runs pair."""
+    reference = base_of(groups)
+    others = [group for group in groups if group is not reference]
+    unit, column = "nats per token", COLUMNS["loss"]
+    if pd.concat([group.frame for group in groups]).get("tokenizer_hash", pd.Series(dtype=str)).nunique() > 1:
+        unit, column = "bits per byte", "bits_per_byte"  # losses per token of different tokenizers do not compare
+    paired = {group.arm: _pairs(reference, group, column) for group in others}
+    raw = {arm: _mean_test(pairs) for arm, pairs in paired.items()}
+    corrected = dict(zip(raw, _holm([test[2] for test in raw.values()]), strict=True))
+    contrasts = []
+    for group in others:
+        pairs, (mean, sd, _, dof) = paired[group.arm], raw[group.arm]
+        reach = float(special.stdtrit(dof, 1 - 0.025 / len(others))) * sd
+        ends = (mean - reach, mean + reach)
+        efficiency, refused = efficiency_of(reference.frame, group.frame, column)
+        contrasts.append(
+            Contrast(
+                sweep=group.sweep,
+                arm=group.arm,
+                base=reference.arm,
+                unit=unit,
+                pairs=len(pairs),
+                difference=mean,
+                low=ends[0],
+                high=ends[1],
+                p=corrected[group.arm],
+                by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
+                efficiency=efficiency,
+                efficiency_refused=refused,
+                verdict=_verdict(group.arm, reference.arm, mean, ends, unit, efficiency) + _trend(pairs),
+            )
+        )
+    return contrasts
+
+
+def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
+    """One row a pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
+
+    They share the tokens, or the FLOPs where arms that spend these alike read other numbers of tokens.
+    """
+    both = pd.concat([base.frame.assign(side=0), arm.frame.assign(side=1)], ignore_index=True)
+    for spent in (name for name in (MATCH[1], COLUMNS["c"]) if name in both):
+        size, length = _sizes(both, spent)
+        named = both.assign(size=size, length=length, n=both[MATCH[0]], value=both[column])
+        first, second = (named[named["side"] == side] for side in (0, 1))
+        for keys in (["size", "length", "seed"], ["size", "length"]):
+            sides = [side.groupby(keys, as_index=False)[["n", "value"]].mean() for side in (first, second)]
+            pairs = sides[0].merge(sides[1], on=keys, suffixes=("", "_arm"))
+            if pairs["size"].nunique() >= 2:
+                return pairs.assign(difference=pairs["value_arm"] - pairs["value"])
+    raise FitError(
+        f"{arm.sweep}: arms {base.arm} and {arm.arm} share fewer than 2 sizes of equal tokens or FLOPs, so nothing "
+        "compares; launch both at the same sizes if they should"
+    )
+
+
+def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
+    """Size and length (n,) of each run, alike in both arms where N and the column `spent` are.
+
+    Arms that change N itself (as many sizes, none in common or each nearest to its like) are matched by rank, smallest
+    to smallest, and so are their lengths.
+    """
+    n, d = (np.log(both[name].to_numpy(float)) for name in (MATCH[0], spent))
+    size, length, second = group_sizes(n), group_sizes(d, SAME_LENGTH), both["side"].to_numpy() == 1
+    ranks = [np.unique(size[second == s]) for s in (False, True)]
+    if len(ranks[0]) != len(ranks[1]) or (ranks[0] == ranks[1]).all():
+        return size, length
+    mean = np.bincount(size, n) / np.bincount(size)
+    distance = np.abs(mean[ranks[0]][:, None] - mean[ranks[1]])
+    alike = all((distance.argmin(axis=axis) == np.arange(len(distance))).all() for axis in (0, 1))
+    if not alike and set(ranks[0]) & set(ranks[1]):
+        return size, length
+    size = np.where(second, np.searchsorted(ranks[1], size), np.searchsorted(ranks[0], size))
+    within = pd.DataFrame({"size": size, "second": second, "length": length}).groupby(["size", "second"])["length"]
+    return size, within.rank(method="dense").to_numpy(np.intp)
+
+
+def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
+    """Mean difference, its standard error, two-sided p and degrees of freedom.
+
+    Where the difference changes with size, the sizes are the sample. Fewer than four cannot tell how it scatters over
+    sizes: then the mean is that of just these sizes, and the scatter that of their pairs.
+    """
+    values, number, sizes = pairs["difference"].to_numpy(float), len(pairs), pairs["n"].nunique()
+    variance, dof = values.var(ddof=1), number - 1
+    if _changes_with_size(pairs):
+        between, within = _mean_squares(pairs)
+        variance, dof = (between, sizes - 1) if sizes >= LEAST_SAMPLE else (within, number - sizes)
+    sd = float(np.sqrt(max(variance / number, 1e-24)))
+    p = float(2 * special.stdtr(dof, -abs(values.mean()) / sd))
+    return float(values.mean()), sd, p, dof
+
+
+def _changes_with_size(pairs: pd.DataFrame) -> bool:
+    """Whether the differences of sizes scatter more than those of pairs of one size do."""
+    sizes, number = pairs["n"].nunique(), len(pairs)
+    if not 1 < sizes < number:
+        return False
+    between, within = _mean_squares(pairs)
+    return bool(special.fdtrc(sizes - 1, number - sizes, between / max(within, 1e-300)) < LACK_OF_FIT_LEVEL)
+
+
+def _mean_squares(pairs: pd.DataFrame) -> tuple[float, float]:
+    """Mean squares of the differences between sizes and within them."""
+    difference, of_size = pairs["difference"], pairs.groupby("n")["difference"].transform("mean")
+    sizes = pairs["n"].nunique()
+    between = float(((of_size - difference.mean()) ** 2).sum()) / (sizes - 1)
+    return between, float(((difference - of_size) ** 2).sum()) / (len(pairs) - sizes)
+
+
+def _holm(values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, step down. Holm 1979."""
+    order = np.argsort(values)
+    stepped = np.array(values)[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return corrected.tolist()
+
+
+def _verdict(
+    arm: str, base: str, mean: float, ends: tuple[float, float], unit: str, efficiency: Mapping[str, Any]
+) -> str:
+    near, far = sorted(map(abs, ends))
+    if ends[0] <= 0 <= ends[1]:
+        return (
+            f"no difference seen at this noise: {arm} against {base} is {mean:+.4f} {unit}, "
+            f"and less than {far:.4f} either way"
+        )
+    text = (
+        f"{arm} is {'better' if mean < 0 else 'worse'} than {base} by {abs(mean):.4f} {unit} ({near:.4f} to {far:.4f})"
+    )
+    if "compute" in efficiency:
+        value, low, high = efficiency["compute"]
+        text += f", worth {value:.2f} times the compute ({low:.2f} to {high:.2f})"
+    return text
+
+
+def _trend(pairs: pd.DataFrame) -> str:
+    """How the difference changes with size, where it does."""
+    if not _changes_with_size(pairs):
+        return ""
+    by_size = pairs.groupby("n")["difference"].mean()
+    ends = [f"{by_size[n]:+.4f} at N = {compact(n)}" for n in (by_size.index.min(), by_size.index.max())]
+    return f"; it changes with size, from {ends[0]} to {ends[1]}"

@@ -1,0 +1,132 @@
+"""A trained trial as a folder that the transformers library loads: GPT-2's form or Llama's, whichever it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tinyscale.errors import ResultsError
+from tinyscale.inference.trained import Trained
+from tinyscale.spec.config import ModelConfig
+
+END_OF_TEXT = "<|endoftext|>"
+FORMS = {("learned", "layernorm", "gelu"): "gpt2", ("rotary", "rmsnorm", "swiglu"): "llama"}
+
+Tensors = dict[str, Tensor]
+
+
+def export(trained: Trained, folder: Path) -> list[Path]:
+    """Write model.safetensors, config.json and the tokenizer; the files written.
+
+    ResultsError when transformers has no form for this architecture.
+    """
+    model = trained.config.model
+    form = FORMS.get((model.positions, model.norm, model.activation))
+    if form is None:
+        raise ResultsError(
+            f"transformers has no form for {model.positions} positions with {model.norm} and {model.activation}; "
+            f"it has one for {' and for '.join(', '.join(parts) for parts in FORMS)}"
+        )
+    state = {name: tensor.detach().float() for name, tensor in trained.gpt.state_dict().items()}
+    tensors = _gpt2_tensors(state, model) if form == "gpt2" else _llama_tensors(state, model)
+    describe = _gpt2_config if form == "gpt2" else _llama_config
+    eot = trained.tokenizer.eot
+    special = {"bos_token_id": eot, "eos_token_id": eot, "vocab_size": trained.tokenizer.vocab_size}
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    _write(folder / "config.json", {**describe(model), **special, "tie_word_embeddings": model.tie_embeddings})
+    _write(folder / "tokenizer.json", _tokenizer(trained))
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "model_max_length": model.context_length,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
+
+
+def _tokenizer(trained: Trained) -> dict[str, Any]:
+    """The tokenizer's own file, with the end-of-text token that ours keeps apart."""
+    content: dict[str, Any] = json.loads(trained.tokenizer.hf.to_str())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] = [{"id": trained.tokenizer.eot, "content": END_OF_TEXT, **flags}]
+    return content
+
+
+def _gpt2_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": model.d_model,
+        "n_layer": model.n_layers,
+        "n_head": model.n_heads,
+        "n_inner": model.d_ff,
+        "n_positions": model.context_length,
+        "activation_function": "gelu",
+        "layer_norm_epsilon": 1e-5,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+    }
+
+
+def _llama_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model.d_model,
+        "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.n_heads,
+        "head_dim": model.head_dim,
+        "intermediate_size": model.d_ff,
+        "max_position_embeddings": model.context_length,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "attention_bias": model.bias,
+        "mlp_bias": model.bias,
+    }
+
+
+def _gpt2_tensors(state: Tensors, model: ModelConfig) -> Tensors:
+    """GPT-2 keeps matrices input-first, and always has biases."""
+    names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj"}
+    names |= {"mlp_norm": "ln_2", "mlp.into": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
+    parts = {f"blocks.{layer}.{ours}": f"transformer.h.{layer}.{theirs}"
+             for layer in range(model.n_layers) for ours, theirs in names.items()}  # fmt: skip
+    tensors = {"transformer.wte.weight": state["embedding.weight"], "transformer.wpe.weight": state["positions.weight"]}
+    for ours, theirs in {**parts, "norm": "transformer.ln_f"}.items():
+        weight = state[f"{ours}.weight"]
+        tensors[f"{theirs}.weight"] = weight.T if weight.dim() == 2 else weight
+        tensors[f"{theirs}.bias"] = state.get(f"{ours}.bias", torch.zeros(len(weight)))
+    return tensors if model.tie_embeddings else {**tensors, "lm_head.weight": state["head.weight"]}
+
+
+def _llama_tensors(state: Tensors, model: ModelConfig) -> Tensors:
+    """Llama keeps queries, keys and values apart, and the gate apart from what it gates."""
+    tensors = {"model.embed_tokens.weight": state["embedding.weight"], "model.norm.weight": state["norm.weight"]}
+    for layer in range(model.n_layers):
+        ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
+        tensors[f"{theirs}.input_layernorm.weight"] = state[f"{ours}.attention_norm.weight"]
+        tensors[f"{theirs}.post_attention_layernorm.weight"] = state[f"{ours}.mlp_norm.weight"]
+        for kind in ("weight", "bias") if model.bias else ("weight",):
+            for name, part in zip("qkv", state[f"{ours}.attention.qkv.{kind}"].chunk(3), strict=True):
+                tensors[f"{theirs}.self_attn.{name}_proj.{kind}"] = part
+            gate, value = state[f"{ours}.mlp.into.{kind}"].chunk(2)
+            tensors[f"{theirs}.mlp.gate_proj.{kind}"], tensors[f"{theirs}.mlp.up_proj.{kind}"] = gate, value
+            tensors[f"{theirs}.mlp.down_proj.{kind}"] = state[f"{ours}.mlp.out.{kind}"]
+            tensors[f"{theirs}.self_attn.o_proj.{kind}"] = state[f"{ours}.attention.out.{kind}"]
+    return tensors if model.tie_embeddings else {**tensors, "lm_head.weight": state["head.weight"]}

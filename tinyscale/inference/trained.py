@@ -1,0 +1,115 @@
+"""What a trained trial is good for: sample from it, score other text with it."""
+
+from __future__ import annotations
+
+import io
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tinyscale.data import prepare
+from tinyscale.data.corpora import documents
+from tinyscale.data.tokenizers import Tokenizer, token_dtype
+from tinyscale.errors import DataError, ResultsError
+from tinyscale.results.store import Results
+from tinyscale.spec.config import TrialConfig
+from tinyscale.training.evaluate import Evaluation, token_losses
+from tinyscale.training.loop import WEIGHTS
+from tinyscale.training.model import GPT
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished trial's model and its tokenizer."""
+
+    identity: str
+    config: TrialConfig
+    gpt: GPT
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class OtherText:
+    """Documents in a trial's tokens, laid out as its validation text is."""
+
+    stream: npt.NDArray[Any]
+    eot: int
+    val_documents: int
+    bytes: int  # UTF-8
+    record_length: int | None = None
+
+    def val(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The stream, and the document's number at each position; the first end-of-text has -1."""
+        ends = self.stream == self.eot
+        return self.stream, np.cumsum(ends) - ends - 1
+
+    def oracle(self) -> None:
+        """No source is known."""
+
+
+def load_trained(results: Results, trial: str) -> Trained:
+    """The trial whose identity begins so. ResultsError when there is none, several, or no weights of it."""
+    identities = [name.removesuffix(".parquet") for name in results.trials.names(".parquet")]
+    found = [identity for identity in identities if identity.startswith(trial)]
+    if len(found) != 1:
+        some = ", ".join((found or identities)[:5]) or "none"
+        what = f"{len(found)} trials begin with" if found else "no trial begins with"
+        raise ResultsError(f"{what} {trial!r} in {results.trials}; give more of an identity, such as: {some}")
+    (identity,) = found
+    rows, metadata = results.read_trial(identity)
+    checkpoints = results.checkpoints(identity)
+    if not checkpoints.exists(WEIGHTS):
+        raise ResultsError(
+            f"trial {identity} is {rows[-1]['state']} and has no weights in {checkpoints}; launch its sweep again, "
+            "without --keep none"
+        )
+    config = TrialConfig.model_validate(metadata["config"])
+    corpus = prepare(config.data)
+    if corpus.tokenizer_hash != rows[-1]["tokenizer_hash"]:
+        raise DataError(f"the text of {config.data.corpus} gives another tokenizer here than trial {identity} had")
+    gpt = GPT(config.model, rows[-1]["vocab_size"])
+    gpt.load_state_dict(torch.load(io.BytesIO(checkpoints.read(WEIGHTS)), map_location="cpu", weights_only=True))
+    return Trained(identity, config, gpt.eval(), corpus.tokenizer())
+
+
+def sample(
+    trained: Trained, prompt: str, max_new_tokens: int, *, temperature: float, top_k: int | None, seed: int
+) -> str:
+    """The prompt and what the model goes on with, up to its end-of-text."""
+    torch.manual_seed(seed)
+    start = torch.tensor([[trained.tokenizer.eot, *trained.tokenizer.encode(prompt)]])
+    tokens = trained.gpt.generate(start, max_new_tokens, temperature, top_k, trained.tokenizer.eot)
+    return trained.tokenizer.decode(tokens[0].tolist())
+
+
+def score(trained: Trained, corpus: str, max_bytes: int | None = None) -> dict[str, Any]:
+    """Loss on every document of a corpus or path, in the units of the results, with errors over documents."""
+    text = other_text(trained.tokenizer, documents(corpus, max_bytes))
+    evaluation = Evaluation(text, trained.config.model.context_length, torch.device("cpu"))
+    scores = evaluation.scores(token_losses(trained.gpt), nullcontext())
+    tokens = int((evaluation.targets >= 0).sum())
+    bits_per_nat = tokens / text.bytes / math.log(2)  # of a token's nats, as bits of a byte
+    return {
+        "trial": trained.identity,
+        "corpus": corpus,
+        "documents": text.val_documents,
+        "tokens": tokens,
+        "bytes": text.bytes,
+        "loss": scores.val_loss,
+        "loss_se": scores.val_loss_se,
+        "perplexity": math.exp(scores.val_loss),
+        "bits_per_byte": scores.val_loss * bits_per_nat,
+        "bits_per_byte_se": scores.val_loss_se * bits_per_nat,
+    }
+
+
+def other_text(tokenizer: Tokenizer, texts: list[str]) -> OtherText:
+    """Documents as a trial's tokenizer sees them."""
+    pieces = list(tokenizer.stream(texts))
+    stream = np.concatenate([piece.astype(token_dtype(tokenizer.vocab_size)) for piece in pieces])
+    return OtherText(stream, tokenizer.eot, len(texts), sum(len(text.encode()) for text in texts))

@@ -1,0 +1,213 @@
+"""Values that a sweep leaves open (`auto`), settled when it is planned.
+
+What the first plan that was launched chose is kept with the sweep and chosen again, so that a sweep goes on as it began
+whatever has been measured or fitted since.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tinyscale.errors import ConfigError, FitError
+from tinyscale.machine import this_machine
+from tinyscale.planning import forecast
+from tinyscale.results.store import Results
+from tinyscale.spec.costs import HEADROOM, smallest_share
+from tinyscale.spec.sweep import Variant
+from tinyscale.spec.trial import Trial
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value for a field that was open, and where it comes from, in words; no words: nothing to tell."""
+
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A variant with nothing left open, and what was chosen for it: field -> choice."""
+
+    variant: Variant
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    def take(self, choices: Mapping[str, Choice]) -> Settled:
+        """Fill in those of the choices that are open."""
+        taken = {path: choice for path, choice in choices.items() if path in self.variant.autos}
+        if not taken:
+            return self
+        variant = self.variant.settled({path: choice.value for path, choice in taken.items()})
+        return replace(self, variant=variant, choices={**self.choices, **taken})
+
+
+@dataclass(frozen=True)
+class Means:
+    """What choosers may look at.
+
+    resolve: a variant as a trial, with what is still open at a stand-in value. before: for each variant of the sweep,
+    the values that it was launched with. measure: whether a chooser may measure this machine's speed. gpu_bytes: memory
+    of the smallest GPU. grows: nodes are added as trials wait.
+    """
+
+    results: Results
+    resolve: Callable[[Variant], Trial]
+    before: Sequence[Mapping[str, Any]]
+    cpus: float
+    gpus: float
+    measure: bool
+    gpu_bytes: float | None = None
+    grows: bool = False
+
+
+# Chooses for variants of which at least one field is open; it may name more fields than are.
+Chooser = Callable[[Sequence[Variant], Means], Sequence[Mapping[str, Choice]]]
+
+
+def settle(variants: Sequence[Variant], means: Means) -> list[Settled]:
+    """Settle each variant of a sweep."""
+    again = "as when the sweep was first launched"
+    settled = [
+        Settled(variant).take({path: Choice(value, again) for path, value in known.items() if path != SHARE})
+        for variant, known in zip(variants, means.before, strict=True)
+    ]
+    for paths, choose in CHOOSERS:
+        open_ = [index for index, each in enumerate(settled) if paths & set(each.variant.autos)]
+        if open_:
+            chosen = choose([settled[index].variant for index in open_], means)
+            for index, choices in zip(open_, chosen, strict=True):
+                settled[index] = settled[index].take(choices)
+    assert not any(each.variant.autos for each in settled), "every field that may be auto has a chooser"
+    return settled
+
+
+def settled_notes(choices: Sequence[Mapping[str, Choice]]) -> list[str]:
+    """What was chosen, a line for each field, value and reason."""
+    counted = Counter((path, choice) for each in choices for path, choice in each.items())
+    return [
+        f"{path} auto is {choice.value} for {number} of {len(choices)} trials: {choice.why}"
+        for (path, choice), number in counted.items()
+        if choice.why
+    ]
+
+
+PRECISION, COMPILE, SHARE = "train.precision", "resources.compile", "resources.gpu"
+COMPILE_SECONDS = 30.0  # to compile a shape for the first time, roughly; later processes find it in the cache
+
+
+def choose_speed(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+    """The precision in which the whole sweep takes least time, and for each trial whether compiling saves any."""
+    former = {values[PRECISION] for values in means.before if PRECISION in values}
+    gpu = any(variant.config.resources.gpu for variant in variants)
+    asked = former or {"bf16", "fp32"} if any(PRECISION in variant.autos for variant in variants) else {"as set"}
+    measured = {precision: fastest for precision in sorted(asked) if (fastest := _fastest(variants, precision, means))}
+    if not measured:
+        precision = Choice(min(former, default="bf16" if gpu else "fp32"), "not measured here")
+        return [{PRECISION: precision, COMPILE: Choice(False, "")} for _ in variants]
+    totals = {precision: sum(seconds for seconds, _ in fastest) for precision, fastest in measured.items()}
+    best = min(totals, key=totals.__getitem__)
+    others = [f"{totals[other] / totals[best]:.2f} times as long in {other}" for other in totals if other != best]
+    precision = Choice(best, f"the sweep takes {', '.join(others)}" if others else "as the rest of the sweep")
+    compiled = {True: Choice(True, "saves more time than it costs"), False: Choice(False, "")}
+    return [{PRECISION: precision, COMPILE: compiled[compile_]} for _, compile_ in measured[best]]
+
+
+def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[tuple[float, bool]] | None:
+    """Seconds of each variant in a precision, and whether that is compiled; None where nothing can be measured.
+
+    Compiled code is measured only of shapes that train long enough for the measurement itself, which has to compile.
+    """
+
+    def trials(compiled: bool) -> list[Trial]:
+        values = {PRECISION: precision, COMPILE: compiled}
+        return [means.resolve(v.settled({path: values[path] for path in v.autos if path in values})) for v in variants]
+
+    at_once = min(forecast.slots(variant.config, means.cpus, means.gpus) for variant in variants)
+    seconds = forecast.trial_seconds(trials(False), at_once) if means.measure and at_once else None
+    if seconds is None:
+        return None
+    fastest, compiled = [(each, False) for each in seconds], trials(True)
+    of_shape: defaultdict[str, float] = defaultdict(float)
+    for trial, each in zip(compiled, seconds, strict=True):
+        of_shape[forecast.shape_key(trial, at_once)] += each / at_once
+    worth = [
+        index
+        for index, trial in enumerate(compiled)
+        if trial.config.resources.compile and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
+    ]
+    for index, each in zip(worth, forecast.trial_seconds([compiled[i] for i in worth], at_once) or [], strict=False):
+        fastest[index] = min(fastest[index], (each, True))
+    return fastest
+
+
+RATE = "train.lr"
+
+
+def choose_rate(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+    """The best learning rate of each size, by a law that `fit` left in the results. ConfigError when there is none."""
+    from tinyscale.analysis.auto_lr import best_rate, rate_laws  # with scipy
+
+    laws = rate_laws(means.results)
+    chosen: list[Mapping[str, Choice]] = []
+    for variant in variants:
+        try:
+            chosen.append({RATE: Choice(*best_rate(means.resolve(variant), laws))})
+        except FitError as error:
+            raise ConfigError(f"{variant.where(RATE)}: train.lr = 'auto': {error}") from error
+    return chosen
+
+
+FASTER = 1.05  # all trials of a device together, for twice as many on it to be worth it
+
+
+def choose_share(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+    """For each trial the share of a GPU that its memory needs, and more of it where sharing makes nothing faster.
+
+    It is of the machine, not of the sweep: each plan chooses anew.
+    """
+    if not means.gpus and not means.grows:
+        return [{SHARE: Choice(0.0, "there is no GPU")} for _ in variants]
+    if means.gpu_bytes is None:
+        return [{SHARE: Choice(1.0, "the memory of the GPUs is not known here")} for _ in variants]
+    trials = [means.resolve(variant) for variant in variants]
+    by_memory = [_share_by_memory(trial, means.gpu_bytes) for trial in trials]
+    by_speed = _shares_by_speed(trials, by_memory) if means.measure and this_machine()[1] else by_memory
+    return [
+        {SHARE: Choice(fast, "as its memory needs" if fast == least else "more side by side would be no faster")}
+        for least, fast in zip(by_memory, by_speed, strict=True)
+    ]
+
+
+def _share_by_memory(trial: Trial, gpu_bytes: float) -> float:
+    """Workers that share a trial take a GPU each, and so does what is forecast not to fit: it may, and says if not."""
+    if trial.config.resources.workers > 1:
+        return 1.0
+    return smallest_share(HEADROOM * trial.memory_bytes, gpu_bytes) or 1.0
+
+
+def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float]) -> list[float]:
+    """Halve each trial's share down to its least for as long as a device full of them does more a second."""
+    shares, rates = [1.0] * len(trials), [0.0] * len(trials)
+    share, halving = 1.0, list(range(len(trials)))
+    while halving:
+        seconds = forecast.trial_seconds([trials[i].with_share(share) for i in halving], round(1 / share))
+        if seconds is None:
+            return list(least)
+        faster = [(i, 1 / share / each) for i, each in zip(halving, seconds, strict=True)]
+        faster = [(i, rate) for i, rate in faster if rate > FASTER * rates[i]]
+        for i, rate in faster:
+            shares[i], rates[i] = share, rate
+        share /= 2
+        halving = [i for i, _ in faster if least[i] <= share]
+    return shares
+
+
+# Which fields a chooser can settle; later choosers see what the earlier ones chose.
+CHOOSERS: Sequence[tuple[frozenset[str], Chooser]] = (
+    (frozenset({SHARE}), choose_share),
+    (frozenset({PRECISION, COMPILE}), choose_speed),
+    (frozenset({RATE}), choose_rate),
+)

@@ -1,0 +1,153 @@
+"""How long a launch will take, from a short measurement of each shape on this machine, kept for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from filelock import FileLock
+
+from tinyscale.machine import cache_folder, this_machine, usable_cores
+from tinyscale.spec.config import Resources, TrialConfig
+from tinyscale.spec.trial import Trial
+
+LAUNCH_SECONDS = 8.0  # Ray's start and stop, and a process's first import of torch
+WORKER_GROUP_SECONDS = 14.0  # Ray Train's start of a trial that several workers share
+
+
+def slots(config: TrialConfig, cpus: float, gpus: float) -> int:
+    """How many such trials run at once on that many cores and GPUs; 0 when not even one fits."""
+    resources = config.resources
+    fit = [cpus // (resources.cpu * resources.workers)]
+    if resources.gpu:
+        fit.append(gpus / (resources.gpu * resources.workers) + 1e-9)
+    return int(min(fit))
+
+
+def lacking(resources: Resources, cpus: float, gpus: float) -> str | None:
+    """Which resource one such trial is short of on that many cores and GPUs, and the remedy; None when it fits."""
+    for what, field, each, there in (
+        ("CPU cores", "cpu", resources.cpu, cpus),
+        ("GPUs", "gpu", resources.gpu, gpus),
+    ):
+        if each * resources.workers > there:
+            wanted = f"{each * resources.workers:g} {what} at once"
+            return f"needs {wanted} where there are {there:g}: lower them with --set resources.{field}=..."
+    return None
+
+
+def side_by_side(configs: Sequence[TrialConfig], cpus: float, gpus: float) -> int:
+    """How many of these trials run at once on average, each in the share it asks for; 0 when one does not fit."""
+    each = [slots(config, cpus, gpus) for config in configs]
+    return int(len(each) / sum(1 / fit for fit in each) + 1e-9) if all(each) else 0
+
+
+def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
+    """Expected seconds of each trial when `at_once` run side by side; None when they cannot be measured here."""
+    if any(trial.config.resources.gpu for trial in trials) and not this_machine()[1]:
+        return None
+    keys = {shape_key(trial, at_once): trial for trial in trials}
+    with _kept_measurements() as known:
+        unknown = [key for key in keys if key not in known]
+        measured = _measure([keys[key] for key in unknown], at_once)
+        if measured is None:
+            return None
+        known |= dict(zip(unknown, measured, strict=True))
+        return [_seconds(trial, known[shape_key(trial, at_once)]) for trial in trials]
+
+
+def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
+    """Correct what is kept of each shape by the seconds that whole trials of it took: half a second measures less."""
+    by_shape: dict[str, list[tuple[Trial, float]]] = {}
+    for trial, seconds in trained:
+        by_shape.setdefault(shape_key(trial, at_once), []).append((trial, seconds))
+    with _kept_measurements() as known:
+        for key, each in by_shape.items():
+            if key in known:
+                expected = sum(_seconds(trial, known[key]) for trial, _ in each)
+                ratio = sum(seconds for _, seconds in each) / expected
+                known[key] = {what: value * ratio for what, value in known[key].items()}
+
+
+@contextmanager
+def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
+    """Seconds of a step, of an evaluation and of a start by shape, from the cache, written back at the end."""
+    path = cache_folder() / "calibration.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        try:
+            known = dict(json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError):  # none yet, or a process was killed while it wrote
+            known = {}
+        before = json.dumps(known)
+        yield known
+        if json.dumps(known) != before:
+            path.write_text(json.dumps(known, indent=1))
+
+
+def shape_key(trial: Trial, at_once: int) -> str:
+    """Name of a shape class: trials of one class take equally long a step on one machine."""
+    train = trial.config.train
+    shape = {
+        "model": trial.config.model.model_dump(),
+        "vocab_size": trial.vocab_size,
+        "validation": [trial.corpus_hash, trial.config.data.val_bytes, trial.tokenizer_hash],
+        "train": [train.batch_tokens, train.optimizer, train.precision],
+        "resources": trial.config.resources.model_dump(),
+        "at_once": at_once,
+        "machine": [platform.node(), platform.machine(), usable_cores(), importlib.metadata.version("torch")],
+    }
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def makespan(seconds: Sequence[float], at_once: int) -> float:
+    """Seconds until the last trial ends, when they start in this order as slots come free."""
+    busy = [0.0] * max(1, at_once)
+    for each in seconds:
+        heapq.heapreplace(busy, busy[0] + each)
+    return max(busy)
+
+
+def _seconds(trial: Trial, measured: dict[str, float]) -> float:
+    workers = trial.config.resources.workers
+    evaluations = trial.config.train.eval_points + len(trial.branch_ends)
+    training = trial.steps_trained * measured["step"] + evaluations * measured["evaluation"] + measured["start"]
+    return training if workers == 1 else training / workers + WORKER_GROUP_SECONDS
+
+
+def _measure(trials: list[Trial], at_once: int) -> list[dict[str, float]] | None:
+    """Measure in processes of their own, as many side by side as trials will be; the mean over them."""
+    if not trials:
+        return []
+    program = [sys.executable, "-m", "tinyscale.planning.calibrate"]
+    threads = str(trials[0].config.resources.cpu)
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        for _ in range(max(1, min(at_once, usable_cores(), 4)))
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(trials))
+        process.stdin.close()
+    outputs = []
+    for process in processes:
+        assert process.stdout is not None
+        outputs.append([json.loads(line) for line in process.stdout])
+        process.stdout.close()
+        process.wait()
+    complete = [output for output in outputs if len(output) == len(trials)]
+    if not complete:
+        return None
+    return [{key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} for rows in zip(*complete, strict=True)]

@@ -1,0 +1,337 @@
+"""What a launch would do and cost: each trial resolved against its text, what is done, what will run and why."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from tinyscale.data import SPLIT_RULE
+from tinyscale.errors import ConfigError
+from tinyscale.planning import forecast
+from tinyscale.planning.auto import Choice, Means, Settled, settle, settled_notes
+from tinyscale.planning.resolve import prepare_texts, resolve_against
+from tinyscale.planning.samples import Draw, Draws, known_draws, with_values
+from tinyscale.results.store import KEPT_STATES, PARAMETER_COLUMNS, STOPPED, Results
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.search_space import Search
+from tinyscale.spec.sweep import Sweep, Variant, without_collector
+from tinyscale.spec.trial import Trial, resolve
+
+FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
+
+WHY = {
+    "new": "not trained yet",
+    "failed": "failed before",
+    "running": "was interrupted; goes on from its last checkpoint",
+    "changed": "was trained under another configuration",
+    "undrawn": "to be drawn by the search",
+}
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial with its place in the sweep, the state it is in before the launch, and its forecast."""
+
+    trial: Trial
+    arm: str
+    axes: Mapping[str, Any]
+    state: str  # new, changed, running, failed, finished or diverged; of a search also stopped, and undrawn
+    reason: str | None
+    choices: Mapping[str, Choice] = field(default_factory=dict)  # what planning chose for fields that were `auto`
+    draw: Draw | None = None  # its place in a search
+    seconds: float | None = None  # expected, of training; None: not forecast
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it stands in the sweep, as the sweep's record keeps it."""
+        return {"arm": self.arm, "seed": self.trial.config.seed, "axes": dict(self.axes)}
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What the sweep's record holds of it."""
+        settled = {path: choice.value for path, choice in self.choices.items()}
+        return {"trial": self.trial.identity, **self.place, "settled": settled}
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What is alike only of the same trial: its identity, or of a stand-in its place in the study."""
+        if self.draw and self.draw.undrawn:
+            return self.draw.study, self.draw.number
+        return self.trial.identity, None
+
+    @property
+    def will_run(self) -> bool:
+        """Whether a launch trains it."""
+        return self.state not in (*KEPT_STATES, STOPPED)
+
+    @property
+    def label(self) -> str:
+        """Its place in the sweep in words, such as `d_model=64 seed=1`."""
+        values = [f"{name}={value}" for name, value in self.axes.items()]
+        values += [f"draw {self.draw.number + 1}"] if self.state == "undrawn" and self.draw else []
+        return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
+
+    def with_share(self, gpu: float) -> PlannedTrial:
+        """The same trial on another share of a GPU."""
+        return replace(self, trial=self.trial.with_share(gpu))
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` lists."""
+        trial = self.trial
+        counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
+        identity = None if self.state == "undrawn" else trial.identity
+        place = {"trial": identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
+        costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
+        costs["memory_bytes"] = trial.memory_bytes
+        settled = {path: choice.value for path, choice in self.choices.items()}
+        ends = {"state": self.state, "reason": self.reason, "settled": settled, "seconds": self.seconds}
+        return {**place, **costs, **ends}
+
+    def drawn(self, values: Mapping[str, Any]) -> PlannedTrial:
+        """The trial that a search makes of a stand-in, when it has drawn these values: field -> value."""
+        assert self.draw is not None, "only trials of a search are drawn"
+        assert self.draw.undrawn is not None, "each trial is drawn once"
+        variant, middle = with_values(self.draw.undrawn, values), self.trial
+        trial = resolve(
+            variant.config.model_copy(update={"resources": middle.config.resources}),
+            corpus_hash=middle.corpus_hash,
+            split_rule=SPLIT_RULE,
+            tokenizer_hash=middle.tokenizer_hash,
+            vocab_size=middle.vocab_size,
+            train_tokens=middle.unique_tokens,
+        )
+        return replace(self, trial=trial, axes=variant.axes, state="new", draw=replace(self.draw, undrawn=None))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep resolved: its trials in the sweep's order, and what a launch on so many slots would take."""
+
+    sweep: Sweep
+    trials: tuple[PlannedTrial, ...]
+    at_once: int
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what was chosen for fields that the sweep leaves open
+    stale: frozenset[str] = frozenset()  # trials of the search's record that are no longer part of it
+
+    @property
+    def to_run(self) -> list[PlannedTrial]:
+        """What a launch trains, the longest first so that no slot is left with a long one at the end; each once."""
+        missing = {planned.key: planned for planned in self.trials if planned.will_run}
+        return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
+
+    @property
+    def groups(self) -> list[list[PlannedTrial]]:
+        """What a launch trains, in its order; each group in one process at the same time (see `fuse`), most alone."""
+        return grouped(self.to_run, self.sweep.fuse)
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected seconds of the launch, Ray's start included; None where a trial has no forecast.
+
+        Of a fused group it is the time of its trials one after another, the most that it should take.
+        """
+        if any(planned.seconds is None for planned in self.to_run):
+            return None
+        known = [sum(planned.seconds or 0.0 for planned in group) for group in self.groups]
+        return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
+
+    @property
+    def device_hours(self) -> tuple[float, str] | None:
+        """Hours of GPUs (or of CPU cores, where none is asked for) that the trials take; None where not forecast."""
+        each = [(planned.seconds, planned.trial.config.resources) for planned in self.to_run]
+        device = "GPU" if any(resources.gpu for _, resources in each) else "core"
+        hours = 0.0
+        for seconds, resources in each:
+            if seconds is None:
+                return None
+            hours += seconds / 3600 * resources.workers * (resources.gpu if device == "GPU" else resources.cpu)
+        return hours, device
+
+    def __repr__(self) -> str:
+        return f"Plan({self.sweep.name!r}: {len(self.trials)} trials, {len(self.to_run)} to run)"
+
+    def _repr_html_(self) -> str:
+        rows = [{**planned.as_json(), "seconds": planned.seconds} for planned in self.trials]
+        shown = pd.DataFrame(rows).drop(columns=["trial", "reason", *PARAMETER_COLUMNS[1:]])
+        return f"<p>{html.escape(repr(self))}</p>{shown.to_html(index=False, float_format='{:.4g}'.format)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` prints."""
+        return {
+            "sweep": self.sweep.name,
+            "seconds": self.seconds,
+            "at_once": self.at_once,
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+            "trials": [planned.as_json() for planned in self.trials],
+        }
+
+
+@without_collector()
+def make_plan(
+    sweep: Sweep,
+    results: Results,
+    *,
+    cpus: float,
+    gpus: float,
+    gpu_bytes: float | None = None,
+    grows: bool = False,
+    with_forecast: bool = True,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Resolve a sweep against its text and the results so far.
+
+    cpus, gpus: what the trials may use. gpu_bytes: memory of a GPU, where known. grows: nodes are added as trials wait.
+    notify is told of work that takes seconds. TinyscaleError on text that cannot
+    be used, trials that ask for more than the text holds, and axes that move nothing.
+    """
+    notify("reading and tokenizing the text")
+    texts = prepare_texts(sweep)
+    recorded = [group for record in results.read_sweeps() if record.name == sweep.name for group in record.groups]
+    cell = sweep.search.cell if sweep.search else dict
+    former = {_place({**group, "axes": cell(group["axes"])}): group for group in recorded}
+    notify("settling what the sweep leaves open")
+    before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
+    means = Means(results, partial(resolve_against, texts), before, cpus, gpus, with_forecast, gpu_bytes, grows)
+    states = results.states()
+    settled = settle(sweep.variants, means)
+    draws = Draws(tuple((each, None) for each in settled), frozenset())
+    if sweep.search:
+        _refuse_idle_axes(sweep, _corners(sweep.search, settled, means.resolve))
+        draws = known_draws(sweep.search, settled, recorded, means.resolve, whole=sweep.whole)
+    trials = [_planned(each, draw, means, states) for each, draw in draws.variants]
+    if not sweep.search:
+        _refuse_idle_axes(sweep, trials)
+    trials = _explain_changes(results, former, trials)
+    at_once = forecast.side_by_side([planned.trial.config for planned in trials], cpus, gpus)
+    if with_forecast and at_once and any(planned.will_run for planned in trials):
+        notify("measuring this machine's speed")
+        trials = _timed(trials, at_once)
+    notes = settled_notes([planned.choices for planned in trials])
+    warnings = (*_warnings(trials), *_unplaceable(trials, cpus, gpus, grows))
+    return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), draws.stale)
+
+
+def _planned(
+    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[str, str | None]]
+) -> PlannedTrial:
+    """A trial with where it stands."""
+    variant, trial = each.variant, means.resolve(each.variant)
+    state, reason = states.get(trial.identity, ("new", None))
+    if draw is None and state == STOPPED:
+        state = "running"  # what a search gave up is here trained to its end
+    if draw and draw.undrawn:
+        state, reason = "undrawn", None
+    return PlannedTrial(trial, variant.arm, variant.axes, state, reason, each.choices, draw)
+
+
+def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
+    """The trials with how long each takes, where that can be measured."""
+    seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
+    if seconds is None:
+        return trials
+    return [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
+
+
+def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
+    """The ends of what a search may draw, resolved, so that what is wrong with one is found before it is drawn."""
+    variants = [with_values(each.variant, values) for each in settled for values in search.corners()]
+    return [PlannedTrial(resolve(variant), variant.arm, variant.axes, "new", None) for variant in variants]
+
+
+def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
+    """The trials in groups that differ only in the fields of `fuse`, the longest first; without any, each alone."""
+    groups: dict[Any, list[PlannedTrial]] = {}
+    for planned in trials:
+        key = _apart_from(planned.trial.config, fuse) if fuse else planned.key
+        groups.setdefault(key, []).append(planned)
+    return sorted(groups.values(), key=lambda group: sum(p.seconds or p.trial.flops for p in group), reverse=True)
+
+
+def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
+    """The configuration with these fields at one value, the same for all."""
+    if "lr" in fields:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1.0})})
+    return config.model_copy(update={"seed": 0}) if "seed" in fields else config
+
+
+def _explain_changes(
+    results: Results, former: Mapping[str, Mapping[str, Any]], trials: list[PlannedTrial]
+) -> list[PlannedTrial]:
+    """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
+    explained = []
+    for planned in trials:
+        twin = former.get(_place(planned.place), {}).get("trial")
+        if planned.state == "new" and twin is not None and results.state(twin) is not None:
+            reason = "; ".join(_differences(planned.trial, *results.read_trial(twin)))
+            explained.append(replace(planned, state="changed", reason=reason))
+        else:
+            explained.append(planned)
+    return explained
+
+
+def _place(group: Mapping[str, Any]) -> str:
+    return json.dumps([group["arm"], group["seed"], group["axes"]], sort_keys=True)
+
+
+def _differences(trial: Trial, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> list[str]:
+    """What separates a trial from one that was trained: fields, the text, the tokenizer, or the code's own numbers."""
+    old, new = dict(_leaves(metadata["config"])), dict(_leaves(trial.config.model_dump(mode="json")))
+    found = [f"{path} was {old[path]}, is {value}" for path, value in new.items() if old.get(path, value) != value]
+    if rows[-1]["corpus_hash"] != trial.corpus_hash:
+        found.append("the text changed")
+    elif rows[-1]["tokenizer_hash"] != trial.tokenizer_hash:
+        found.append("the tokenizer changed")
+    return found or ["the code's numbers changed"]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif not path.startswith("resources"):
+        yield path, value
+
+
+def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
+    """ConfigError when two cells of an arm are one trial: an axis that changes nothing is a mistake in the file."""
+    seen: dict[tuple[str, str], PlannedTrial] = {}
+    for planned in trials:
+        twin = seen.setdefault((planned.arm, planned.trial.identity), planned)
+        if twin is not planned:
+            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)]
+            what = " and ".join(moved) or "a value written twice"
+            raise ConfigError(
+                f"{sweep.path}: {what} moves nothing: ({twin.label}) and ({planned.label}) are the same "
+                "trial; remove the repeated value, or the axis"
+            )
+
+
+def _unplaceable(trials: Sequence[PlannedTrial], cpus: float, gpus: float, grows: bool) -> Iterator[str]:
+    """Why nothing runs, or not yet: what the first trial for which there is no place lacks."""
+    lacks = ((planned, forecast.lacking(planned.trial.config.resources, cpus, gpus)) for planned in trials)
+    for planned, lack in lacks:
+        if planned.will_run and lack:
+            yield f"{planned.label} {lack}" + (", or wait for the autoscaler to add nodes" if grows else "")
+            return
+
+
+def _warnings(trials: Sequence[PlannedTrial]) -> list[str]:
+    fewest = min(trials, key=lambda planned: planned.trial.steps)
+    found = []
+    if fewest.trial.steps < FEW_STEPS:
+        found.append(
+            f"{fewest.label} takes only {fewest.trial.steps} optimizer steps; under {FEW_STEPS} the schedule shapes "
+            "the loss: lower train.batch_tokens or raise the budget"
+        )
+    diverged = sum(planned.state == "diverged" for planned in trials)
+    if diverged:
+        found.append(f"{diverged} trials diverged before and would again; they are left as they are")
+    return found

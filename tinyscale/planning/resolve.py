@@ -1,0 +1,72 @@
+"""The texts of a sweep, tokenized, and what each of its variants is on its text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, require_whole_records
+from tinyscale.errors import ConfigError, DataError, TinyscaleError
+from tinyscale.spec.config import ALTERNATIVES, DataConfig
+from tinyscale.spec.sweep import Sweep, Variant
+from tinyscale.spec.trial import Trial
+
+
+def _text_of(variant: Variant) -> DataConfig:
+    return variant.config.data.model_copy(update={"unique_tokens": None})
+
+
+def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
+    """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
+    corpora: dict[DataConfig, TokenizedCorpus] = {}
+    for variant in sweep.variants:
+        data = _text_of(variant)
+        if data in corpora:
+            continue
+        try:
+            corpora[data] = prepare(data)
+            require_enough_validation(corpora[data], data)
+        except TinyscaleError as error:
+            raise type(error)(f"{_blamed(variant, error)}: {error}") from error
+    return corpora
+
+
+def _blamed(variant: Variant, error: TinyscaleError) -> str:
+    """Where the field that the message names was written, else where the corpus was."""
+    named = [origin for path, origin in variant.origins.items() if path in str(error)]
+    return named[0] if named else variant.origins["data.corpus"]
+
+
+def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Variant) -> Trial:
+    """The variant as a trial; ConfigError when the text cannot give what it asks for."""
+    config, corpus = variant.config, texts[_text_of(variant)]
+    budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
+    if config.train.precision == "fp16" and not config.resources.gpu:
+        raise ConfigError(
+            f"{variant.where('train.precision')}: train.precision = 'fp16' needs a GPU, and resources.gpu is 0: CPUs "
+            "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
+        )
+    try:
+        trial = corpus.resolve(config)
+    except ConfigError as error:
+        raise ConfigError(f"{budget}: {error}") from error
+    if (config.data.unique_tokens or 0) > corpus.train_tokens:
+        raise ConfigError(
+            f"{variant.where('data.unique_tokens')}: data.unique_tokens = {config.data.unique_tokens:,} is more than "
+            f"the {corpus.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
+        )
+    if trial.epochs > 1 and not config.train.repeats:
+        raise ConfigError(
+            f"{budget}: the budget of {trial.tokens:,} tokens reads the {trial.unique_tokens:,} unique tokens "
+            f"{trial.epochs:.2f} times; lower the budget, use a longer corpus, or set train.repeats: true"
+        )
+    try:
+        require_whole_records(corpus, config.model.context_length)
+    except DataError as error:
+        raise ConfigError(f"{context}: {error}") from error
+    longest = min(corpus.longest_document, trial.unique_tokens - 1)
+    if config.model.context_length > longest:
+        raise ConfigError(
+            f"{context}: model.context_length = {config.model.context_length:,} is longer than any document to train "
+            f"on of {config.data.corpus} (at most {longest:,} tokens)"
+        )
+    return trial

@@ -1,0 +1,1 @@
+"""Figures, plots, tables and the page."""

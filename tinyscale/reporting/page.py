@@ -1,0 +1,261 @@
+"""`tinyscale report`: one HTML page; its tables are CSVs under tables/ too, its plots PNGs and SVGs under plots/."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+
+from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
+from tinyscale.analysis.records import Found, slug
+from tinyscale.analysis.study import Analysis, find_laws
+from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.frontier import JOINT
+from tinyscale.fitting.text import formula_with_numbers, verdict
+from tinyscale.fitting.tuning import SETTINGS
+from tinyscale.reporting.figures import figures_of, write_figure
+from tinyscale.reporting.plot_runs import plot_positions, plot_residuals, plot_runs
+from tinyscale.reporting.tables import (
+    Table,
+    contrasts_of,
+    costs_of,
+    dropped_of,
+    evidence_of,
+    final_losses,
+    frontier_of,
+    launches_of,
+    parameters_of,
+    positions_of,
+    provenance_of,
+)
+from tinyscale.reporting.write import write_analysis
+from tinyscale.results.launches import read_launches
+from tinyscale.results.status import Status, read_status
+from tinyscale.results.store import Results, SweepRecord, sweep_points
+
+PAGE = "report.html"
+
+RESIDUALS = (
+    "What the law leaves over: measured loss against the law's, in percent. A bend across the sizes means that the law "
+    "is not the right one."
+)
+CURVES = {
+    "tokens": "Training curves: validation loss on the way, a line a run.",
+    "flops": "The same against the compute spent so far, attention and head included.",
+    "wall_seconds": "The same against the run's own training time, which depends on the machine and on its neighbours.",
+}
+POSITIONS = (
+    "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
+    "in bins that double; the last one ends at the context's length. A line is the mean over seeds, its band ± one "
+    "standard deviation."
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot of the page: stem of its files, the SVG itself, and what it shows."""
+
+    stem: str
+    svg: Markup
+    caption: str
+    kind = "figure"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A list of plain sentences."""
+
+    title: str
+    lines: tuple[str, ...]
+    kind = "notes"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The start of a part of a section."""
+
+    text: str
+    kind = "heading"
+
+
+Block = Table | Figure | Notes | Heading
+
+
+@dataclass(frozen=True)
+class Section:
+    """One sweep: its question, what came out in sentences, and the evidence."""
+
+    name: str
+    title: str
+    verdicts: tuple[str, ...]
+    blocks: tuple[Block, ...]
+
+
+def write_report(location: str) -> list[str]:
+    """Fit what a results folder holds, write its tables and plots, and put them on one page; the paths written."""
+    store = Results(location)
+    done = write_analysis(store.folder, find_laws(location))
+    frame, set_aside = store.read()
+    status = read_status(store)
+    page = _Page(store, done, status)
+    records = status.sweeps or (_nameless(frame),)
+    sections = [page.section(record, sweep_points(frame, record)) for record in records]
+    origin: list[Block] = [page.table(provenance_of(store, sorted(frame["trial"].unique())))]
+    if set_aside:
+        origin.append(Notes("Files that could not be read", tuple(set_aside)))
+    html = _render(location=str(store.folder), sections=sections, origin=origin)
+    store.folder.write(PAGE, html.encode())
+    return [*done.written, *page.written, f"{store.folder}/{PAGE}"]
+
+
+def _nameless(frame: pd.DataFrame) -> SweepRecord:
+    """For a folder of trials without a sweep: all of them, as `tinyscale fit` reads it."""
+    groups = tuple({"trial": t, "arm": "all", "seed": "", "axes": {}} for t in frame["trial"].unique())
+    return SweepRecord("all", "All trials of the folder", "", (), groups, {})
+
+
+class _Page:
+    """Makes the blocks of the page and writes the file that each one shows."""
+
+    def __init__(self, store: Results, done: Analysis, status: Status) -> None:
+        self.folder, self.done, self.status = store.folder, done, status
+        self.launches = read_launches(store.launches)
+        self.written: list[str] = []
+
+    def section(self, record: SweepRecord, points: pd.DataFrame) -> Section:
+        """What the page says of one sweep."""
+        fits = [found for found in self.done.fits if found.labels["sweep"] == record.name]
+        contrasts = [each for each in self.done.contrasts if each.sweep == record.name]
+        refused = [each.reason for each in self.done.refused if each.sweep == record.name]
+        named = [f"{found.labels['title']}: " if len(fits) > 1 else "" for found in fits]
+        verdicts = [f"{each.verdict[:1].upper()}{each.verdict[1:]}." for each in contrasts]
+        verdicts += [name + verdict(found.as_json()) for name, found in zip(named, fits, strict=True)]
+        by_position = position_losses(points)
+        falls = falls_beyond(by_position)
+        if not fits and not contrasts and not refused:
+            refused = ["none of its trials has rows yet; launch it"]
+        if not verdicts:
+            reasons = dict.fromkeys(each.partition(": not fitted: ")[2] or each for each in refused)
+            verdicts, refused = [f"No law is fitted: {reason}." for reason in reasons], []
+        verdicts += [positions_verdict(falls)] if len(falls) else []
+        blocks = [
+            *(block for found in fits for block in self._of_fit(found)),
+            *([self.table(contrasts_of(record.name, contrasts))] if contrasts else []),
+            *self._of_runs(record, points),
+            *(self._of_positions(record, by_position, falls) if len(falls) else []),
+            *self._of_trials(record, points),
+            *([Notes("Not fitted", tuple(refused))] if refused else []),
+        ]
+        return Section(record.name, record.title or record.name, tuple(verdicts), tuple(blocks))
+
+    def _of_fit(self, found: Found) -> Iterator[Block]:
+        """The law, its plots, its numbers, and what speaks for and against it."""
+        yield Heading(f"{found.labels['title']}: {formula_with_numbers(found.as_json())}")
+        for stem in figures_of(found):
+            yield self._figure(stem, _caption(found, stem))
+        if found.warnings:
+            yield Notes("Before you use these numbers", tuple(found.warnings))
+        yield self.table(parameters_of(found))
+        yield self.table(evidence_of(found))
+        if isinstance(found, Fit):
+            yield self._draw(f"{slug(found)}-residuals", partial(plot_residuals, found), RESIDUALS)
+            if found.law.name in JOINT:
+                yield self.table(frontier_of(found))
+
+    def _of_runs(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
+        """Losses at the end, and on the way against tokens, FLOPs and time."""
+        if not points["val_loss"].notna().any():
+            return
+        yield Heading("The runs")
+        yield self.table(final_losses(record, points))
+        by = _colour(record, points)
+        self._write(f"{record.name}-points", points)
+        for x, caption in CURVES.items():
+            if (points[x] > 0).any():
+                draw = partial(plot_runs, points, x, by)
+                yield self._draw(f"{record.name}-loss-{x}", draw, f"{caption} Data: tables/{record.name}-points.csv.")
+
+    def _of_positions(self, record: SweepRecord, losses: pd.DataFrame, falls: pd.DataFrame) -> Iterator[Block]:
+        """Loss against the tokens that a target sees of its document."""
+        yield Heading("Loss by position in the context")
+        means = positions_over_seeds(losses)
+        self._write(f"{record.name}-positions", means)
+        largest = means[means["n_non_embedding"] == means["n_non_embedding"].max()]
+        caption = f"{POSITIONS} Data: tables/{record.name}-positions.csv."
+        yield self._draw(f"{record.name}-positions", partial(plot_positions, largest), caption)
+        yield self.table(positions_of(record.name, falls))
+
+    def _of_trials(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
+        """What the launch cost, what failed, and which rows no fit used."""
+        yield Heading("Cost, and what was left out")
+        yield self.table(costs_of(record, points, self.status.counts(record)))
+        launches = launches_of(record.name, self.launches)
+        if len(launches.frame):
+            yield self.table(launches)
+        dropped = dropped_of(record.name, self.done.dropped)
+        if len(dropped.frame):
+            yield self.table(dropped)
+        if failures := replace(self.status, sweeps=(record,)).failures():
+            yield Notes("Failed and diverged trials", tuple(failures))
+
+    def table(self, table: Table) -> Table:
+        """The table, its CSV written."""
+        self._write(table.name, table.frame)
+        return table
+
+    def _write(self, name: str, frame: pd.DataFrame) -> None:
+        (self.folder / "tables").write(f"{name}.csv", frame.to_csv(index=False).encode())
+        self.written.append(f"{self.folder / 'tables'}/{name}.csv")
+
+    def _draw(self, stem: str, draw: Callable[..., object], caption: str) -> Figure:
+        self.written += write_figure(self.folder, stem, draw)
+        return self._figure(stem, caption)
+
+    def _figure(self, stem: str, caption: str) -> Figure:
+        """A plot that was written, without what only a file needs before its <svg>."""
+        text = (self.folder / "plots").read(f"{stem}.svg").decode()
+        return Figure(stem, Markup(text[text.index("<svg") :]), caption)
+
+
+def _caption(found: Found, stem: str) -> str:
+    """What a plot of a fit shows."""
+    if stem.endswith("-curves"):
+        swept = "the setting at each size" if found.law in SETTINGS else "parameters at each budget of compute"
+        return f"Loss against {swept}, a line through the means of seeds; the bottom of a curve is its best."
+    if isinstance(found, Fit) and len(found.law.variables) == 1:
+        return (
+            "The runs and the law, with the 95 % band of its curve, drawn up to four times beyond the largest size. "
+            "The diamond is the largest size as a law of only the smaller ones predicts it."
+        )
+    if isinstance(found, Fit):
+        return (
+            "The runs and the law: a colour, a curve and its 95 % band for each size. The diamond is the largest size "
+            "as a law of only the smaller ones predicts it."
+        )
+    return (
+        "The best value at each size or budget, with the power law through them and its 95 % band; bars are one "
+        "standard deviation."
+    )
+
+
+def _colour(record: SweepRecord, points: pd.DataFrame) -> str:
+    """The column that tells the runs apart best: the first axis that varies, else the arm, else the size."""
+    names = [*(name.rpartition(".")[2] for name in record.axes), "arm", "n_non_embedding"]
+    return next((name for name in names if name in points and points[name].nunique() > 1), "n_non_embedding")
+
+
+def _raised(text: str) -> Markup:
+    """N^-0.39 with its exponent raised."""
+    return Markup(re.sub(r"\^(-?[\w.]*\w)", r"<sup>\1</sup>", str(escape(text))))
+
+
+def _render(**content: object) -> str:
+    loader = jinja2.PackageLoader("tinyscale.reporting", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["raised"] = _raised
+    return environment.get_template("report.html").render(**content)

@@ -1,0 +1,122 @@
+"""Drawing of runs: what a law leaves over; loss against tokens, FLOPs, time, and position. Nothing is saved here."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
+
+from tinyscale.analysis.records import points_table
+from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.laws import VARIABLES
+from tinyscale.formatting import compact
+from tinyscale.reporting.plot_law import BLUE, GREY, MOST_NAMED, new_axes, shades, tidy
+
+AXES = {
+    "tokens": "Training tokens",
+    "flops": "Training compute (FLOPs)",
+    "wall_seconds": "Training time of the run (seconds)",
+}
+STYLES = ("-", "--", ":", "-.")
+
+
+def plot_residuals(fit: Fit, ax: Axes | None = None) -> Axes:
+    """How far each run lies from the law, against the law's first variable, with the noise of a run as a band."""
+    ax = ax or new_axes()
+    name = fit.law.variables[0]
+    sd = 100 * fit.noise.sd
+    ax.axhspan(-sd, sd, color=BLUE, alpha=0.15, lw=0, label="± noise of a run (1 sd)")
+    ax.axhline(0, color=BLUE, lw=1.2)
+    residual = 100 * points_table(fit)["residual"]
+    ax.plot(fit.points.frame[name], residual, "o", ms=5, mfc="none", mec=GREY, mew=0.9, label="runs")
+    ax.set_xscale("log")
+    symbol, unit = VARIABLES[name]
+    ax.set_xlabel(f"{symbol}: {unit} ({fit.points.counts[name]})" if name == "n" else f"{symbol}: {unit}")
+    ax.set_ylabel("Residual of the loss (%)")
+    ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
+    reach = 1.6 * max(sd, float(residual.abs().max()))
+    ax.set_ylim(-reach, reach)
+    ax.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
+    tidy(ax)
+    return ax
+
+
+def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embedding", ax: Axes | None = None) -> Axes:
+    """Validation loss against `x` (tokens, flops or wall_seconds), a line a trial.
+
+    points: rows of the results, with the column `arm` where there are arms; by: the column that sets the colour, the
+    arm sets the line's style.
+    """
+    ax = ax or new_axes()
+    points = points[(points[x] > 0) & (points["val_loss"] > 0)]
+    values = list(dict.fromkeys(points[by].sort_values()))
+    colours = dict(zip(values, shades(len(values)), strict=True))
+    arms = list(dict.fromkeys(points["arm"])) if "arm" in points and by != "arm" else []
+    for _, rows in points.groupby([*(["arm"] if arms else []), "trial"], sort=False):
+        run = rows.sort_values(x)
+        style = STYLES[arms.index(run["arm"].iloc[0]) % len(STYLES)] if arms else "-"
+        ax.plot(run[x], run["val_loss"], style, marker="o", ms=3, lw=1.1, alpha=0.85, color=colours[run[by].iloc[0]])
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel(AXES[x])
+    ax.set_ylabel("Validation loss (nats per token)")
+    ax.set_title(", ".join(dict.fromkeys(points["sweep"])) if "sweep" in points else "", fontsize=10, loc="left")
+    low, high = np.log(points["val_loss"].min()), np.log(points["val_loss"].max())
+    ax.set_ylim(np.exp(low - 0.05 * (high - low + 0.01)), np.exp(high + 0.08 * (high - low + 0.01)))
+    _legend(ax, by, colours, arms)
+    tidy(ax)
+    if x == "flops":
+        low, high = ax.get_xlim()
+        ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if high > 30 * low else (1.0, 3.0)))
+        ax.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(inf, inf)))
+    return ax
+
+
+def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Loss against the tokens of its document that a target has before it, a line a context length.
+
+    means: rows of `positions_over_seeds`, of one size; where a length has several arms, these set the line's style.
+    """
+    ax = ax or new_axes()
+    lengths = sorted(means["context_length"].unique())
+    colours = dict(zip(lengths, shades(len(lengths)), strict=True))
+    several = means.groupby("context_length")["arm"].nunique().max() > 1
+    arms = list(dict.fromkeys(means["arm"])) if several else []
+    for (arm, length), curve in means.groupby(["arm", "context_length"], sort=False):
+        x, spread = curve["seen"] * 2**0.5, curve["loss_std"].fillna(0)  # the middle of the entry, seen to 2 seen - 1
+        style = STYLES[arms.index(arm) % len(STYLES)] if several else "-"
+        ax.fill_between(x, curve["loss"] - spread, curve["loss"] + spread, color=colours[length], alpha=0.2, lw=0)
+        ax.plot(x, curve["loss"], style, marker="o", ms=4, lw=1.4, color=colours[length], mec="white", mew=0.4)
+    ax.set_xscale("log")
+    ax.set_xlabel("Tokens of its document before the target")
+    ax.set_ylabel("Validation loss (nats per token)")
+    _legend(ax, "context_length", colours, arms)
+    tidy(ax)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=20))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return ax
+
+
+def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None:
+    """A column of colours beside the axes and, below it, the styles of several arms."""
+    values = list(colours)
+    named = [values[i] for i in sorted({round(i) for i in np.linspace(0, len(values) - 1, MOST_NAMED)})]
+    handles = [Line2D([], [], color=colours[value], lw=2, label=_text(value)) for value in named]
+    if len(arms) > 1:
+        handles += [
+            Line2D([], [], color=GREY, ls=STYLES[i % len(STYLES)], label=str(arm)) for i, arm in enumerate(arms)
+        ]
+    if len(handles) > 1:
+        small: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "frameon": False, "borderaxespad": 0}
+        ax.legend(handles=handles, title=by, loc="upper left", bbox_to_anchor=(1.01, 1), **small)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, int | np.integer) and value < 10_000:  # a d_model or a context_length of 1024 is no 1.02K
+        return str(value)
+    return compact(float(value)) if isinstance(value, int | float | np.number) and value >= 1000 else str(value)

@@ -1,0 +1,273 @@
+"""The tables of the report: each is written whole as a CSV, and the page shows some of its columns."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tinyscale.analysis.compare import Contrast
+from tinyscale.analysis.records import Found, contrasts_table, parameters_table, record, slug
+from tinyscale.errors import ResultsError
+from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.frontier import frontier
+from tinyscale.formatting import compact, duration
+from tinyscale.results.launches import LaunchRecord, forecast_error
+from tinyscale.results.store import Results, SweepRecord, over_seeds
+
+BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget")  # beside these stand the tokens themselves
+COUNTED = ("n_non_embedding", "tokens", "flops", "c", "n", "n_low", "n_high", "d", "d_low", "d_high")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: stem of its CSV, all that the CSV holds, and column -> heading of what the page shows.
+
+    missing: what stands on the page for a value that is not there.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    columns: Mapping[str, str]
+    caption: str
+    missing: str = ""
+    kind = "table"
+
+    @property
+    def rows(self) -> list[list[tuple[str, bool]]]:
+        """What the page shows, as text, and whether it is a number."""
+        return [
+            [(self._cell(name, row[name]), not isinstance(row[name], str)) for name in self.columns]
+            for row in self.frame.to_dict("records")
+        ]
+
+    def _cell(self, name: str, value: Any) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return self.missing
+        if isinstance(value, bool | np.bool_):
+            return "yes" if value else "no"
+        if isinstance(value, str):
+            return value
+        if math.isinf(value):
+            return "open"
+        if name in COUNTED or (isinstance(value, float) and abs(value) >= 1e5):
+            return compact(float(value))
+        return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"
+
+
+def facts(name: str, rows: Sequence[tuple[str, Any]], caption: str) -> Table:
+    """A table of two columns: what, and its value."""
+    frame = pd.DataFrame(rows, columns=["what", "value"], dtype=object)
+    return Table(name, frame, {"what": "", "value": ""}, caption)
+
+
+def parameters_of(found: Found) -> Table:
+    """Each parameter of a fit with its interval."""
+    frame = parameters_table([record(found)])
+    columns = {"parameter": "parameter", "value": "value", "low": "95 % low", "high": "95 % high"}
+    intervals = record(found)["intervals"]
+    caption = f"Parameters, with 95 % intervals ({intervals}). An end that the data do not set is open."
+    return Table(f"{slug(found)}-parameters", frame, columns, caption, missing="open")
+
+
+def evidence_of(found: Found) -> Table:
+    """How well a fit predicts what it has not seen, and whether the search for it can be trusted."""
+    entry = record(found)
+    held, certificate = entry["held_out"] or {}, entry["certificate"]
+    size = held.get("size") or ({"c": held["c"]} if held else {})
+    what = "loss" if isinstance(found, Fit) else "N*"
+    rows: list[tuple[str, Any]] = [(f"held out: {name.upper()}", compact(value)) for name, value in size.items()]
+    if held:
+        rows += [
+            (f"{what} predicted there from the {held['fitted_sizes']} smaller", held["predicted"]),
+            (f"{what} measured there", held["actual"]),
+            ("error of the law (%)", held["error_percent"]),
+            (f"error of carrying the last {what} forward (%)", held["carry_forward_percent"]),
+        ]
+    else:
+        rows.append(("held out", "nothing"))
+    rows += [("runs fitted", entry["points"]), *[(f"column read as {n}", c) for n, c in entry["columns"].items()]]
+    if "noise" in entry:
+        rows += [
+            ("different sizes", entry["sizes"]),
+            ("noise of a run (%)", 100 * entry["noise"]["sd"]),
+            ("starts of the search that agree (%)", 100 * certificate["share_of_starts"]),
+            ("gradient at the optimum", certificate["gradient_norm"]),
+        ]
+    caption = (
+        "The test of the law: the largest size is held out and predicted from the smaller ones. A law is worth having "
+        "when it errs less than assuming that the loss stays where it was. Noise: spread of single runs about the law."
+    )
+    return facts(f"{slug(found)}-evidence", rows, caption)
+
+
+def frontier_of(found: Fit) -> Table:
+    """Compute-optimal runs by a joint law, from the smallest fitted run's compute to 100 times the largest's."""
+    points = found.points.frame
+    flops = 6 * points["n"] * points["d"]
+    decades = np.arange(np.floor(np.log10(flops.min())), np.ceil(np.log10(flops.max())) + 3)
+    frame = frontier(found.curve, 10.0**decades)
+    frame["times_beyond"] = frame["c"] / flops.max()
+    columns = {
+        "c": "C (FLOPs)", "n": "N*", "n_low": "low", "n_high": "high", "d": "D*", "d_low": "low", "d_high": "high",
+        "loss": "loss", "loss_low": "low", "loss_high": "high", "times_beyond": "reach",
+    }  # fmt: skip
+    caption = (
+        "The compute-optimal run of each budget by this law, with C = 6 N D and 95 % ends. Reach is C over the largest "
+        "C fitted: the further it is above 1, the more the row is a guess."
+    )
+    return Table(f"{slug(found)}-frontier", frame, columns, caption)
+
+
+def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
+    """Each arm of a sweep against its base."""
+    frame = contrasts_table([each.as_json() for each in contrasts])
+    columns = {
+        "arm": "arm", "base": "against", "difference": "difference", "low": "95 % low", "high": "95 % high",
+        "unit": "unit", "p": "p", "pairs": "pairs", "compute": "worth in compute", "compute_low": "95 % low",
+        "compute_high": "95 % high",
+    }  # fmt: skip
+    caption = (
+        "Arms against the base: runs of the same size, tokens and seed are paired; below zero the arm is better. "
+        "Intervals and p are corrected for the number of arms. Worth in compute: the factor of compute that the base "
+        "would need to do as well, by a law with shared exponents; empty where the sizes are too few for one."
+    )
+    return Table(f"{sweep}-contrasts", frame, {k: v for k, v in columns.items() if k in frame}, caption)
+
+
+def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
+    """Mean and spread over seeds of the losses at the end of the schedule."""
+    final = points[points["decayed"].fillna(value=False).astype(bool) & (points["state"] == "finished")]
+    axes = [name.rpartition(".")[2] for name in sweep.axes if name.rpartition(".")[2] not in BUDGETS]
+    arm = ["arm"] if final["arm"].nunique() > 1 else []
+    by = [*arm, *(name for name in axes if name in final), "n_non_embedding", "tokens", "flops"]
+    frame = over_seeds(final, list(dict.fromkeys(by))).sort_values(list(dict.fromkeys(by)), ignore_index=True)
+    heads = {"n_non_embedding": "N", "flops": "FLOPs", "val_loss_mean": "loss", "val_loss_std": "± sd of seeds"}
+    shown = [str(name) for name in frame if name != "bits_per_byte_std" and frame[name].notna().any()]
+    columns = {name: heads.get(name, name.removesuffix("_mean")) for name in shown}
+    caption = (
+        "Loss on the held-out text at the end of each run, in nats per token, as mean over seeds. N counts the "
+        "parameters of the blocks (n_non_embedding); bits_per_byte compares across tokenizers."
+    )
+    return Table(f"{sweep.name}-final", frame, columns, caption)
+
+
+def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[str]) -> Table:
+    """Training time, tokens and FLOPs of all of a sweep's trials, and how fast they went."""
+    last = points[points["val_loss"].notna()].groupby("trial").last()
+    each = last["wall_seconds"] / last["fused"].fillna(1)  # trials trained as one batched model share its seconds
+    seconds = float(each.sum())
+    gpu_hours = float((each * last["gpu"] * last["workers"]).sum() / 3600)
+    rows: list[tuple[str, Any]] = [(f"trials {state}", number) for state, number in states.items()]
+    rows += [
+        ("training seconds, all trials", seconds),
+        ("training time, all trials", duration(seconds)),
+        *([("GPU-hours", gpu_hours)] if gpu_hours else []),
+        ("core-hours", float((each * last["cpu"] * last["workers"]).sum() / 3600)),
+        ("training tokens", float(last["tokens"].sum())),
+        ("training FLOPs", float(last["flops"].sum())),
+    ]
+    if seconds:
+        rows += [
+            ("tokens a second of training", float(last["tokens"].sum() / seconds)),
+            ("FLOPs a second of training", float(last["flops"].sum() / seconds)),
+        ]
+    return facts(f"{sweep.name}-costs", rows, "What the trials took, evaluation included, from their own rows.")
+
+
+def positions_of(sweep: str, falls: pd.DataFrame) -> Table:
+    """How far into a document each curve of loss against position goes on falling."""
+    arm = {"arm": "arm"} if falls["arm"].nunique() > 1 else {}
+    columns = arm | {
+        "context_length": "context_length", "n_non_embedding": "N", "beyond": "beyond tokens", "fall": "loss falls by",
+        "low": "95 % low", "high": "95 % high", "flat": "flat there", "seeds": "seeds",
+    }  # fmt: skip
+    caption = (
+        "Where reading further back stops paying: how much lower the loss is of targets that see the most of their "
+        "document than of those that see as many tokens as in the first number and less than twice as many. Flat: the "
+        "upper end is under 1 % of the loss; where no row of a curve is, its last is shown. Each seed is compared with "
+        "itself; the intervals hold the spread of seeds, not that of the validation text, which all share."
+    )
+    return Table(f"{sweep}-positions-falls", falls, columns, caption)
+
+
+def launches_of(sweep: str, launches: Sequence[LaunchRecord]) -> Table:
+    """How busy each launch of a sweep kept its slots, and how far off its forecast was."""
+    rows = [
+        {
+            "launched": each.launched.removesuffix("+00:00").replace("T", " "),
+            "trials": each.trials,
+            **{state: each.states.get(state, 0) for state in ("finished", "failed", "diverged")},
+            "slots": each.slots,
+            "wall_seconds": each.wall_seconds,
+            "train_seconds": each.train_seconds,
+            "expected_seconds": each.expected_seconds,
+            "forecast_error_percent": None if error is None else 100 * error,
+            "efficiency": each.efficiency,
+            "overhead_per_trial": each.overhead_per_trial,
+            "stopped": each.stopped,
+        }
+        for each in launches
+        if each.sweep == sweep
+        for error in [forecast_error(each.expected_seconds, each.wall_seconds, each.stopped)]
+    ]
+    columns = {
+        "launched": "launched (UTC)", "trials": "trials", "finished": "finished", "failed": "failed", "slots": "slots",
+        "wall_seconds": "wall (s)", "train_seconds": "training (s)", "forecast_error_percent": "forecast (%)",
+        "efficiency": "efficiency", "overhead_per_trial": "overhead (s)",
+    }  # fmt: skip
+    caption = (
+        "The launches. Efficiency: training seconds over the seconds of all slots, from the first trial's begin to the "
+        "last one's end. Overhead: seconds of a process beside training, a trial. Forecast: expected over real wall "
+        "time, less one. A launch that was killed leaves no row here, but keeps the trials it finished."
+    )
+    return Table(f"{sweep}-launches", pd.DataFrame(rows), columns, caption)
+
+
+def dropped_of(sweep: str, dropped: Mapping[tuple[str, str], Mapping[str, int]]) -> Table:
+    """Rows that no fit used, by reason."""
+    rows = [(arm, why, n) for (name, arm), reasons in dropped.items() if name == sweep for why, n in reasons.items()]
+    frame = pd.DataFrame(rows, columns=["arm", "reason", "rows"])
+    caption = (
+        "Rows that no fit used. Losses before the end of a schedule are not those of a shorter run, so only the last "
+        "point of a finished trial counts."
+    )
+    return Table(f"{sweep}-dropped", frame, {"arm": "arm", "reason": "reason", "rows": "rows"}, caption)
+
+
+def provenance_of(store: Results, trials: Sequence[str]) -> Table:
+    """Where the rows come from: what all share, then what differs between launches and machines that trained trials."""
+    found: Counter[str] = Counter()
+    for trial in trials:
+        try:
+            found[json.dumps(store.read_trial(trial)[1].get("provenance", {}))] += 1
+        except ResultsError:
+            continue  # said elsewhere on the page
+    origins = [{"trials": times, **_origin(json.loads(text))} for text, times in found.items()]
+    names = dict.fromkeys(name for origin in origins for name in origin)
+    differing = {name for name in names if len({origin.get(name) for origin in origins}) > 1}
+    differing |= {"trials"} if len(origins) > 1 else set()
+    rows = [("all", name, origins[0][name]) for name in names if name not in differing]
+    rows += [
+        (str(number), name, origin[name])
+        for number, origin in enumerate(origins, 1)
+        for name in names
+        if name in differing and name in origin
+    ]
+    frame = pd.DataFrame(rows, columns=["launch", "what", "value"], dtype=object)
+    columns = {"launch": "launch", "what": "", "value": ""} if len(origins) > 1 else {"what": "", "value": ""}
+    return Table("provenance", frame, columns, "The code, the packages, the machine and the command behind the rows.")
+
+
+def _origin(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance in words; what is not known is left out."""
+    packages = ", ".join(f"{name} {version}" for name, version in provenance.get("packages", {}).items())
+    changed = ", with changes that were not committed" if provenance.get("dirty") else ""
+    words = {**provenance, "commit": f"{provenance.get('commit') or 'unknown'}{changed}", "packages": packages}
+    return {name: value for name, value in words.items() if name != "dirty" and value not in (None, "")}

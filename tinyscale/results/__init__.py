@@ -1,0 +1,1 @@
+"""The results folder: rows, states, leases, launches and provenance."""

@@ -1,0 +1,80 @@
+"""Where the trials of a results folder stand, read from its files alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinyscale.results.leases import held_trials
+from tinyscale.results.store import Results, SweepRecord
+
+MISSING, INTERRUPTED = "missing", "interrupted"  # beside the states of results.STATES
+
+
+@dataclass(frozen=True)
+class Status:
+    """States by trial, as (state, reason); a trial without rows is missing, one that nobody trains is interrupted."""
+
+    sweeps: tuple[SweepRecord, ...]
+    states: dict[str, tuple[str, str | None]]
+    set_aside: tuple[str, ...]
+
+    def of(self, trial: str) -> tuple[str, str | None]:
+        """State and reason of a trial."""
+        return self.states.get(trial, (MISSING, None))
+
+    def counts(self, sweep: SweepRecord) -> Counter[str]:
+        """Trials of a sweep by state."""
+        return Counter(self.of(trial)[0] for trial in dict.fromkeys(sweep.trials))
+
+    def failures(self) -> list[str]:
+        """A line for each trial that failed or diverged: where it stands, and why."""
+        return [
+            f"{state}: {sweep.name} {_label(group)}: {reason}"
+            for sweep in self.sweeps
+            for group in sweep.groups
+            for state, reason in [self.of(group["trial"])]
+            if state in ("failed", "diverged")
+        ]
+
+    def trials_in(self, states: Sequence[str], sweep: str | None) -> list[str]:
+        """Trials in one of these states (`running` takes in the interrupted), of one sweep or of all."""
+        wanted = {*states, *([INTERRUPTED] if "running" in states else [])}
+        named = {trial for record in self.sweeps if record.name == sweep for trial in record.trials}
+        trials = self.states if sweep is None else [trial for trial in self.states if trial in named]
+        return [trial for trial in trials if self.states[trial][0] in wanted]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `status --json` prints."""
+        return {
+            "sweeps": [
+                {
+                    "sweep": sweep.name,
+                    "counts": self.counts(sweep),
+                    "trials": [
+                        {**group, "state": self.of(group["trial"])[0], "reason": self.of(group["trial"])[1]}
+                        for group in sweep.groups
+                    ],
+                }
+                for sweep in self.sweeps
+            ],
+            "set_aside": list(self.set_aside),
+        }
+
+
+def read_status(results: Results) -> Status:
+    """Read a results folder: one pass over the trials' files, without Ray."""
+    states, set_aside = results.states_and_unreadable()
+    held = held_trials(results.folder / "leases")
+    shown = {
+        trial: (INTERRUPTED, reason) if state == "running" and trial not in held else (state, reason)
+        for trial, (state, reason) in states.items()
+    }
+    return Status(tuple(results.read_sweeps()), shown, tuple(set_aside))
+
+
+def _label(group: Any) -> str:
+    arm = [group["arm"]] if group["arm"] != "base" else []
+    return " ".join([*arm, *(f"{name}={value}" for name, value in group["axes"].items()), f"seed={group['seed']}"])

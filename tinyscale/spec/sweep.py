@@ -1,0 +1,390 @@
+"""A sweep: base + arms + axes + seeds, read from one YAML file and expanded to variants."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import html
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tinyscale.errors import ConfigError
+from tinyscale.formatting import nearest
+from tinyscale.spec.config import STRICT, Int, TrialConfig, quantity
+from tinyscale.spec.document import Document, load_document, parse_value
+from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
+from tinyscale.spec.settings import (
+    TOKENIZER,
+    Layer,
+    Setting,
+    alternatives,
+    config_value,
+    field_path,
+    flatten,
+    in_words,
+    over,
+    read_config,
+    read_layer,
+)
+
+MAX_TRIALS = 100_000
+DEFAULT_ARM = "base"
+
+
+class SweepFile(BaseModel):
+    """The keys of a sweep file."""
+
+    model_config = STRICT
+
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=80, description="starts with a letter; names files"
+    )
+    title: str = Field(default="", description="the question the sweep answers")
+    base: dict[str, Any] = Field(description="fields that all trials share: data, model, train, seed")
+    axes: dict[str, list[Any]] = Field(default={}, description="field -> values; axes multiply")
+    zip: dict[str, list[Any]] = Field(default={}, description="fields that vary together, lists of one length")
+    arms: dict[str, dict[str, Any]] = Field(
+        default={}, description="named overrides; a list for a field that takes one value is an axis of that arm"
+    )
+    search: Search | None = Field(
+        default=None, description="fields whose values Optuna draws for each cell of arms and axes: see below"
+    )
+    seeds: list[Int] | None = Field(
+        default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
+    )
+    resources: dict[str, Any] = Field(default={}, description="what each trial runs on")
+    fuse: list[Literal["seed", "lr"]] = Field(
+        default=[],
+        description="seed, lr: trials that differ only in these are trained as one batched model, so that small ones "
+        "fill a GPU",
+    )
+
+
+# Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
+AUTO: Mapping[str, Any] = {
+    "train.precision": "fp32",
+    "train.lr": 1e-3,
+    "resources.gpu": 1.0,
+    "resources.compile": False,
+}
+
+# What a batched model cannot do: field, which values, and what is legal instead.
+UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
+    ("train.optimizer", lambda optimizer: optimizer == "muon", "adamw or lion"),
+    ("train.precision", lambda precision: precision == "fp16", "fp32 or bf16"),
+    ("train.branches", bool, "left out"),
+    ("resources.workers", lambda workers: workers > 1, "1"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One cell of the grid with one seed, before the text is known; `axes` is what the sweep varies: field -> value."""
+
+    config: TrialConfig
+    arm: str
+    axes: Mapping[str, Any]
+    autos: tuple[str, ...] = ()  # fields that planning settles
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it stands in the sweep, as the sweep's record keeps it."""
+        return {"arm": self.arm, "seed": self.config.seed, "axes": dict(self.axes)}
+
+    def settled(self, values: Mapping[str, Any]) -> Variant:
+        """The variant with values for fields that were open; choosers choose legal ones."""
+        config = self.config
+        for path, value in values.items():
+            part, leaf = path.split(".")
+            config = config.model_copy(update={part: getattr(config, part).model_copy(update={leaf: value})})
+        still = tuple(path for path in self.autos if path not in values)
+        return replace(self, config=config, autos=still)
+
+    def where(self, *paths: str) -> str:
+        """Where the first of these fields that is set was written, and which cell of the grid this is."""
+        origin = next((self.origins[path] for path in paths if path in self.origins), "")
+        arm = [self.arm] if self.arm != DEFAULT_ARM else []
+        cell = " ".join([*arm, *(f"{name}={value}" for name, value in self.axes.items())])
+        return ": ".join(filter(None, [origin, cell]))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked. Variants stand in the file's order, the last axis and then the seed fastest.
+
+    search: what is drawn for each cell; a variant then holds the middle of what may be drawn. whole: not a selection.
+    """
+
+    name: str
+    title: str
+    path: str
+    source: str
+    axes: tuple[str, ...]
+    variants: tuple[Variant, ...] = field(repr=False)
+    search: Search | None = None
+    whole: bool = True
+    fuse: tuple[str, ...] = ()  # trials that differ only in these fields are trained together
+
+    def __repr__(self) -> str:
+        over = ", ".join(self.axes) or "seeds"
+        if self.search is None:
+            return f"Sweep({self.name!r}: {len(self.variants)} trials over {over})"
+        return f"Sweep({self.name!r}: {self.search.trials} trials a group over {over}, in search of {self.search})"
+
+    def _repr_html_(self) -> str:
+        title = f": {html.escape(self.title)}" if self.title else ""
+        return f"<p>{html.escape(repr(self))}{title}</p><pre>{html.escape(self.source)}</pre>"
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Thousands of trials are made at once and all stay: the garbage collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collector()
+def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file and expand it.
+
+    overrides: `field=value`, laid over the file's base. select: `name=value[,value]`, a part of the grid by a varied
+    field, `arm` or `seed`. Paths in the file are relative to it, paths in overrides to the working directory.
+    ConfigError names file, line, field, what was given and what is legal.
+    """
+    document = load_document(path)
+    of_search = [text for text in overrides if text.startswith("search.")]
+    overrides = [text for text in overrides if text not in of_search]
+    try:
+        file = SweepFile.model_validate(_with_search(document.content, of_search))
+    except ValidationError as error:
+        raise _file_problem(error, document) from error
+    implied = {"resources.compile": Setting("auto", document.origin(("resources",)))}
+    base = over(read_layer(file.base, document, "base"), read_layer({"resources": file.resources}, document))
+    base = over(implied, base)
+    varied = _varied(file, document)
+    set_here = {path: setting for text in overrides for path, setting in _override(text, varied).items()}
+    base = over(base, set_here)
+    arms = {arm: read_layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
+    search = _search(file.search, arms, document) if file.search else None
+    drawn = [_drawn(values, varied) for values in (search.middle, *search.corners())] if search else []
+    base = over(base, drawn[0]) if drawn else base
+    grid = [_axis(name, values, document, "axes") for name, values in file.axes.items()]
+    if file.zip:
+        grid.append(_zipped([_axis(name, values, document, "zip") for name, values in file.zip.items()], document))
+    seeds: Axis = [{}] if file.seeds is None else _axis("seed", file.seeds, document, "seeds")
+    variants = [
+        variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, drawn, document)
+    ]
+    kept = _select(variants, select)
+    _refuse_without_effect(set_here, kept)
+    if search and search.scheduler == "asha" and (few := min(v.config.train.eval_points for v in kept)) < ASHA_POINTS:
+        raise ConfigError(
+            f"{document.origin(('search', 'scheduler'))}: asha compares trials at 1/16 and 1/4 of their tokens, and "
+            f"train.eval_points = {few} evaluates none there; raise it to {ASHA_POINTS}, or set scheduler: none"
+        )
+    if file.fuse:
+        _refuse_unfusable(kept, file, document)
+    axes, fuse = dict.fromkeys(name for variant in kept for name in variant.axes), tuple(file.fuse)
+    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select, fuse)
+
+
+def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Document) -> None:
+    """ConfigError when trials that are to be fused are drawn, or trained in a way that one batched model cannot be."""
+    origin = document.origin(("fuse",))
+    if file.search:
+        raise ConfigError(
+            f"{origin}: fuse = {file.fuse!r} beside search ({document.origin(('search',))}): a search draws its trials "
+            "one by one, so there are none to train together; remove fuse, or the search"
+        )
+    for variant in variants:
+        for path, illegal, legal in UNFUSABLE:
+            value = config_value(variant.config, path)
+            if illegal(value):
+                raise ConfigError(
+                    f"{variant.where(path)}: {path} = {value!r} cannot be fused: with fuse ({origin}) it must be "
+                    f"{legal}; change it, or remove fuse"
+                )
+
+
+def _file_problem(error: ValidationError, document: Document) -> ConfigError:
+    """What is wrong with the keys of the file itself; a key misspelt is told before the one that is then missing."""
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    keys = tuple(part for part in first["loc"] if part != "[key]")
+    name, origin = ".".join(map(str, keys)), document.origin(keys)
+    models: dict[int, type[BaseModel]] = {1: SweepFile, 2: Search}
+    model = models.get(len(keys), Values)
+    if first["type"] == "extra_forbidden":
+        known = model.model_fields
+        return ConfigError(f"{origin}: unknown key {name!r}{nearest(name, known)}\n  legal: {', '.join(known)}")
+    if first["type"] == "missing":
+        return ConfigError(f"{origin}: {name} is missing: {model.model_fields[str(keys[-1])].description}")
+    return ConfigError(f"{origin}: {name} = {first['input']!r}: {in_words(first)}")
+
+
+def _varied(file: SweepFile, document: Document) -> dict[str, str]:
+    """The fields that the sweep varies, and where it says so; ConfigError when two of them say the same thing."""
+    found: dict[str, str] = {} if file.seeds is None else {"seed": document.origin(("seeds",))}
+    searched = file.search.fields if file.search else {}
+    for block, names in ((("axes",), file.axes), (("zip",), file.zip), (("search", "fields"), searched)):
+        for name in names:
+            origin = document.origin((*block, name))
+            path = field_path(name, origin)
+            if clash := alternatives(path) & found.keys():
+                twin = min(clash)
+                raise ConfigError(f"{origin}: {path} is varied beside {twin} ({found[twin]}); they set the same thing")
+            found[path] = origin
+    return found
+
+
+def _with_search(content: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """The file's content with keys of its search set from the command line: `search.trials=4`."""
+    written = content.get("search")
+    if not options or not isinstance(written, dict):
+        return dict(content)
+    pairs = [text.removeprefix("search.").partition("=") for text in options]
+    set_here = {key.strip(): parse_value(value, f"--set search.{key}={value}") for key, _, value in pairs}
+    return {**content, "search": {**written, **set_here}}
+
+
+def _search(search: Search, arms: Mapping[str, Layer], document: Document) -> Search:
+    """The search with its fields' full names; ConfigError for one that cannot be searched, or that an arm sets."""
+    fields: dict[str, Values] = {}
+    for name, values in search.fields.items():
+        origin = document.origin(("search", "fields", name))
+        path = field_path(name, origin)
+        if path not in SEARCHABLE:
+            legal = ", ".join(SEARCHABLE)
+            raise ConfigError(f"{origin}: {path} is not searched; make it an axis\n  legal to search: {legal}")
+        if not values.choices and path not in NUMBERS:
+            raise ConfigError(f"{origin}: {path} does not take every number of a range; give {{choices: [...]}}")
+        for layer in arms.values():
+            for other in alternatives(path) & layer.keys():
+                raise ConfigError(f"{layer[other].origin}: {other} is searched ({origin}); remove it here, or there")
+        fields[path] = values
+    combinations = math.prod(len(values.ends) for values in fields.values())
+    if combinations > MAX_COMBINATIONS:
+        origin = document.origin(("search",))
+        raise ConfigError(f"{origin}: {combinations:,} combinations of choices, more than {MAX_COMBINATIONS:,}")
+    return search.model_copy(update={"fields": fields})
+
+
+def _drawn(values: Mapping[str, Any], varied: Mapping[str, str]) -> Layer:
+    """Values that a search may draw, as settings."""
+    return {path: Setting(value, varied[path]) for path, value in values.items()}
+
+
+def _override(text: str, varied: Mapping[str, str]) -> Layer:
+    """`field=value` of the command line as settings."""
+    name, equals, value = text.partition("=")
+    origin = f"--set {text}"
+    if not equals:
+        raise ConfigError(f"{origin}: write field=value, for example train.lr=3e-3")
+    settings = dict(flatten(name.strip(), parse_value(value, origin), origin, None, ()))
+    set_here = {_shown(other) for path in settings for other in alternatives(path)}
+    if clash := set_here & {_shown(path) for path in varied}:
+        raise ConfigError(f"{origin}: {min(clash)} is varied by the sweep; choose a part of it with --select")
+    return settings
+
+
+def _refuse_without_effect(set_here: Layer, variants: Sequence[Variant]) -> None:
+    """ConfigError when what the command line sets is set again in the arm of every variant."""
+    for path, setting in set_here.items():
+        if all(variant.origins.get(path) != setting.origin for variant in variants):
+            arms = ", ".join(dict.fromkeys(variant.arm for variant in variants))
+            where = variants[0].where(path, *sorted(alternatives(path)))
+            raise ConfigError(
+                f"{setting.origin}: has no effect, since arm {arms} sets it as well: {where}; edit it there"
+            )
+
+
+Axis = list[Layer]
+
+
+def _axis(name: str, values: list[Any], document: Document, *block: str) -> Axis:
+    """The layers an axis steps through, one a value."""
+    keys = (*block, name) if block != ("seeds",) else block
+    if not values:
+        raise ConfigError(f"{document.origin(keys)}: {name} has no values")
+    return [
+        dict(flatten(name, value, document.origin((*keys, index)), document, (*keys, index)))
+        for index, value in enumerate(values)
+    ]
+
+
+def _zipped(axes: list[Axis], document: Document) -> Axis:
+    lengths = {len(axis) for axis in axes}
+    if len(lengths) > 1:
+        raise ConfigError(f"{document.origin(('zip',))}: zipped fields need lists of one length, not {sorted(lengths)}")
+    return [{path: setting for layer in row for path, setting in layer.items()} for row in zip(*axes, strict=True)]
+
+
+def _expand(
+    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, drawn: list[Layer], document: Document
+) -> Iterator[Variant]:
+    """All variants of one arm: its lists are axes of its own. drawn: what a search may draw, to be checked as well."""
+    own = {path: setting for path, setting in overrides.items() if _is_axis(path, setting.value)}
+    own_axes = [[dict(flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
+    axes = [*axes, *own_axes]
+    if math.prod(map(len, axes)) * len(seeds) > MAX_TRIALS:
+        raise ConfigError(f"{document.origin(('arms', arm))}: more than {MAX_TRIALS:,} trials; split the sweep")
+    under = over(base, {path: setting for path, setting in overrides.items() if path not in own})
+    for cell in itertools.product(*axes):
+        values = functools.reduce(over, cell, under)
+        varied = dict.fromkeys(_shown(path) for layer in cell for path in layer)
+        for seed in seeds:
+            if seed and "seed" in values:
+                raise ConfigError(f"{values['seed'].origin}: seed is set here and by seeds; keep one of them")
+            settings = values | seed
+            autos = tuple(path for path, setting in settings.items() if path in AUTO and setting.value == "auto")
+            if varied_auto := [path for path in autos if path in varied]:
+                raise ConfigError(f"{settings[varied_auto[0]].origin}: auto is no value to vary {varied_auto[0]} by")
+            held = {path: replace(settings[path], value=AUTO[path]) for path in autos}
+            config = read_config(settings | held, document)
+            for layer in drawn if seed is seeds[0] else []:
+                read_config(settings | held | layer, document)
+            shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
+            yield Variant(config, arm, shown, autos, {path: setting.origin for path, setting in settings.items()})
+
+
+def _is_axis(path: str, value: Any) -> bool:
+    """Whether an arm's value lists several; a field that takes a list itself needs a list of lists for that."""
+    takes_list = path in ("train.betas", "train.branches")
+    return isinstance(value, list) and (not takes_list or any(isinstance(item, list) for item in value))
+
+
+def _shown(path: str) -> str:
+    """The field an axis is called by: the tokenizer's settings vary together."""
+    return TOKENIZER if path.startswith(f"{TOKENIZER}.") else path
+
+
+def _select(variants: list[Variant], select: Sequence[str]) -> list[Variant]:
+    """The part of the grid that the options choose; ConfigError lists what there is when nothing matches."""
+    for text in select:
+        name, _, wanted = text.partition("=")
+        name = name.strip().rpartition(".")[2]
+        values = [{**v.axes, "arm": v.arm, "seed": v.config.seed}.get(name) for v in variants]
+        present = list({repr(value): value for value in values if value is not None}.values())
+        chosen = wanted.split(",") if name == "arm" else map(quantity, parse_value(f"[{wanted}]", f"--select {text}"))
+        chosen = list(chosen)
+        if not chosen or not present:
+            legal = ", ".join(dict.fromkeys(n for v in variants for n in (*v.axes, "arm", "seed")))
+            raise ConfigError(f"--select {text}: write name=value with a name the sweep varies; legal: {legal}")
+        variants = [v for v, value in zip(variants, values, strict=True) if value in chosen]
+        missing = [item for item in chosen if item not in present]
+        if missing:
+            legal = ", ".join(map(str, present))
+            raise ConfigError(f"--select {text}: {name} never is {missing[0]!r}; it is {legal}")
+    return variants

@@ -1,0 +1,222 @@
+"""The GPT: a decoder-only transformer, readable top to bottom.
+
+Shapes in comments: B sequences, T positions, D model width, H heads of width K, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyscale.spec.config import MUP_BASE_WIDTH, ModelConfig
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention: q, k, v [B, H, T, K] -> [B, H, T, K].
+
+    PyTorch's fused kernel, except in bf16 on a CPU, where its backward pass is an order of magnitude slower
+    than the products it consists of. The mask comes first in its sum: the compiler would take the other order for
+    attention as it knows it, and put that kernel back.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])  # [B, H, T, T]
+    future = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=q.device).triu(1)
+    return F.softmax(future + scores, dim=-1) @ v
+
+
+def rotary_turns(positions: Tensor, head_dim: int) -> Tensor:
+    """Rotary positions (Su et al. 2021, section 3.4.2): at t, pair j turns by t * 10000^(-2j/K).
+
+    Positions [T] -> cosine and sine of each turn [2, T, K/2].
+    """
+    half = head_dim // 2
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(half) / half)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the pairs of x [B, H, T, K], coordinates j and j + K/2, as `rotary_turns` says."""
+    cos, sin = turns.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def width_scale(config: ModelConfig) -> float:
+    """Under maximal-update parametrization, what the rate of matrices inside the model and of the head, and the head's
+    initial size, shrink by (Yang et al. 2022, table 8, with heads of a fixed width); else 1."""
+    return MUP_BASE_WIDTH / config.d_model if config.parametrization == "mup" else 1.0
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        rotary = config.positions == "rotary"
+        turns = rotary_turns(torch.arange(config.context_length), config.head_dim) if rotary else None
+        self.turns: Tensor | None  # made once: the compiler would work them out again for every element
+        self.register_buffer("turns", turns, persistent=False)
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        if self.turns is not None:
+            turns = self.turns[:, :T]
+            q, k = rotate(q, turns), rotate(k, turns)
+        out: Tensor = self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, D))
+        return out
+
+
+class MLP(nn.Module):
+    """The block's other half: [B, T, D] -> [B, T, D]; swiglu gates one projection with another (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        self.into = nn.Linear(config.d_model, (2 if self.gated else 1) * config.d_ff, bias=config.bias)
+        self.out = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.into(x)
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * value
+        else:
+            hidden = F.gelu(hidden)
+        out: Tensor = self.out(hidden)
+        return out
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """Normalisation over the last dimension: LayerNorm, or RMSNorm, which has no mean and no bias."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.d_model, eps=1e-5)
+    return nn.LayerNorm(config.d_model, bias=config.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config)
+        self.attention = Attention(config)
+        self.mlp_norm = build_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class Positions(nn.Embedding):
+    """Learned positions, added: [B, T, D] -> [B, T, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight[: x.shape[1]]
+
+
+class GPT(nn.Module):
+    """Token ids [B, T] -> next-token logits [B, T, V]."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        self.positions = Positions(config.context_length, config.d_model) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = build_norm(config)
+        self.head = nn.Linear(config.d_model, vocab_size, bias=False)
+        self._initialise()
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def _initialise(self) -> None:
+        """Matrices keep the variance of what they multiply; residual outputs shrink with depth (GPT-2, section 2.3).
+
+        Embeddings and head are drawn with a deviation of 0.02; what makes logits with less in wide models, so that
+        they deviate by 0.2 at most and an untrained model is near uniform at every width: loss ln V.
+        """
+        near_uniform = min(0.02, 0.2 * self.config.d_model**-0.5)
+        into_logits = ("embedding", "head") if self.config.tie_embeddings else ("head",)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # norms start at one, their biases at zero, as PyTorch makes them
+            deviation = 0.02 if name.startswith(("embedding", "positions", "head")) else parameter.shape[1] ** -0.5
+            if name.startswith(into_logits):
+                deviation = near_uniform if width_scale(self.config) == 1 else 0.02 * width_scale(self.config)
+            if name.endswith("out.weight"):
+                deviation /= math.sqrt(2 * self.config.n_layers)
+            nn.init.normal_(parameter, std=deviation)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, T, V], and with targets [B, T] (the token after each position; -100: not scored) the mean loss.
+
+        The caller shifts the labels; nothing is shifted here.
+        """
+        x = self.embedding(tokens)  # [B, T, D]
+        if self.positions is not None:
+            x = self.positions(x)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x))  # [B, T, V]
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        eos_token_id: int | None = None,
+    ) -> Tensor:
+        """Continue tokens [B, T0] by up to max_new_tokens -> [B, T0 + n]; temperature 0 takes the likeliest token.
+
+        A sequence that produced eos_token_id goes on with it; generation ends when all have. Only the last
+        context_length tokens are seen.
+        """
+        done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+        for _ in range(max_new_tokens):
+            logits = self(tokens[:, -self.config.context_length :])[0][:, -1]  # [B, V]
+            following = sample(logits, temperature, top_k)
+            if eos_token_id is not None:
+                following = torch.where(done, eos_token_id, following)
+                done = done | (following == eos_token_id)
+            tokens = torch.cat([tokens, following[:, None]], dim=1)
+            if bool(done.all()):
+                break
+        return tokens
+
+    def count_parameters(self) -> dict[str, int]:
+        """Parameters in named groups that add up to `total`; a tied head is counted with the embedding."""
+        groups = dict.fromkeys(("embedding", "positions", "attention", "mlp", "norms", "head"), 0)
+        for name, parameter in self.named_parameters():  # a shared parameter is listed once, as embedding.weight
+            part = "norms" if "norm" in name else name.split(".")[2 if name.startswith("blocks") else 0]
+            groups[part] += parameter.numel()
+        total = sum(parameter.numel() for parameter in self.parameters())
+        assert sum(groups.values()) == total, "every parameter belongs to one group"
+        return {**groups, "total": total}
+
+
+def sample(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    """One token id [B] from logits [B, V], among the top_k likeliest."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    return torch.multinomial(F.softmax(logits / temperature, dim=-1), num_samples=1)[:, 0]
