@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from making import ROOT, words
 
+from helpers import ROOT
+from helpers.text import words
+from tinyscale.results.store import Results
 from tinyscale.spec.config import DataConfig
 
 # No test depends on how fast an example runs; in continuous integration the examples are the same each time.
@@ -31,6 +33,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # A process keeps the first mode it saw: the Rays that tests start in it, one after another, must share one.
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield folder
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """The results folder of the test."""
+    return Results(str(tmp_path / "results"))
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_results import make_results
-from making import ROOT, SWEEP, write_sweep
-from test_fitting_fit import runs_of_sizes
-from test_imports import HEAVY, loaded
-from test_plot import runs_by_rate
 
 import tinyscale as ts
+from helpers import ROOT
+from helpers.programs import HEAVY, loaded
+from helpers.results import make_results
+from helpers.runs import runs_by_rate, runs_of_sizes
+from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import read_records
 from tinyscale.orchestration.launch import Summary
@@ -43,7 +43,7 @@ def test_predictions_are_those_of_the_command_line(tmp_path: Path) -> None:
 
 def test_objects_say_in_a_line_what_they_are(tmp_path: Path, long_corpus: Path) -> None:
     text = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")
-    sweep = ts.load_sweep(write_sweep(tmp_path, text + "axes: {d_model: [16, 32]}\n", corpus=long_corpus))
+    sweep = ts.load_sweep(write_tiny_sweep(tmp_path, text + "axes: {d_model: [16, 32]}\n", corpus=long_corpus))
     assert repr(sweep) == "Sweep('tiny': 2 trials over d_model)"
     plan = ts.plan_launch(sweep, str(tmp_path / "results"), forecast=False)
     assert repr(plan) == "Plan('tiny': 2 trials, 2 to run)"

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from launching import RAY, RAY_WARNS, Head, free_port, planned, ray_head, run, tinyscale, write_sweep
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
+from helpers.launches import RAY, RAY_WARNS, Head, planned, ray_head, run
+from helpers.programs import free_port, tinyscale
+from helpers.sweeps import write_sweep
 from tinyscale.orchestration.session import ray_session
 from tinyscale.results.store import Results
 

@@ -8,7 +8,8 @@ import sys
 import textwrap
 
 import pytest
-from making import ROOT
+
+from helpers import ROOT
 
 # Ray cannot be imported, as on a machine to which its wheel cannot travel.
 WITHOUT_RAY = """

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import make_trial, train_config, trial_config
 from pydantic import ValidationError
 
+from helpers.trials import make_trial, train_config, trial_config
 from tinyscale.results.store import Results, point_columns, read_results
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import memory_bytes, parameters

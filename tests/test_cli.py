@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 import pytest
-from making import SWEEP, write_sweep
 
+from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.cli import cli
 
 
@@ -25,7 +25,7 @@ def tinyscale(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[
 @pytest.fixture
 def sweep(tmp_path: Path, long_corpus: Path) -> Path:
     text = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")
-    return write_sweep(tmp_path, text + "axes: {d_model: [16, 32]}\nseeds: [0, 1]\n", corpus=long_corpus)
+    return write_tiny_sweep(tmp_path, text + "axes: {d_model: [16, 32]}\nseeds: [0, 1]\n", corpus=long_corpus)
 
 
 COMMANDS = sorted(cli.commands)

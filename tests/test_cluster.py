@@ -11,13 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from launching import RAY_WARNS, final_losses, planned, run, wait_for, write_sweep
 from ray._private.node import Node
 from ray._private.state import state as ray_state
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster as Nodes
 from ray.core.generated import autoscaler_pb2
 
+from helpers.launches import RAY_WARNS, final_losses, planned, run, undisturbed
+from helpers.programs import wait_for
+from helpers.sweeps import write_sweep
 from tinyscale.cli import cli
 from tinyscale.doctor import examine_node
 from tinyscale.orchestration.session import ray_session
@@ -44,13 +46,6 @@ def places(results: Results) -> dict[str, str]:
     pids = {name.removesuffix(".json"): json.loads(leases.read(name))["pid"] for name in leases.names(".json")}
     node_of = {actor["Pid"]: actor["Address"]["NodeID"] for actor in ray_state.actor_table(None, None, None).values()}
     return {trial: node_of[pid] for trial, pid in pids.items() if pid in node_of}
-
-
-def undisturbed(path: Path) -> pd.Series:
-    results = Results(str(path.parent / "undisturbed"))
-    with ray_session(None) as cluster:
-        run(planned(path, results), results, cluster)
-    return final_losses(path.parent / "undisturbed")
 
 
 def lose(worker: Node, nodes: Nodes) -> None:

@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from making import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ruamel.yaml import YAML
+
+from helpers import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from making import make_trial, trial_config
 
+from helpers.trials import make_trial, trial_config
 from tinyscale.spec.config import DataConfig
 from tinyscale.storage import Folder
 from tinyscale.training.loop import Run, train
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling n
 
 
 @pytest.fixture
-def run(tiny_corpus: DataConfig, tmp_path: Path) -> Any:
+def run(tiny_corpus: DataConfig, tmp_path: Path) -> Callable[..., Outcome]:
     def trained(*, compiled: bool, precision: str = "fp32", pause_at: int | None = None, **changes: Any) -> Outcome:
         resources = {"cpu": 1, "compile": compiled}
         config = trial_config(tiny_corpus, precision=precision, resources=resources, positions="rotary", **changes)
@@ -36,7 +37,7 @@ def losses(outcome: Outcome) -> list[tuple[float, float]]:
     return [(point.train_loss, point.val_loss) for point in outcome.points]
 
 
-def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run: Any) -> None:
+def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run: Callable[..., Outcome]) -> None:
     first = losses(run(compiled=True))
     assert losses(run(compiled=True)) == first
     assert losses(run(compiled=True, pause_at=7)) == first
@@ -46,7 +47,7 @@ def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_training_gives_the_losses_of_eager_training(run: Any, precision: str) -> None:
+def test_compiled_training_gives_the_losses_of_eager_training(run: Callable[..., Outcome], precision: str) -> None:
     eager, compiled = (run(compiled=compiled, precision=precision) for compiled in (False, True))
     within = {"fp32": 1e-4, "bf16": 5e-3}[precision]
     for here, there in zip(losses(eager), losses(compiled), strict=True):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import model_config, train_config, trial_config
 from pydantic import BaseModel, ValidationError
 
+from helpers.trials import model_config, train_config, trial_config
 from tinyscale.spec.config import (
     DataConfig,
     ModelConfig,

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import SWEEPS, model_config, train_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.sweeps import SWEEPS
+from helpers.trials import model_config, train_config
 from tinyscale.errors import ConfigError
 from tinyscale.spec.config import DataConfig, ModelConfig, TrialConfig
 from tinyscale.spec.costs import (

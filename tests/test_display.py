@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from making import known_trial
 from rich.console import Console
 
+from helpers.trials import known_trial
 from tinyscale.cli.tables import plan_table
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.spec.sweep import Sweep

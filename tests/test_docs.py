@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import running_hub
-from launching import tinyscale, write_text
-from made_results import make_results
-from making import ROOT, trial_config
 from pydantic import ValidationError
 
+from helpers import ROOT
+from helpers.programs import tinyscale
+from helpers.results import make_results
+from helpers.servers import running_hub
+from helpers.text import write_text
+from helpers.trials import trial_config
 from tinyscale import fitting
 from tinyscale.analysis.records import read_records
 from tinyscale.data import hub
@@ -124,7 +126,7 @@ def test_the_optimizer_that_the_guide_adds_in_two_places_trains(tmp_path: Path, 
 
 TRAIN = """
 import json, sys
-from making import make_trial, trial_config
+from helpers.trials import make_trial, trial_config
 from tinyscale.training.loop import train
 
 data = json.loads(sys.argv[1])
@@ -155,7 +157,7 @@ def test_the_tutorial_leads_from_a_text_to_a_report(tmp_path: Path) -> None:
     smaller = sweep.replace("tokens_budget: 600K", "tokens_budget: 60K")
     smaller = smaller.replace("val_bytes: 400K", "val_bytes: 700K")  # few words: long tokens
     (tmp_path / "mine.yaml").write_text(smaller)
-    write_text(tmp_path / "my_text.txt", words=600_000)
+    write_text(tmp_path / "my_text.txt", count=600_000)
     named = "tinyscale (plan|launch|status|fit|report|predict|plot)"
     commands = [line for line in page.splitlines() if re.match(named, line)]
     assert len(commands) == 7

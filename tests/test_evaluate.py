@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from making import make_trial, trial_config
 from torch import nn
 
+from helpers.trials import make_trial, trial_config
 from tinyscale.data import TokenizedCorpus
 from tinyscale.spec.config import DataConfig
 from tinyscale.training.batches import NOT_SCORED

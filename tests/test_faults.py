@@ -13,18 +13,19 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from launching import (
+
+from helpers.launches import (
     RAY_WARNS,
     final_losses,
     has_points,
     kill_process_of,
+    launch_command,
     planned,
     run,
-    tinyscale,
-    wait_for,
-    write_sweep,
+    undisturbed,
 )
-
+from helpers.programs import tinyscale, wait_for
+from helpers.sweeps import write_sweep
 from tinyscale.orchestration import session
 from tinyscale.orchestration.session import ray_session
 from tinyscale.planning.plan import make_plan
@@ -37,18 +38,6 @@ from tinyscale.training.progress import Outcome
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
 
 LONG = "400K"  # tokens of a trial that lasts some seconds
-
-
-def launch_command(path: Path, results: str) -> list[str]:
-    return ["launch", "-y", "--quiet", str(path), "--results", results]
-
-
-def undisturbed(path: Path) -> pd.Series:
-    """Final losses of the same sweep launched in peace."""
-    program = tinyscale(*launch_command(path, "undisturbed"), cwd=path.parent)
-    output, _ = program.communicate(timeout=180)
-    assert program.returncode == 0, output
-    return final_losses(path.parent / "undisturbed")
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_next_launch_goes_on_to_the_same_numbers(tmp_path):

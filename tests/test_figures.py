@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from made_results import make_results
-from test_fitting_fit import runs_of_sizes
 
+from helpers.results import make_results
+from helpers.runs import runs_of_sizes
 from tinyscale.analysis.study import fit_to_draw
 from tinyscale.cli import cli
 from tinyscale.errors import FitError, ResultsError

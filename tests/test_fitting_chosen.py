@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import PROVENANCE, point_columns
-from making import SWEEPS, known_trial
 
+from helpers.results import PROVENANCE, point_columns
+from helpers.sweeps import SWEEPS
+from helpers.trials import known_trial
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.runs import Group, free_settings
 from tinyscale.analysis.study import Analysis, find_laws

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from scipy import stats
-from test_fitting_tables import write_results
 
+from helpers.programs import invoke
+from helpers.results import write_results
 from tinyscale.analysis.compare import compare_arms
 from tinyscale.analysis.runs import Group
-from tinyscale.cli import cli
 from tinyscale.errors import FitError
 
 
@@ -128,7 +127,7 @@ def test_arms_without_common_sizes_are_refused() -> None:
 
 def test_the_command_prints_a_verdict_and_writes_the_contrasts(tmp_path: Path) -> None:
     write_results(tmp_path, arms=("base", "lion"))
-    result = CliRunner().invoke(cli, ["fit", str(tmp_path), "--bootstrap", "100"], catch_exceptions=False)
+    result = invoke("fit", tmp_path, "--bootstrap", "100")
     assert "lion" in result.output
     assert "no difference seen at this noise" in result.output
     (contrast,) = json.loads((tmp_path / "fits/contrasts.json").read_text())

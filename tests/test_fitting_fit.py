@@ -7,22 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.runs import TRUE, runs_of_sizes
 from tinyscale.analysis.study import find_laws
 from tinyscale.errors import FitError
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.honesty import untuned_note
-
-TRUE = {"E": 1.4, "A": 60.0, "alpha": 0.29}
-
-
-def runs_of_sizes(sizes: int = 6, seeds: int = 3, sd: float = 0.005, seed: int = 0) -> pd.DataFrame:
-    """Final points at 20 tokens a parameter, log-normal noise of `sd` in every run."""
-    n = np.repeat(np.geomspace(5e4, 3e6, sizes), seeds)
-    noise = sd * np.random.default_rng(seed).standard_normal(n.size)
-    loss = (TRUE["E"] + TRUE["A"] * n ** -TRUE["alpha"]) * np.exp(noise)
-    return pd.DataFrame(
-        {"n_non_embedding": n, "tokens": 20 * n, "val_loss": loss, "seed": np.tile(range(seeds), sizes)}
-    )
 
 
 def test_without_noise_the_parameters_come_back_exactly() -> None:

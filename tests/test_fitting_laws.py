@@ -1,9 +1,9 @@
 """Every law, by what must hold for all of them."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
+from helpers.runs import grid_of
 from tinyscale.errors import FitError
 from tinyscale.fitting.laws import LAWS, Law, find_law
 from tinyscale.fitting.points import read_points
@@ -46,28 +46,6 @@ def test_the_joint_law_is_its_formula() -> None:
     params = {"E": 1.8, "A": 482.0, "B": 2085.4, "alpha": 0.3478, "beta": 0.3658}  # 2404.10102, table 1
     expected = 1.8 + 482.0 * 1e8**-0.3478 + 2085.4 * 2e9**-0.3658
     assert law.loss(params, n=1e8, d=2e9) == pytest.approx(expected, rel=1e-14)
-
-
-JOINT = {"E": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35, "beta": 0.37}
-TRUTHS = {
-    "chinchilla": JOINT,
-    "tied": {"E": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35},
-    "gamma": {**JOINT, "gamma": 0.8},
-    "kaplan": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
-    "data-constrained": {**JOINT, "R_N": 5.3, "R_D": 15.4},
-    "broken": {"E": 1.5, "A": 60.0, "c0": 0.3, "c1": -0.2, "d": 3e7, "f": 0.3},
-    "width-depth": {"E": 1.8, "A": 80.0, "B": 3.0, "alpha": 0.8, "beta": 0.9},
-}
-
-
-def grid_of(law: Law) -> pd.DataFrame:
-    """A grid of the law's variables over two decades each, without noise."""
-    ranges = {"width": (64, 4096), "depth": (2, 64), "t": (64, 8192)}
-    axes = [np.geomspace(*ranges.get(name, (1e6, 1e9)), 24 if len(law.variables) == 1 else 7) for name in law.variables]
-    columns = dict(zip(law.variables, (axis.ravel() for axis in np.meshgrid(*axes)), strict=True))
-    default = {"E": 1.5, "A": 60.0, "alpha": 0.3}
-    truth = TRUTHS.get(law.name, {name: default[name] for name in law.params if name in default})
-    return pd.DataFrame({**columns, "loss": law.loss(truth, **columns)})
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)

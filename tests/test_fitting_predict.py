@@ -6,21 +6,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
-from test_fitting_published import HOFFMANN, simulated
-from test_fitting_tables import CONFIG, write_results, write_rows
 
+from helpers.programs import invoke
+from helpers.results import CONFIG, write_results, write_rows
+from helpers.runs import HOFFMANN, simulated
 from tinyscale.analysis.suggest import suggest_from
-from tinyscale.cli import cli
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting import compute_for, exponents, fit, fit_isoflop, fit_law, frontier
 from tinyscale.fitting.uncertainty import profile_of
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.sweep import load_sweep
-
-
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, [*arguments], catch_exceptions=False)
 
 
 @pytest.fixture

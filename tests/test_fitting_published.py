@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import pytest
-from fitdata import published
 
+from helpers.runs import HOFFMANN, published, simulated
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.isoflop import fit_isoflop
 from tinyscale.fitting.laws import find_law
@@ -95,17 +95,6 @@ def test_gadres_five_small_runs_predict_the_overtrained_and_the_large_one_as_pub
         row = runs.iloc[key.index(target)]
         predicted = float(found.law.loss(found.params, n=row["params"], d=row["tokens"]))
         assert 100 * (predicted / row["loss_c4_val"] - 1) == pytest.approx(published_percent, abs=0.3)
-
-
-HOFFMANN = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}  # as refitted in 2404.10102
-
-
-def simulated(sd: float, seed: int = 0) -> pd.DataFrame:
-    """240 runs as in 2404.10102: 12 sizes from 50M to 16B, 20 token counts each, log-normal noise."""
-    n = np.repeat(np.geomspace(5e7, 1.6e10, 12), 20)
-    d = np.tile(np.geomspace(1e9, 5e11, 20), 12)
-    loss = find_law("chinchilla").loss(HOFFMANN, n=n, d=d)
-    return pd.DataFrame({"n": n, "d": d, "loss": loss * np.exp(sd * np.random.default_rng(seed).standard_normal(240))})
 
 
 def test_published_constants_come_back_from_noisy_runs_inside_their_intervals() -> None:

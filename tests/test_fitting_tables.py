@@ -1,74 +1,23 @@
 """From results and files to groups, and the `fit` command on both."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
 
+from helpers.programs import invoke
+from helpers.results import write_results, write_rows
 from tinyscale.analysis.runs import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.analysis.study import find_laws
-from tinyscale.cli import cli
 from tinyscale.cli.fits import fit as fit_command
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import fit, laws_for
 from tinyscale.fitting.fit import Fit, Method
 from tinyscale.fitting.honesty import CONVENTIONS
 from tinyscale.reporting.write import analyse
-from tinyscale.results.store import SCHEMA, Results, SweepRecord
-from tinyscale.spec.config import TrialConfig
-
-WIDTHS = (64, 96, 128, 192, 256, 384)
-
-
-CONFIG = TrialConfig.model_validate({
-    "data": {"corpus": "tinystories", "tokenizer": {"kind": "bpe", "vocab_size": 1024}},
-    "model": {"d_model": 64, "n_layers": 4, "head_dim": 16, "context_length": 256},
-    "train": {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3},
-})  # fmt: skip
-
-
-def write_rows(results: Results, trial: str, rows: list[dict[str, Any]], config: TrialConfig = CONFIG) -> None:
-    """A trial's file, from its rows."""
-    buffer = io.BytesIO()
-    rows = [{**row, "trial": trial, "vocab_size": 1024, "schema_version": 1} for row in rows]
-    schema = SCHEMA.with_metadata({"tinyscale.config": config.model_dump_json()})
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
-    results.trials.write(f"{trial}.parquet", buffer.getvalue())
-
-
-def write_results(folder: Path, *, sweep: bool = True, arms: tuple[str, ...] = ("base",), **config: Any) -> Results:
-    """Finished trials of six widths, two seeds and two points each, and one diverged trial."""
-    results, rng, entries = Results(str(folder)), np.random.default_rng(0), []
-    for arm in arms:
-        for width in WIDTHS:
-            n = 48 * width**2
-            for seed in (0, 1):
-                trial = f"{arm}{width}s{seed}"
-                loss = (1.4 + 60 * n**-0.29) * np.exp(0.004 * rng.standard_normal())
-                common = {"run": trial, "seed": seed, "n_non_embedding": n, "lr": 1e-3, "corpus_hash": "a", **config}
-                rows = [
-                    {**common, "state": "finished", "tokens": 10 * n, "val_loss": 1.1 * loss, "decayed": False},
-                    {**common, "state": "finished", "tokens": 20 * n, "val_loss": loss, "decayed": True},
-                ]
-                write_rows(results, trial, rows)
-                entries.append({"trial": trial, "arm": arm, "seed": seed, "axes": {"d_model": width}})
-    lost = {"state": "diverged", "reason": "loss is nan", "seed": 2, "n_non_embedding": 48 * 64**2, "tokens": 5}
-    write_rows(results, "lost", [lost])
-    entries.append({"trial": "lost", "arm": arms[0], "seed": 2, "axes": {"d_model": 64}})
-    if sweep:
-        results.write_sweep(SweepRecord("width", "", "", ("d_model",), tuple(entries), {}))
-    return results
-
-
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["fit", *arguments], catch_exceptions=False)
 
 
 def test_only_the_last_points_of_finished_trials_are_kept_and_the_rest_is_counted(tmp_path: Path) -> None:
@@ -103,7 +52,7 @@ def test_a_size_run_at_two_learning_rates_is_two_fits(tmp_path: Path) -> None:
 
 def test_a_swept_learning_rate_also_gives_the_law_of_the_best_one(tmp_path: Path) -> None:
     with_rates(tmp_path, {2.5e-4: 1.04, 5e-4: 1.01, 2e-3: 1.01, 4e-3: 1.04})
-    records = json.loads(invoke(str(tmp_path), "--json", "--bootstrap", "100").stdout)
+    records = json.loads(invoke("fit", str(tmp_path), "--json", "--bootstrap", "100").stdout)
     assert [record["law"] for record in records] == ["power-n"] * 5 + ["lr"]
     assert records[-1]["params"]["p"]["low"] < 0 < records[-1]["params"]["p"]["high"]
     assert (tmp_path / "plots/all-lr.png").exists()
@@ -150,7 +99,7 @@ def test_contexts_of_equal_flops_or_tokens_give_a_law_of_the_context(fixed: str,
 
 def test_the_command_writes_fits_tables_and_plots_and_names_each(tmp_path: Path) -> None:
     write_results(tmp_path)
-    result = invoke(str(tmp_path), "--bootstrap", "100")
+    result = invoke("fit", str(tmp_path), "--bootstrap", "100")
     assert result.exit_code == 0, result.output
     assert "at a fixed ratio D/N = 20" in result.output
     for name in (
@@ -169,13 +118,13 @@ def test_the_command_writes_fits_tables_and_plots_and_names_each(tmp_path: Path)
 
 def test_json_prints_json_only_and_the_same_as_the_file(tmp_path: Path) -> None:
     write_results(tmp_path)
-    result = invoke("--results", str(tmp_path), "--json", "--bootstrap", "100")
+    result = invoke("fit", "--results", str(tmp_path), "--json", "--bootstrap", "100")
     assert json.loads(result.stdout) == json.loads((tmp_path / "fits/fits.json").read_text())
 
 
 def test_every_convention_that_the_columns_allow_is_printed(tmp_path: Path) -> None:
     write_results(tmp_path)
-    output = invoke(str(tmp_path), "--convention", "all", "--bootstrap", "100").output
+    output = invoke("fit", str(tmp_path), "--convention", "all", "--bootstrap", "100").output
     assert "counted as tinyscale (n = n_non_embedding): E" in output
     (option,) = [each for each in fit_command.params if each.name == "convention"]
     assert list(option.type.to_info_dict()["choices"]) == [*CONVENTIONS, "all"]
@@ -185,7 +134,7 @@ def test_an_arm_without_finished_runs_is_named_and_does_not_stop_the_others(tmp_
     results = write_results(tmp_path, arms=("base", "lion"))
     for name in [name for name in results.trials.names() if name.startswith("lion")]:
         write_rows(results, name.removesuffix(".parquet"), [{"state": "failed", "reason": "out of memory"}])
-    result = invoke(str(tmp_path), "--bootstrap", "100")
+    result = invoke("fit", str(tmp_path), "--bootstrap", "100")
     assert result.exit_code == 0
     assert "width-lion: not fitted" in result.output
     assert "trial failed" in result.output
@@ -194,7 +143,7 @@ def test_an_arm_without_finished_runs_is_named_and_does_not_stop_the_others(tmp_
 def test_fitting_leaves_the_trials_readable_as_they_were(tmp_path: Path) -> None:
     results = write_results(tmp_path)
     before, _ = results.read()
-    invoke(str(tmp_path), "--bootstrap", "100")
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
     pd.testing.assert_frame_equal(before, results.read()[0])
 
 
@@ -212,8 +161,8 @@ def test_fits_to_a_file_leave_those_of_the_study_in_the_same_folder(tmp_path: Pa
     write_results(tmp_path / "study")
     own = ones_own(tmp_path)
     for _ in range(2):
-        invoke(str(tmp_path / "study"), "--bootstrap", "100")
-        invoke(str(own), "--results", str(tmp_path / "study"), "--bootstrap", "100")
+        invoke("fit", str(tmp_path / "study"), "--bootstrap", "100")
+        invoke("fit", str(own), "--results", str(tmp_path / "study"), "--bootstrap", "100")
     records = json.loads((tmp_path / "study/fits/fits.json").read_text())
     assert {record["name"]: record["source"] for record in records} == {
         "width-power-n": "trials",
@@ -225,9 +174,9 @@ def test_fits_to_a_file_leave_those_of_the_study_in_the_same_folder(tmp_path: Pa
 def test_another_file_of_the_same_name_does_not_replace_a_fit(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = ones_own(tmp_path), ones_own(tmp_path / "other")
-    invoke(str(first), "--results", str(tmp_path / "out"), "--bootstrap", "100")
+    invoke("fit", str(first), "--results", str(tmp_path / "out"), "--bootstrap", "100")
     with pytest.raises(ResultsError, match=r"runs-chinchilla of .*runs.csv is there already"):
-        invoke(str(second), "--results", str(tmp_path / "out"), "--bootstrap", "100")
+        invoke("fit", str(second), "--results", str(tmp_path / "out"), "--bootstrap", "100")
 
 
 @pytest.mark.parametrize(
@@ -250,9 +199,9 @@ def test_a_value_that_is_no_size_is_refused_and_no_law_without_it_fitted(
 
 def test_intervals_and_delta_are_chosen_on_the_command_line(tmp_path: Path) -> None:
     own, out = str(ones_own(tmp_path)), ("--results", str(tmp_path / "out"), "--bootstrap", "100", "--json")
-    (wild,) = json.loads(invoke(own, *out, "--intervals", "wild").stdout)
+    (wild,) = json.loads(invoke("fit", own, *out, "--intervals", "wild").stdout)
     assert wild["intervals"].startswith("wild bootstrap")
-    (robust,) = json.loads(invoke(own, *out, "--delta", "1e-3").stdout)
+    (robust,) = json.loads(invoke("fit", own, *out, "--delta", "1e-3").stdout)
     assert robust["objective"]["delta"] == 1e-3
     assert robust["intervals"].startswith("bootstrap")
     (option,) = [each for each in fit_command.params if each.name == "intervals"]
@@ -282,7 +231,7 @@ def test_a_table_of_ones_own_is_fitted_with_named_columns(tmp_path: Path, kind: 
         "jsonl": lambda p: frame.to_json(p, orient="records", lines=True),
     }
     writers[kind](path)
-    result = invoke(str(path), "--columns", "n=params,loss=final", "--results", str(tmp_path / "out"), "--json")
+    result = invoke("fit", str(path), "--columns", "n=params,loss=final", "--results", str(tmp_path / "out"), "--json")
     (record,) = json.loads(result.stdout)
     assert record["params"]["alpha"]["value"] == pytest.approx(0.25, rel=1e-5)
     assert record["columns"] == {"n": "params", "loss": "final"}

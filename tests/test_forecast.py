@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import known_trial, make_trial, trial_config
 
+from helpers.trials import known_trial, make_trial, trial_config
 from tinyscale.machine import this_machine
 from tinyscale.planning import forecast
 from tinyscale.planning.calibrate import FLOPS, lighten, measure

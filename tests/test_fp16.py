@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import make_trial, trial_config, write_sweep
 
+from helpers.sweeps import write_tiny_sweep
+from helpers.trials import make_trial, trial_config
 from tinyscale.errors import ConfigError
 from tinyscale.planning.plan import make_plan
 from tinyscale.results.store import Results
@@ -18,7 +19,7 @@ from tinyscale.training.loop import Run, train
 
 
 def test_fp16_without_a_gpu_is_refused_and_says_why(long_corpus: Path, tmp_path: Path) -> None:
-    sweep = load_sweep(write_sweep(tmp_path, corpus=long_corpus), overrides=["precision=fp16", "val_bytes=110K"])
+    sweep = load_sweep(write_tiny_sweep(tmp_path, corpus=long_corpus), overrides=["precision=fp16", "val_bytes=110K"])
     with pytest.raises(ConfigError, match=r"--set precision=fp16: .*needs a GPU.* set precision to bf16 or fp32"):
         make_plan(sweep, Results(str(tmp_path)), cpus=2, gpus=0, with_forecast=False)
 

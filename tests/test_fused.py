@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from making import make_trial, trial_config
 
+from helpers.trials import make_trial, trial_config
 from tinyscale.data import TokenizedCorpus
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.trial import Trial

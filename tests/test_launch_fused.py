@@ -6,18 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import (
-    RAY_WARNS,
-    final_losses,
-    has_points,
-    kill_process_of,
-    planned,
-    run,
-    tinyscale,
-    wait_for,
-    write_sweep,
-)
 
+from helpers.launches import RAY_WARNS, final_losses, has_points, kill_process_of, planned, run
+from helpers.programs import tinyscale, wait_for
+from helpers.sweeps import write_sweep
 from tinyscale.data import prepare
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results.status import read_status

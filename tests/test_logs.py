@@ -6,8 +6,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from launching import tinyscale, write_sweep
 
+from helpers.programs import tinyscale
+from helpers.sweeps import write_sweep
 from tinyscale.errors import LaunchError
 from tinyscale.orchestration.logs import build_logger
 

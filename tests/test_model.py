@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import model_config
 from torch import Tensor
 
+from helpers.trials import model_config
 from tinyscale.training.model import GPT, attend, rotary_turns, rotate, sample
 
 V = 100

@@ -6,9 +6,9 @@ import io
 from dataclasses import replace
 
 import pytest
-from making import known_trial
 from rich.console import Console
 
+from helpers.trials import known_trial
 from tinyscale.orchestration.monitor import Monitor, devices
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.spec.config import Resources

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from making import model_config, train_config, trial_config
 from pydantic import ValidationError
 
+from helpers.trials import model_config, train_config, trial_config
 from tinyscale.training.model import GPT, width_scale
 from tinyscale.training.optim import build_optimizer
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from making import ROOT
-from on_premises import APART, SSHD
 
+from helpers import ROOT
+from helpers.on_premises import APART, SSHD
 from tinyscale.results.store import Results
 
 
@@ -32,7 +32,7 @@ def test_ray_up_brings_the_copy_to_a_machine_where_a_launch_and_a_job_train_one_
         pytest.skip(lack)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0"}
-    program = [*APART, sys.executable, str(ROOT / "tests" / "on_premises.py"), str(tmp_path)]
+    program = [*APART, sys.executable, "-m", "helpers.on_premises", str(tmp_path)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=840, check=False)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-10_000:]
     results = Results(str(tmp_path / "results"))

@@ -10,8 +10,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from lion_pytorch import Lion
-from making import model_config, train_config
 
+from helpers.trials import model_config, train_config
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import build_optimizer, lr_at
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from making import SWEEP, write_sweep
 
+from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError, DataError
 from tinyscale.planning import forecast
 from tinyscale.planning.plan import Plan, make_plan
@@ -18,16 +19,17 @@ from tinyscale.spec.sweep import load_sweep
 
 HELD_OUT = ("{kind: byte}", "{kind: byte}, val_bytes: 101K")
 POINT = {"step": 1, "tokens": 256, "val_loss": 3.0, "decayed": False}
+Planner = Callable[..., Plan]
 
 
 @pytest.fixture
-def planned(tmp_path: Path, long_corpus: Path) -> Any:
+def planned(tmp_path: Path, long_corpus: Path) -> Planner:
     """Plan the tiny sweep with more lines, on the long corpus, against results in the test's own folder."""
 
     def make(
         more: str = "", *, replace: tuple[str, str] = ("", ""), overrides: tuple[str, ...] = (), **options: Any
     ) -> Plan:
-        path = write_sweep(tmp_path, SWEEP.replace(*HELD_OUT).replace(*replace) + more, corpus=long_corpus)
+        path = write_tiny_sweep(tmp_path, SWEEP.replace(*HELD_OUT).replace(*replace) + more, corpus=long_corpus)
         sweep = load_sweep(path, overrides=overrides)
         options = {"cpus": 2, "gpus": 0, "with_forecast": False, **options}
         return make_plan(sweep, Results(str(tmp_path / "results")), **options)
@@ -36,7 +38,7 @@ def planned(tmp_path: Path, long_corpus: Path) -> Any:
 
 
 @pytest.fixture
-def refused(planned: Any, tmp_path: Path, long_corpus: Path) -> Any:
+def refused(planned: Planner, tmp_path: Path, long_corpus: Path) -> Callable[..., str]:
     def message(*args: Any, error: type[Exception] = ConfigError, **options: Any) -> str:
         with pytest.raises(error) as caught:
             planned(*args, **options)
@@ -49,7 +51,7 @@ def refused(planned: Any, tmp_path: Path, long_corpus: Path) -> Any:
 GRID = "axes: {d_model: [16, 32], lr: [1e-3, 1e-2]}\n"
 
 
-def test_trials_that_differ_only_in_what_is_fused_are_grouped(planned: Any, tmp_path: Path) -> None:
+def test_trials_that_differ_only_in_what_is_fused_are_grouped(planned: Planner, tmp_path: Path) -> None:
     def groups(fuse: str) -> list[list[str]]:
         return [[p.label for p in group] for group in planned(f"{GRID}seeds: [0, 1]\nfuse: {fuse}\n").groups]
 
@@ -64,7 +66,7 @@ def test_trials_that_differ_only_in_what_is_fused_are_grouped(planned: Any, tmp_
     assert sorted(len(group) for group in again.groups) == [1, 2, 2, 2], "what is done is left out"
 
 
-def test_a_new_sweep_runs_all_of_its_trials_the_longest_first(planned: Any) -> None:
+def test_a_new_sweep_runs_all_of_its_trials_the_longest_first(planned: Planner) -> None:
     plan = planned("axes: {tokens_budget: [5120, 20480, 10240]}\nseeds: [0, 1]\n")
     assert [p.state for p in plan.trials] == ["new"] * 6
     assert [p.trial.tokens for p in plan.trials] == [5120, 5120, 20480, 20480, 10240, 10240], "the sweep's own order"
@@ -72,7 +74,7 @@ def test_a_new_sweep_runs_all_of_its_trials_the_longest_first(planned: Any) -> N
     assert [p.label for p in plan.trials][:2] == ["tokens_budget=5120 seed=0", "tokens_budget=5120 seed=1"]
 
 
-def test_finished_and_diverged_trials_are_done_and_the_others_run(planned: Any, tmp_path: Path) -> None:
+def test_finished_and_diverged_trials_are_done_and_the_others_run(planned: Planner, tmp_path: Path) -> None:
     results = Results(str(tmp_path / "results"))
     states = ("finished", "diverged", "failed", "running")
     for each, state in zip(planned(GRID).trials, states, strict=True):
@@ -84,7 +86,7 @@ def test_finished_and_diverged_trials_are_done_and_the_others_run(planned: Any, 
     assert any("1 trials diverged before and would again" in warning for warning in plan.warnings)
 
 
-def test_a_larger_sweep_runs_only_what_it_adds(planned: Any, tmp_path: Path) -> None:
+def test_a_larger_sweep_runs_only_what_it_adds(planned: Planner, tmp_path: Path) -> None:
     results = Results(str(tmp_path / "results"))
     for each in planned(GRID).trials:
         results.write_trial(each.trial, [POINT], "finished", None, {})
@@ -97,14 +99,14 @@ def test_a_larger_sweep_runs_only_what_it_adds(planned: Any, tmp_path: Path) -> 
     assert len(more.to_run) == 8
 
 
-def test_a_trial_of_two_arms_is_trained_once(planned: Any) -> None:
+def test_a_trial_of_two_arms_is_trained_once(planned: Planner) -> None:
     plan = planned("arms: {a: {}, b: {lr: 1e-2}, c: {lr: 2e-2}}\n")
     assert len(plan.trials) == 3
     assert len(plan.to_run) == 2
     assert [p.label for p in plan.trials] == ["a seed=0", "b seed=0", "c seed=0"]
 
 
-def test_an_edited_text_is_another_trial(tmp_path: Path, planned: Any, long_corpus: Path) -> None:
+def test_an_edited_text_is_another_trial(tmp_path: Path, planned: Planner, long_corpus: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in long_corpus.iterdir():
@@ -138,7 +140,7 @@ def test_an_edited_text_is_another_trial(tmp_path: Path, planned: Any, long_corp
     ],
 )  # fmt: skip
 def test_a_mistake_that_only_the_text_shows_is_told_with_its_place(
-    refused: Any, more: str, options: Any, says: str
+    refused: Callable[..., str], more: str, options: Any, says: str
 ) -> None:
     assert says in refused(more, **options)
 
@@ -151,21 +153,23 @@ def test_a_mistake_that_only_the_text_shows_is_told_with_its_place(
         (("val_bytes=100M",), "--set val_bytes=100M: holding out "),
     ],
 )
-def test_a_text_that_cannot_be_used_is_a_data_error_with_its_place(refused: Any, overrides: Any, says: str) -> None:
+def test_a_text_that_cannot_be_used_is_a_data_error_with_its_place(
+    refused: Callable[..., str], overrides: Any, says: str
+) -> None:
     assert refused(overrides=overrides, error=DataError).startswith(says)
 
 
-def test_a_held_out_part_that_is_too_small_is_told_with_its_line(refused: Any) -> None:
+def test_a_held_out_part_that_is_too_small_is_told_with_its_line(refused: Callable[..., str]) -> None:
     told = refused(replace=("val_bytes: 101K", "val_bytes: 50K"), error=DataError)
     assert told.startswith("tiny.yaml, line 3: data.val_bytes 50000 holds out ")
 
 
-def test_several_epochs_run_when_they_are_allowed(planned: Any) -> None:
+def test_several_epochs_run_when_they_are_allowed(planned: Planner) -> None:
     (trial,) = planned(overrides=("tokens_budget=5M", "repeats=true")).trials
     assert trial.trial.epochs > 2
 
 
-def test_few_steps_are_warned_of(planned: Any) -> None:
+def test_few_steps_are_warned_of(planned: Planner) -> None:
     (warning,) = planned("axes: {d_model: [16, 32]}\n").warnings
     assert "d_model=16 seed=0 takes only 20 optimizer steps" in warning
     assert planned(overrides=("tokens_budget=51200",)).warnings == ()
@@ -174,7 +178,7 @@ def test_few_steps_are_warned_of(planned: Any) -> None:
 # what it tells
 
 
-def test_slots_follow_the_most_demanding_trial(planned: Any) -> None:
+def test_slots_follow_the_most_demanding_trial(planned: Planner) -> None:
     assert planned(cpus=8).at_once == 8
     assert planned("resources: {cpu: 3}\n", cpus=8).at_once == 2
     assert planned("resources: {gpu: 0.25}\n", cpus=8, gpus=1).at_once == 4
@@ -186,7 +190,7 @@ def test_slots_follow_the_most_demanding_trial(planned: Any) -> None:
     [("{gpu: 1}", "needs 1 GPUs at once where there are 0: .*--set resources.gpu="), ("{cpu: 9}", "needs 9 CPU cores")],
 )
 def test_a_plan_of_which_nothing_can_run_says_which_resource_is_missing(
-    planned: Any, resources: str, lack: str
+    planned: Planner, resources: str, lack: str
 ) -> None:
     (warning,) = planned(f"resources: {resources}\n", overrides=("tokens_budget=51200",), cpus=8).warnings
     assert re.match(f"seed=0 {lack}", warning)
@@ -194,7 +198,7 @@ def test_a_plan_of_which_nothing_can_run_says_which_resource_is_missing(
     assert "wait for the autoscaler" in later.warnings[0]
 
 
-def test_the_json_lists_each_trial_with_place_counts_and_costs(planned: Any) -> None:
+def test_the_json_lists_each_trial_with_place_counts_and_costs(planned: Planner) -> None:
     plan = planned("axes: {d_model: [16, 32]}\nseeds: [4]\n")
     told = plan.as_json()
     assert told["sweep"] == "tiny"
@@ -212,7 +216,7 @@ def test_the_json_lists_each_trial_with_place_counts_and_costs(planned: Any) -> 
     assert second["d_model"] == 32
 
 
-def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(planned: Any) -> None:
+def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(planned: Planner) -> None:
     plan = planned("axes: {d_model: [16, 32]}\n", with_forecast=True, cpus=1)
     seconds = [p.seconds for p in plan.trials]
     assert all(each > 0 for each in seconds)

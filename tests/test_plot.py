@@ -7,10 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from test_fitting_fit import runs_of_sizes
-from test_fitting_laws import grid_of
-from test_fitting_published import HOFFMANN
 
+from helpers.runs import HOFFMANN, grid_of, runs_by_rate, runs_of_sizes
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.isoflop import fit_isoflop
 from tinyscale.fitting.laws import find_law
@@ -72,23 +70,6 @@ def test_every_kind_of_law_can_be_drawn(name: str) -> None:
     ax = plot_fit(found)
     ax.figure.draw_without_rendering()
     assert ax.get_legend() is not None
-
-
-def runs_by_rate(seeds: int = 2) -> pd.DataFrame:
-    """Losses at seven rates of four sizes, lowest at 0.2 N^-0.25."""
-    sizes, rates = (1e4, 4e4, 1.6e5, 6e5), 2.0 ** np.arange(-10, -3)
-    noise = np.random.default_rng(0).standard_normal((len(sizes), len(rates), seeds))
-    cells = itertools.product(enumerate(sizes), enumerate(rates), range(seeds))
-    rows = [
-        {
-            "n": n,
-            "d": 20 * n,
-            "lr": lr,
-            "loss": 3 + 0.06 * np.log(lr / (0.2 * n**-0.25)) ** 2 + 0.005 * noise[i, j, seed],
-        }
-        for (i, n), (j, lr), seed in cells
-    ]
-    return pd.DataFrame(rows)
 
 
 def test_best_rates_are_drawn_with_their_law_and_its_band_and_with_the_curves_behind_them() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import PROVENANCE
-from making import SWEEP, write_sweep
 
+from helpers.results import PROVENANCE
+from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.cli.tables import plan_summary
 from tinyscale.errors import ConfigError
 from tinyscale.orchestration.record import record_sweep
@@ -36,7 +36,7 @@ AUTO = BODY.replace("lr: 1e-2", "lr: auto") + "axes: {d_model: [16, 48, 96]}\nse
 @pytest.fixture
 def plan(tmp_path: Path, long_corpus: Path) -> Callable[..., Plan]:
     def make(text: str, *overrides: str) -> Plan:
-        sweep = load_sweep(write_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
+        sweep = load_sweep(write_tiny_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
         return make_plan(sweep, Results(str(tmp_path / "results")), cpus=2, gpus=0, with_forecast=False)
 
     return make

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from browser import browser, look
 from click.testing import CliRunner
-from made_results import make_results
 
+from helpers.browser import browser, look
+from helpers.programs import invoke
+from helpers.results import make_results
 from tinyscale.cli import cli
 from tinyscale.results.store import Results
 
@@ -20,7 +21,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder of six sweeps with its report."""
     folder = tmp_path_factory.mktemp("reported") / "results"
     make_results(str(folder))
-    done = CliRunner().invoke(cli, ["report", str(folder)], catch_exceptions=False)
+    done = invoke("report", folder)
     assert done.exit_code == 0, done.output
     assert "report.html" in done.output
     return folder
@@ -132,7 +133,7 @@ def test_a_sweep_without_rows_says_so(tmp_path: Path) -> None:
         results.forget(trial)
     for name in ("grid", "budgets", "optimizer", "width"):
         Results(str(tmp_path / "results")).sweeps.delete(f"{name}.json")
-    CliRunner().invoke(cli, ["report", str(tmp_path / "results")], catch_exceptions=False)
+    invoke("report", tmp_path / "results")
     assert "none of its trials has rows yet" in verdict((tmp_path / "results" / "report.html").read_text(), "single")
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making import known_trial
 
+from helpers.trials import known_trial
 from tinyscale.errors import ResultsError
 from tinyscale.results.store import (
     COLUMNS,
@@ -41,11 +41,6 @@ def point(trial: Trial, step: int = 20, loss: float = 2.0) -> dict[str, Any]:
         "wall_seconds": 1.5, "tokens_per_second": 1e4, "peak_memory_bytes": 10**8,
     }  # fmt: skip
     return point_columns(trial, measured, val_tokens=1000, val_bytes=4000)
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Results:
-    return Results(str(tmp_path / "results"))
 
 
 def readers(results: Results) -> Iterator[pd.DataFrame]:

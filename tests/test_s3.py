@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import optuna
 import pandas as pd
 import pytest
-from launching import RAY_WARNS, planned, run, tinyscale, wait_for, write_sweep
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from s3_server import S3Server
-from test_searches import write as write_search
 
+from helpers.launches import RAY_WARNS, planned, run
+from helpers.programs import tinyscale, wait_for
+from helpers.servers import S3Server
+from helpers.sweeps import write_search, write_sweep
 from tinyscale import storage
 from tinyscale.errors import ResultsError
 from tinyscale.orchestration.session import ray_session

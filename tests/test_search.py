@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import SWEEP, write_sweep
 from pydantic import ValidationError
 
+from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError
 from tinyscale.planning.auto import Settled
 from tinyscale.planning.samples import Draws, known_draws, with_values
@@ -35,7 +35,7 @@ numbers = st.floats(1e-9, 1e9)
 
 
 def load(tmp_path: Path, text: str = SEARCHED, **options: Any) -> Sweep:
-    return load_sweep(write_sweep(tmp_path, text), **options)
+    return load_sweep(write_tiny_sweep(tmp_path, text), **options)
 
 
 @pytest.mark.parametrize(

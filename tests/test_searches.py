@@ -9,11 +9,13 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from launching import RAY_WARNS, planned, run, tinyscale, wait_for, write_text
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from helpers.launches import RAY_WARNS, planned, run
+from helpers.programs import tinyscale, wait_for
+from helpers.sweeps import write_search
 from tinyscale.analysis.runs import read_groups
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.orchestration.studies import ending
@@ -23,36 +25,11 @@ from tinyscale.results.store import Results, SweepRecord
 
 pytestmark = RAY_WARNS
 
-SEARCHED = """\
-name: rates
-base:
-  data: {corpus: text.txt, tokenizer: {kind: char}, val_bytes: 101K}
-  model: {d_model: 8, n_layers: 1, n_heads: 1, context_length: 32}
-  train: {tokens_budget: TOKENS, batch_tokens: 512, eval_points: 6}
-axes: {model.d_model: [8, 16]}
-search:
-  fields: {train.lr: {low: LOW, high: HIGH, log: true}}
-  trials: TRIALS
-seeds: [0, 1]
-"""
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with ray_session(None) as running:
         yield running
-
-
-def write(folder: Path, *, tokens: str = "10K", low: str = "1e-4", high: str = "1", trials: int = 3) -> Path:
-    if not (folder / "text.txt").exists():
-        write_text(folder / "text.txt")
-    path = folder / "rates.yaml"
-    values = {"TOKENS": tokens, "LOW": low, "HIGH": high, "TRIALS": str(trials)}
-    text = SEARCHED
-    for name, value in values.items():
-        text = text.replace(name, value)
-    path.write_text(text)
-    return path
 
 
 def record_of(results: Results) -> SweepRecord:
@@ -73,7 +50,7 @@ def test_each_draw_is_a_trial_of_the_sweep_and_a_relaunch_draws_only_what_is_mis
     tmp_path: Path, cluster: Cluster
 ) -> None:
     results = Results(str(tmp_path / "results"))
-    plan = planned(write(tmp_path), results)
+    plan = planned(write_search(tmp_path), results)
     assert [each.state for each in plan.trials] == ["undrawn"] * 6
     assert set(run(plan, results, cluster).states.values()) == {"finished"}
     first = record_of(results)
@@ -104,7 +81,7 @@ def test_each_draw_is_a_trial_of_the_sweep_and_a_relaunch_draws_only_what_is_mis
 
 @pytest.mark.slow
 def test_a_study_that_is_lost_or_cut_off_is_told_again_from_the_results(tmp_path: Path, cluster: Cluster) -> None:
-    results, path = Results(str(tmp_path / "results")), write(tmp_path, trials=2)
+    results, path = Results(str(tmp_path / "results")), write_search(tmp_path, trials=2)
     run(planned(path, results), results, cluster)
     journal = tmp_path / "results/optuna/rates.log"
     before = {name: sorted(told(study)) for name, study in studies_of(tmp_path).items()}
@@ -118,7 +95,7 @@ def test_a_study_that_is_lost_or_cut_off_is_told_again_from_the_results(tmp_path
 
 @pytest.mark.slow
 def test_a_draw_that_diverges_is_pruned_and_is_a_result(tmp_path: Path, cluster: Cluster) -> None:
-    results, path = Results(str(tmp_path / "results")), write(tmp_path, low="9.9", high="10", trials=2)
+    results, path = Results(str(tmp_path / "results")), write_search(tmp_path, low="9.9", high="10", trials=2)
     beyond_all_numbers = ("train.grad_clip=0", "train.weight_decay=1e3")
     summary = run(planned(path, results, *beyond_all_numbers), results, cluster)
     assert set(summary.states.values()) == {"diverged"}
@@ -129,7 +106,7 @@ def test_a_draw_that_diverges_is_pruned_and_is_a_result(tmp_path: Path, cluster:
 
 @pytest.mark.slow
 def test_a_draw_that_fails_is_told_so_and_trained_again_as_it_was_drawn(tmp_path: Path, cluster: Cluster) -> None:
-    results, path = Results(str(tmp_path / "results")), write(tmp_path, trials=2)
+    results, path = Results(str(tmp_path / "results")), write_search(tmp_path, trials=2)
     in_the_way = tmp_path / "results/checkpoints"  # a file where the weights' folders must go
     in_the_way.parent.mkdir()
     in_the_way.write_text("")
@@ -147,7 +124,7 @@ def test_a_draw_that_fails_is_told_so_and_trained_again_as_it_was_drawn(tmp_path
 
 @pytest.mark.slow
 def test_what_a_killed_launch_left_open_is_told_fail_and_goes_on(tmp_path: Path, cluster: Cluster) -> None:
-    results, path = Results(str(tmp_path / "results")), write(tmp_path, tokens="700K", trials=2)
+    results, path = Results(str(tmp_path / "results")), write_search(tmp_path, tokens="700K", trials=2)
     program = tinyscale("launch", "-y", str(path), cwd=tmp_path)
     wait_for(lambda: len(list((tmp_path / "results/trials").glob("*.parquet"))) >= 2, 120, program)
     program.send_signal(signal.SIGKILL)
@@ -167,7 +144,7 @@ def test_what_a_killed_launch_left_open_is_told_fail_and_goes_on(tmp_path: Path,
 @pytest.mark.slow
 def test_asha_stops_trials_that_are_behind_and_no_fit_reads_them(tmp_path: Path, cluster: Cluster) -> None:
     results = Results(str(tmp_path / "results"))
-    path = write(tmp_path, tokens="150K", low="1e-6", trials=6)
+    path = write_search(tmp_path, tokens="150K", low="1e-6", trials=6)
     plan = planned(path, results, "search.scheduler=asha")
     summary = run(plan, results, cluster)
     stopped = {trial for trial, state in summary.states.items() if state == "stopped"}
@@ -196,7 +173,7 @@ def test_asha_stops_trials_that_are_behind_and_no_fit_reads_them(tmp_path: Path,
 
 @pytest.mark.slow
 def test_choices_that_run_out_end_the_search(tmp_path: Path, cluster: Cluster) -> None:
-    results, path = Results(str(tmp_path / "results")), write(tmp_path, trials=6)
+    results, path = Results(str(tmp_path / "results")), write_search(tmp_path, trials=6)
     path.write_text(path.read_text().replace("{low: 1e-4, high: 1, log: true}", "{choices: [1e-3, 1e-2]}"))
     run(planned(path, results), results, cluster)
     drawn = pd.DataFrame([{**group["axes"], "seed": group["seed"]} for group in record_of(results).groups])

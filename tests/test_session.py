@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
-from launching import RAY_WARNS, planned, run, write_sweep
 
+from helpers.launches import RAY_WARNS, planned, run
+from helpers.sweeps import write_sweep
 from tinyscale.errors import LaunchError
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results.store import Results

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from making import SWEEP, write_sweep
 
+from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning import auto as settle
@@ -21,9 +22,9 @@ OPEN = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K") + "axes: {
 
 
 @pytest.fixture
-def plan(tmp_path: Path, long_corpus: Path) -> Any:
+def plan(tmp_path: Path, long_corpus: Path) -> Callable[..., Plan]:
     def make(*overrides: str, text: str = OPEN, measure: bool = True, **room: Any) -> Plan:
-        sweep = load_sweep(write_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
+        sweep = load_sweep(write_tiny_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
         room = {"cpus": 2, "gpus": 0, **room}
         return make_plan(sweep, Results(str(tmp_path / "results")), **room, with_forecast=measure)
 
@@ -34,7 +35,7 @@ def precisions(plan: Plan) -> list[str]:
     return [planned.trial.config.train.precision for planned in plan.trials]
 
 
-def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(plan: Any) -> None:
+def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(plan: Callable[..., Plan]) -> None:
     made = plan("precision=auto")
     assert len(set(precisions(made))) == 1
     assert set(precisions(made)) <= {"fp32", "bf16"}
@@ -45,7 +46,7 @@ def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(pla
     assert made.as_json()["trials"][0]["settled"]["train.precision"] == precisions(made)[0]
 
 
-def test_a_trial_is_named_by_what_was_settled(plan: Any) -> None:
+def test_a_trial_is_named_by_what_was_settled(plan: Callable[..., Plan]) -> None:
     made = plan("precision=auto")
     written_out = plan(f"precision={precisions(made)[0]}")
     assert [p.trial.identity for p in made.trials] == [p.trial.identity for p in written_out.trials]
@@ -53,7 +54,7 @@ def test_a_trial_is_named_by_what_was_settled(plan: Any) -> None:
 
 @pytest.mark.parametrize("chosen", ["fp32", "bf16"])
 def test_what_was_launched_is_chosen_again_also_for_trials_that_are_added(
-    plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+    plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
 ) -> None:
     def seconds(trials: list[Trial], at_once: int) -> list[float]:
         return [1.0 if trial.config.train.precision == chosen else 2.0 for trial in trials]
@@ -67,14 +68,14 @@ def test_what_was_launched_is_chosen_again_also_for_trials_that_are_added(
     assert any("as when the sweep was first launched" in note for note in larger.notes)
 
 
-def test_without_a_measurement_a_cpu_computes_in_fp32_and_compiles_nothing(plan: Any) -> None:
+def test_without_a_measurement_a_cpu_computes_in_fp32_and_compiles_nothing(plan: Callable[..., Plan]) -> None:
     made = plan("precision=auto", measure=False)
     assert precisions(made) == ["fp32"] * 2
     assert not any(planned.trial.config.resources.compile for planned in made.trials)
     assert made.notes == ("train.precision auto is fp32 for 2 of 2 trials: not measured here",)
 
 
-def test_short_trials_are_not_compiled_unless_the_sweep_says_so(plan: Any) -> None:
+def test_short_trials_are_not_compiled_unless_the_sweep_says_so(plan: Callable[..., Plan]) -> None:
     assert not any(planned.trial.config.resources.compile for planned in plan().trials)
     assert plan().notes == ()
     assert all(planned.trial.config.resources.compile for planned in plan("compile=true", measure=False).trials)
@@ -84,7 +85,7 @@ def test_short_trials_are_not_compiled_unless_the_sweep_says_so(plan: Any) -> No
     ("eager", "compiled", "expected"), [(7000.0, 4000.0, True), (7000.0, 8000.0, False), (70.0, 40.0, False)]
 )
 def test_a_shape_is_compiled_where_that_is_faster_by_more_than_compiling_takes(
-    plan: Any, monkeypatch: pytest.MonkeyPatch, eager: float, compiled: float, expected: bool
+    plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, eager: float, compiled: float, expected: bool
 ) -> None:
     asked = []
 
@@ -108,7 +109,7 @@ def test_a_shape_is_compiled_where_that_is_faster_by_more_than_compiling_takes(
 )
 def test_auto_stands_only_where_something_can_settle_it(tmp_path: Path, axes: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        load_sweep(write_sweep(tmp_path, SWEEP + axes + "\n"))
+        load_sweep(write_tiny_sweep(tmp_path, SWEEP + axes + "\n"))
     assert "tiny.yaml, line 6" in str(caught.value)
 
 
@@ -123,7 +124,7 @@ ON_GPU: dict[str, Any] = {"cpus": 16, "gpus": 2, "gpu_bytes": 8e9}
 
 
 def test_a_share_is_what_the_memory_forecast_needs_and_is_chosen_anew_on_another_machine(
-    plan: Any, tmp_path: Path
+    plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     wide, large_batch = OPEN.replace("[16, 32]", "[16, 512]"), ("batch_tokens=65536", "tokens_budget=655360")
     made = plan("gpu=auto", *large_batch, text=wide, measure=False, **ON_GPU)
@@ -136,7 +137,9 @@ def test_a_share_is_what_the_memory_forecast_needs_and_is_chosen_anew_on_another
     assert [p.trial.identity for p in on_cores.trials] == [p.trial.identity for p in made.trials]
 
 
-def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(
+    plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def seconds(trials: list[Trial], at_once: int) -> list[float]:
@@ -152,5 +155,5 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(plan: Any, mon
     assert any("more side by side would be no faster" in note for note in made.notes)
 
 
-def test_a_cluster_that_will_have_gpus_gets_whole_ones_until_their_memory_is_known(plan: Any) -> None:
+def test_a_cluster_that_will_have_gpus_gets_whole_ones_until_their_memory_is_known(plan: Callable[..., Plan]) -> None:
     assert shares(plan("gpu=auto", measure=False, grows=True)) == [1.0, 1.0]

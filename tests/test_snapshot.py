@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from making import known_trial
 
+from helpers.trials import known_trial
 from tinyscale.results import snapshot
 from tinyscale.results.store import Results
 

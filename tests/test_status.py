@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from launching import write_sweep
 
+from helpers.sweeps import write_sweep
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.leases import Lease
 from tinyscale.results.status import read_status
-from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 
 POINT = {"tokens": 512, "val_loss": 2.0, "decayed": True}
-
-
-@pytest.fixture
-def results(tmp_path) -> Results:
-    return Results(str(tmp_path / "results"))
 
 
 @pytest.fixture

@@ -4,30 +4,34 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import SWEEP, SWEEPS, write_sweep
 
+from helpers.sweeps import SWEEP, SWEEPS, write_tiny_sweep
 from tinyscale.errors import ConfigError
 from tinyscale.spec.sweep import Sweep, load_sweep
 
+Loader = Callable[..., Sweep]
+Refused = Callable[..., str]
+
 
 @pytest.fixture
-def load(tmp_path: Path) -> Any:
+def load(tmp_path: Path) -> Loader:
     """Write the tiny sweep with more lines below, and perhaps one text for another, and load it."""
 
     def write_and_load(more: str = "", *, replace: tuple[str, str] = ("", ""), **options: Any) -> Sweep:
-        return load_sweep(write_sweep(tmp_path, SWEEP.replace(*replace) + more), **options)
+        return load_sweep(write_tiny_sweep(tmp_path, SWEEP.replace(*replace) + more), **options)
 
     return write_and_load
 
 
 @pytest.fixture
-def refused(load: Any, tmp_path: Path) -> Any:
+def refused(load: Loader, tmp_path: Path) -> Refused:
     """The message of the ConfigError that loading gives, without the folder."""
 
     def message(*args: Any, **options: Any) -> str:
@@ -46,13 +50,13 @@ def values(sweep: Sweep, *paths: str) -> list[Any]:
     return [row[0] for row in rows] if len(paths) == 1 else rows
 
 
-def test_a_sweep_without_axes_is_one_trial_of_seed_0(load: Any) -> None:
+def test_a_sweep_without_axes_is_one_trial_of_seed_0(load: Loader) -> None:
     sweep = load()
     assert [(v.arm, dict(v.axes), v.config.seed) for v in sweep.variants] == [("base", {}, 0)]
     assert (sweep.name, sweep.axes) == ("tiny", ())
 
 
-def test_axes_multiply_the_last_and_then_the_seed_fastest(load: Any) -> None:
+def test_axes_multiply_the_last_and_then_the_seed_fastest(load: Loader) -> None:
     sweep = load("axes: {model.d_model: [16, 32], lr: [1e-3, 1e-2]}\nseeds: [3, 1]\n")
     cells = [(16, 1e-3), (16, 1e-2), (32, 1e-3), (32, 1e-2)]
     assert values(sweep, "model.d_model", "train.lr", "seed") == [(*cell, seed) for cell in cells for seed in (3, 1)]
@@ -60,14 +64,14 @@ def test_axes_multiply_the_last_and_then_the_seed_fastest(load: Any) -> None:
     assert dict(sweep.variants[2].axes) == {"d_model": 16, "lr": 1e-2}
 
 
-def test_zipped_fields_vary_together_and_multiply_with_axes(load: Any) -> None:
+def test_zipped_fields_vary_together_and_multiply_with_axes(load: Loader) -> None:
     sweep = load("axes: {seed: [0, 1]}\nzip: {d_model: [16, 32], lr: [2e-2, 1e-2]}\n")
     assert values(sweep, "seed", "model.d_model", "train.lr") == [
         (0, 16, 2e-2), (0, 32, 1e-2), (1, 16, 2e-2), (1, 32, 1e-2),
     ]  # fmt: skip
 
 
-def test_an_arm_overrides_base_and_its_lists_are_axes_of_its_own(load: Any) -> None:
+def test_an_arm_overrides_base_and_its_lists_are_axes_of_its_own(load: Loader) -> None:
     sweep = load("arms: {plain: {}, lion: {optimizer: lion, lr: [1e-4, 3e-4]}}\naxes: {d_model: [16, 32]}\n")
     assert [(v.arm, *map(str, v.axes.values())) for v in sweep.variants] == [
         ("plain", "16"), ("plain", "32"),
@@ -77,14 +81,14 @@ def test_an_arm_overrides_base_and_its_lists_are_axes_of_its_own(load: Any) -> N
     assert sweep.axes == ("d_model", "lr")
 
 
-def test_betas_of_an_arm_are_one_value_and_a_list_of_betas_is_an_axis(load: Any) -> None:
+def test_betas_of_an_arm_are_one_value_and_a_list_of_betas_is_an_axis(load: Loader) -> None:
     sweep = load("arms: {one: {betas: [0.8, 0.9]}, two: {betas: [[0.8, 0.9], [0.9, 0.99]]}}\n")
     assert [(v.arm, v.config.train.betas) for v in sweep.variants] == [
         ("one", (0.8, 0.9)), ("two", (0.8, 0.9)), ("two", (0.9, 0.99)),
     ]  # fmt: skip
 
 
-def test_arms_may_use_tokenizers_each_a_whole(load: Any) -> None:
+def test_arms_may_use_tokenizers_each_a_whole(load: Loader) -> None:
     sweep = load(
         "arms: {a: {tokenizer: [{kind: char}, {kind: bpe, vocab_size: 300}]}, b: {data.tokenizer.kind: char}}\n"
     )
@@ -97,7 +101,7 @@ BUDGETS = {"tokens_budget": 7000, "tokens_per_param": 20.0, "flops_budget": 1e12
 
 @pytest.mark.parametrize("name", BUDGETS)
 @pytest.mark.parametrize("layer", ["override", "axis", "zip", "arm", "arm's axis"])
-def test_a_budget_of_a_higher_layer_replaces_the_one_below(load: Any, name: str, layer: str) -> None:
+def test_a_budget_of_a_higher_layer_replaces_the_one_below(load: Loader, name: str, layer: str) -> None:
     value = BUDGETS[name]
     more = {
         "axis": f"axes: {{{name}: [{value}]}}\n",
@@ -110,11 +114,11 @@ def test_a_budget_of_a_higher_layer_replaces_the_one_below(load: Any, name: str,
     assert {known: getattr(train, known) for known in BUDGETS} == {**dict.fromkeys(BUDGETS), name: value}
 
 
-def test_head_dim_of_a_higher_layer_replaces_n_heads(load: Any) -> None:
+def test_head_dim_of_a_higher_layer_replaces_n_heads(load: Loader) -> None:
     assert values(load(overrides=["head_dim=4"]), "model.n_heads") == [4]
 
 
-def test_a_tokenizer_with_a_kind_replaces_the_whole_one_below(load: Any) -> None:
+def test_a_tokenizer_with_a_kind_replaces_the_whole_one_below(load: Loader) -> None:
     bpe = ("{kind: byte}", "{kind: bpe, vocab_size: 300}")
     assert values(load(replace=bpe, overrides=["tokenizer.kind=char"]), "data.tokenizer") == ["char"]
     assert values(load(replace=bpe, overrides=["data.tokenizer={kind: char}"]), "data.tokenizer") == ["char"]
@@ -123,22 +127,22 @@ def test_a_tokenizer_with_a_kind_replaces_the_whole_one_below(load: Any) -> None
     assert [dict(v.axes) for v in sweep.variants] == [{"tokenizer": "bpe-300"}, {"tokenizer": "bpe-400"}]
 
 
-def test_groups_may_be_written_dotted_nested_or_short(load: Any) -> None:
+def test_groups_may_be_written_dotted_nested_or_short(load: Loader) -> None:
     ways = ("{train: {weight_decay: 0.3}}", "{train.weight_decay: 0.3}", "{weight_decay: 0.3}")
     assert {values(load(f"arms: {{a: {way}}}"), "train.weight_decay")[0] for way in ways} == {0.3}
 
 
 @pytest.mark.parametrize("seeds", ["seeds: [5]\n", "axes: {seed: [5]}\n", "arms: {a: {seed: 5}}\n"])
-def test_every_way_of_giving_a_seed_gives_it(load: Any, seeds: str) -> None:
+def test_every_way_of_giving_a_seed_gives_it(load: Loader, seeds: str) -> None:
     assert values(load(seeds), "seed") == [5]
 
 
-def test_a_seed_of_base_or_of_the_command_line_is_used(load: Any) -> None:
+def test_a_seed_of_base_or_of_the_command_line_is_used(load: Loader) -> None:
     assert values(load(replace=("base:\n", "base:\n  seed: 5\n")), "seed") == [5]
     assert values(load(overrides=["seed=6"]), "seed") == [6]
 
 
-def test_seeds_given_in_two_places_are_refused(refused: Any) -> None:
+def test_seeds_given_in_two_places_are_refused(refused: Refused) -> None:
     says = "tiny.yaml, line 3: seed is set here and by seeds"
     assert says in refused("seeds: [0, 1]\n", replace=("base:\n", "base:\n  seed: 5\n"))
     assert "tiny.yaml, line 7: seed is varied beside seed (tiny.yaml, line 6)" in refused(
@@ -147,7 +151,7 @@ def test_seeds_given_in_two_places_are_refused(refused: Any) -> None:
     assert "seed is varied by the sweep" in refused("seeds: [0, 1]\n", overrides=["seed=3"])
 
 
-def test_overrides_are_read_as_yaml_and_lie_over_base(load: Any) -> None:
+def test_overrides_are_read_as_yaml_and_lie_over_base(load: Loader) -> None:
     sweep = load(
         overrides=["n_layers=2", "train.lr=3e-4", "tokens_budget=1M", "tie_embeddings=true", "resources.cpu=2"]
     )
@@ -157,7 +161,9 @@ def test_overrides_are_read_as_yaml_and_lie_over_base(load: Any) -> None:
     assert sweep.variants[0].config.resources.cpu == 2
 
 
-def test_an_override_that_the_arms_set_again_is_refused_where_it_would_do_nothing(load: Any, refused: Any) -> None:
+def test_an_override_that_the_arms_set_again_is_refused_where_it_would_do_nothing(
+    load: Loader, refused: Refused
+) -> None:
     arms = "arms: {a: {lr: 1e-3}, b: {lr: [1e-3, 2e-3]}, c: {}, d: {tokens_per_param: 20}}\n"
     assert values(load(arms, overrides=["lr=5"]), "train.lr") == [1e-3, 1e-3, 2e-3, 5, 5]
     for select, override in (("arm=a,b", "lr=5"), ("arm=b", "lr=5"), ("arm=d", "tokens_budget=1M")):
@@ -166,11 +172,11 @@ def test_an_override_that_the_arms_set_again_is_refused_where_it_would_do_nothin
         assert "tiny.yaml, line 6" in says
 
 
-def test_resources_apply_to_every_trial(load: Any) -> None:
+def test_resources_apply_to_every_trial(load: Loader) -> None:
     assert load("resources: {cpu: 2, gpu: 0.5}\n").variants[0].config.resources.gpu == 0.5
 
 
-def test_a_part_of_the_grid_is_selected_by_value_arm_and_seed(load: Any) -> None:
+def test_a_part_of_the_grid_is_selected_by_value_arm_and_seed(load: Loader) -> None:
     grid = "arms: {a: {}, b: {lr: 1e-3}}\naxes: {d_model: [16, 32], tokens_budget: [1M, 2M]}\nseeds: [0, 1, 2]\n"
 
     def count(*select: str) -> int:
@@ -188,7 +194,7 @@ def test_a_part_of_the_grid_is_selected_by_value_arm_and_seed(load: Any) -> None
     ) == [False]
 
 
-def test_a_corpus_path_is_relative_to_the_file_wherever_the_file_gives_it(load: Any, tmp_path: Path) -> None:
+def test_a_corpus_path_is_relative_to_the_file_wherever_the_file_gives_it(load: Loader, tmp_path: Path) -> None:
     for name in ("one.txt", "two.txt"):
         (tmp_path / name).write_text("text")
     one, two = str(tmp_path / "one.txt"), str(tmp_path / "two.txt")
@@ -239,7 +245,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("more", "says"), MISTAKES, ids=[says.partition(": ")[2][:40] for _, says in MISTAKES])
-def test_a_mistake_below_base_is_told_with_file_line_field_value_and_remedy(refused: Any, more: str, says: str) -> None:
+def test_a_mistake_below_base_is_told_with_file_line_field_value_and_remedy(
+    refused: Refused, more: str, says: str
+) -> None:
     assert says in refused(more)
 
 
@@ -267,12 +275,12 @@ def test_a_mistake_below_base_is_told_with_file_line_field_value_and_remedy(refu
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_told_with_file_line_field_value_and_remedy(
-    refused: Any, old: str, new: str, says: str
+    refused: Refused, old: str, new: str, says: str
 ) -> None:
     assert says in refused(replace=(old, new))
 
 
-def test_a_cell_of_the_grid_is_named_with_its_line_and_its_arm(load: Any) -> None:
+def test_a_cell_of_the_grid_is_named_with_its_line_and_its_arm(load: Loader) -> None:
     sweep = load("arms: {small: {tokens_budget: 256}, large: {}}\naxes: {d_model: [16]}\n")
     small, large = (variant.where("train.tokens_budget") for variant in sweep.variants)
     assert small.endswith("tiny.yaml, line 6: small d_model=16")
@@ -302,11 +310,13 @@ def test_a_cell_of_the_grid_is_named_with_its_line_and_its_arm(load: Any) -> Non
         ),
     ],
 )
-def test_what_cannot_be_fused_is_told_with_file_line_field_value_and_remedy(refused: Any, more: str, says: str) -> None:
+def test_what_cannot_be_fused_is_told_with_file_line_field_value_and_remedy(
+    refused: Refused, more: str, says: str
+) -> None:
     assert refused(more) == says
 
 
-def test_a_scalar_tokenizer_under_an_axis_of_its_parts_is_an_error_not_a_crash(refused: Any) -> None:
+def test_a_scalar_tokenizer_under_an_axis_of_its_parts_is_an_error_not_a_crash(refused: Refused) -> None:
     says = refused("axes: {vocab_size: [300]}\n", replace=("{kind: byte}", "byte"))
     assert "tiny.yaml, line 3: data.tokenizer = 'byte': write its fields" in says
 
@@ -332,12 +342,12 @@ def test_a_scalar_tokenizer_under_an_axis_of_its_parts_is_an_error_not_a_crash(r
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_told_with_the_option(
-    refused: Any, options: dict[str, list[str]], says: str
+    refused: Refused, options: dict[str, list[str]], says: str
 ) -> None:
     assert says in refused("axes: {d_model: [16, 32], tokens_budget: [5120, 1M]}\n", **options)
 
 
-def test_an_override_of_a_tokenizer_that_an_axis_replaces_is_refused(refused: Any) -> None:
+def test_an_override_of_a_tokenizer_that_an_axis_replaces_is_refused(refused: Refused) -> None:
     says = refused("axes: {tokenizer: [{kind: char}]}\n", overrides=["tokenizer.kind=byte"])
     assert "data.tokenizer is varied by the sweep" in says
 
@@ -468,7 +478,7 @@ def test_of_any_text_only_config_errors_come_out(tmp_path: Path, text: str) -> N
     st.sampled_from(["seed", "lr", "betas", "corpus", "tokenizer", "data.zipf", "", "model"]), st.sampled_from(WEIRD)
 )
 def test_of_any_option_only_config_errors_come_out(tmp_path: Path, name: str, value: str) -> None:
-    path = write_sweep(tmp_path)
+    path = write_tiny_sweep(tmp_path)
     for options in ({"overrides": [f"{name}={value}"]}, {"select": [f"{name}={value}"]}):
         try:
             load_sweep(path, **options)

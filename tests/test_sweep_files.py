@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from making import SWEEPS
 
+from helpers.sweeps import SWEEPS
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.document import load_document
 from tinyscale.spec.sweep import Sweep, load_sweep

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from markov import MarkovChain
 from pydantic import ValidationError
 
+from helpers.markov import MarkovChain
 from tinyscale.data import TokenizedCorpus, prepare, require_whole_records
 from tinyscale.data.synthetic import RECORD, ZipfRecords
 from tinyscale.errors import DataError

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from making import make_trial, trial_config
-from markov import MarkovChain
 from torch import nn
 
+from helpers.markov import MarkovChain
+from helpers.trials import make_trial, trial_config
 from tinyscale.data import TokenizedCorpus
 from tinyscale.spec.config import DataConfig, TrialConfig
 from tinyscale.spec.trial import Trial
@@ -182,7 +182,7 @@ def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
 
 RESUMED = """
 import json, sys
-from making import make_trial
+from helpers.trials import make_trial
 from tinyscale.spec.config import TrialConfig
 from tinyscale.storage import Folder
 from tinyscale.training.loop import train

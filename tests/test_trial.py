@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import MODEL, TRAIN, known_trial, trial_config
 
+from helpers.trials import MODEL, TRAIN, known_trial, trial_config
 from tinyscale.errors import ConfigError
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial, resolve

@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from making import make_trial, trial_config, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.text import words
+from helpers.trials import make_trial, trial_config
 from tinyscale.cli import cli
 from tinyscale.errors import ResultsError
 from tinyscale.inference.export import export

@@ -18,9 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launching import RAY, listens, wait_for, write_sweep
-from making import ROOT
 from ruamel.yaml import YAML
+
+from helpers import ROOT
+from helpers.launches import RAY
+from helpers.programs import listens, wait_for
+from helpers.sweeps import write_sweep
 
 HOST = "127.0.0.1"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from making import known_trial
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from helpers.trials import known_trial
 from tinyscale.results.launches import LaunchRecord, write_launch
-from tinyscale.results.store import Results, SweepRecord, point_columns
+from tinyscale.results.store import SCHEMA, Results, SweepRecord, point_columns
+from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial
 
 PROVENANCE = {
@@ -97,4 +102,47 @@ def make_results(location: str) -> Results:
     add_sweep(results, "context", "How long a context pays?", lengths, seeds=3)
     add_launch(results, "width", 10)
     add_launch(results, "width", 2)
+    return results
+
+
+WIDTHS = (64, 96, 128, 192, 256, 384)
+
+
+CONFIG = TrialConfig.model_validate({
+    "data": {"corpus": "tinystories", "tokenizer": {"kind": "bpe", "vocab_size": 1024}},
+    "model": {"d_model": 64, "n_layers": 4, "head_dim": 16, "context_length": 256},
+    "train": {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3},
+})  # fmt: skip
+
+
+def write_rows(results: Results, trial: str, rows: list[dict[str, Any]], config: TrialConfig = CONFIG) -> None:
+    """A trial's file, from its rows."""
+    buffer = io.BytesIO()
+    rows = [{**row, "trial": trial, "vocab_size": 1024, "schema_version": 1} for row in rows]
+    schema = SCHEMA.with_metadata({"tinyscale.config": config.model_dump_json()})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
+    results.trials.write(f"{trial}.parquet", buffer.getvalue())
+
+
+def write_results(folder: Path, *, sweep: bool = True, arms: tuple[str, ...] = ("base",), **config: Any) -> Results:
+    """Finished trials of six widths, two seeds and two points each, and one diverged trial."""
+    results, rng, entries = Results(str(folder)), np.random.default_rng(0), []
+    for arm in arms:
+        for width in WIDTHS:
+            n = 48 * width**2
+            for seed in (0, 1):
+                trial = f"{arm}{width}s{seed}"
+                loss = (1.4 + 60 * n**-0.29) * np.exp(0.004 * rng.standard_normal())
+                common = {"run": trial, "seed": seed, "n_non_embedding": n, "lr": 1e-3, "corpus_hash": "a", **config}
+                rows = [
+                    {**common, "state": "finished", "tokens": 10 * n, "val_loss": 1.1 * loss, "decayed": False},
+                    {**common, "state": "finished", "tokens": 20 * n, "val_loss": loss, "decayed": True},
+                ]
+                write_rows(results, trial, rows)
+                entries.append({"trial": trial, "arm": arm, "seed": seed, "axes": {"d_model": width}})
+    lost = {"state": "diverged", "reason": "loss is nan", "seed": 2, "n_non_embedding": 48 * 64**2, "tokens": 5}
+    write_rows(results, "lost", [lost])
+    entries.append({"trial": "lost", "arm": arms[0], "seed": 2, "axes": {"d_model": 64}})
+    if sweep:
+        results.write_sweep(SweepRecord("width", "", "", ("d_model",), tuple(entries), {}))
     return results

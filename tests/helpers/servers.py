@@ -1,18 +1,24 @@
-"""A small hub on loopback: files in the hub's layout, redirects and ranges as the real one gives them, and faults."""
+"""Servers on loopback that tests can take away: a hub of data sets and an S3 store."""
 
 from __future__ import annotations
 
 import re
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from moto.server import ThreadedMotoServer
+
 
 @dataclass
 class Hub:
-    """files: path -> content. The next `drops` answers break off half-way; `ranges` off: every answer is the whole."""
+    """Files in the hub's layout, redirects and ranges as the real one gives them, and faults.
+
+    files: path -> content. The next `drops` answers break off half-way; `ranges` off: every answer is the whole.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
@@ -69,3 +75,32 @@ def running_hub() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+BUCKET = "tinyscale-test"
+
+
+class S3Server:
+    """moto's server: real requests over real connections, objects in memory."""
+
+    def __init__(self) -> None:
+        self.port = 0  # any free one, the same from then on
+        self.start()
+
+    def start(self) -> None:
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self.server.start()
+        _, self.port = self.server.get_host_and_port()
+
+    def stop(self) -> None:
+        """Refuse connections from now on; the objects stay."""
+        self.server.stop()
+
+    def create_bucket(self) -> None:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(request).close()
+
+    def uri(self, path: str, bucket: str = BUCKET) -> str:
+        """Where a folder of the bucket is, as `--results` takes it."""
+        endpoint = f"region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{self.port}"
+        return f"s3://testing:testing@{bucket}/{path}?{endpoint}"

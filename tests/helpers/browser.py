@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from launching import wait_for
+
+from helpers.programs import wait_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = (

@@ -1,37 +1,15 @@
-"""Texts, trials and sweep files for the tests."""
+"""Trials of a second, and their parts."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.spec.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from tinyscale.spec.trial import Trial, resolve
 
-ROOT = Path(__file__).parent.parent
-SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
-
 MODEL = {"d_model": 16, "n_layers": 2, "n_heads": 2, "context_length": 32}
 TRAIN = {"tokens_budget": 20 * 256, "batch_tokens": 256, "lr": 1e-2, "eval_points": 3}
-
-SWEEP = """\
-name: tiny
-base:
-  data: {corpus: CORPUS, tokenizer: {kind: byte}}
-  model: {d_model: 16, n_layers: 1, n_heads: 2, context_length: 32}
-  train: {tokens_budget: 5120, batch_tokens: 256, lr: 1e-2}
-"""
-
-
-def words(count: int, seed: int = 0) -> str:
-    """Text of so many words from a vocabulary of 50, most of them rare."""
-    rng = np.random.default_rng(seed)
-    vocabulary = ["".join(rng.choice(list("abcdefgh"), rng.integers(2, 7))) for _ in range(50)]
-    chances = 1 / np.arange(1, 51)
-    return " ".join(rng.choice(vocabulary, count, p=chances / chances.sum()))
 
 
 def model_config(**changes: Any) -> ModelConfig:
@@ -65,10 +43,3 @@ def known_trial(**changes: Any) -> Trial:
     return resolve(
         config, corpus_hash="c0", split_rule="rule-1", tokenizer_hash="70", vocab_size=257, train_tokens=1_000_000
     )
-
-
-def write_sweep(folder: Path, text: str = SWEEP, corpus: str | Path = "nowhere.txt") -> Path:
-    """The sweep file `tiny.yaml` in the folder, its corpus filled in."""
-    path = folder / "tiny.yaml"
-    path.write_text(text.replace("CORPUS", str(corpus)))
-    return path
