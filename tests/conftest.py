@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from helpers import ROOT
 from helpers.text import words
+from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results.store import Results
 from tinyscale.spec.config import DataConfig
 
@@ -33,6 +34,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # A process keeps the first mode it saw: the Rays that tests start in it, one after another, must share one.
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that share a Ray come last, so that it is started once and after all that start one of their own."""
+    items.sort(key=lambda item: isinstance(item, pytest.Function) and "cluster" in item.fixturenames)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Ray with all of this machine, shared by the tests that leave it alive."""
+    with ray_session(None) as running:
+        yield running
 
 
 @pytest.fixture

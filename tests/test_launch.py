@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,6 @@ from helpers.launches import RAY_WARNS, final_losses, planned, run
 from helpers.sweeps import write_sweep
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import LaunchError
-from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results.launches import read_launches
 from tinyscale.results.store import Results, read_results
 from tinyscale.spec.trial import Trial
@@ -21,12 +19,6 @@ from tinyscale.training.loop import WEIGHTS, train
 from tinyscale.training.progress import Outcome
 
 pytestmark = RAY_WARNS
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with ray_session(None) as running:
-        yield running
 
 
 def test_a_launch_finishes_each_trial_of_the_grid_and_a_second_one_trains_nothing(tmp_path, cluster):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,11 @@ from helpers.launches import RAY_WARNS, final_losses, has_points, kill_process_o
 from helpers.programs import tinyscale, wait_for
 from helpers.sweeps import write_sweep
 from tinyscale.data import prepare
-from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results.status import read_status
 from tinyscale.results.store import Results, read_results
 from tinyscale.training.loop import WEIGHTS, train
 
 pytestmark = RAY_WARNS
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with ray_session(None) as running:
-        yield running
 
 
 def fused_sweep(folder: Path, fuse: str = "[seed]", **settings: str) -> Path:

@@ -18,7 +18,6 @@ from helpers.servers import S3Server
 from helpers.sweeps import write_search, write_sweep
 from tinyscale import storage
 from tinyscale.errors import ResultsError
-from tinyscale.orchestration.session import ray_session
 from tinyscale.results.store import Results
 from tinyscale.storage import Folder
 from tinyscale.training.loop import RESUME, WEIGHTS
@@ -84,28 +83,29 @@ def test_a_store_that_stays_away_is_an_error_in_words(server, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_launch_on_s3_rides_out_a_minute_without_it_and_a_second_one_trains_only_what_is_new(tmp_path, server):
+def test_a_launch_on_s3_rides_out_a_minute_without_it_and_a_second_one_trains_only_what_is_new(
+    tmp_path, server, cluster
+):
     """Its numbers are those of a launch on the local disk, and pandas reads the rows as they lie there."""
     results = Results(server.uri("launched"))
     local = Results(str(tmp_path / "local"))
     path = write_sweep(tmp_path, tokens="100K", widths="[8]")
-    with ray_session(None) as cluster:
-        run(planned(path, local), local, cluster)
-        plan = planned(path, results)
-        identity = plan.trials[0].trial.identity
+    run(planned(path, local), local, cluster)
+    plan = planned(path, results)
+    identity = plan.trials[0].trial.identity
 
-        def drop() -> None:
-            wait_for(lambda: results.trials.exists(f"{identity}.parquet"))
-            server.stop()
-            threading.Timer(60.0, server.start).start()
+    def drop() -> None:
+        wait_for(lambda: results.trials.exists(f"{identity}.parquet"))
+        server.stop()
+        threading.Timer(60.0, server.start).start()
 
-        outage = threading.Thread(target=drop)
-        outage.start()
-        assert set(run(plan, results, cluster).states.values()) == {"finished"}
-        outage.join()
-        extended = planned(write_sweep(tmp_path, tokens="100K", widths="[8, 16]"), results)
-        assert [each.axes["d_model"] for each in extended.to_run] == [16]
-        assert set(run(extended, results, cluster).states.values()) == {"finished"}
+    outage = threading.Thread(target=drop)
+    outage.start()
+    assert set(run(plan, results, cluster).states.values()) == {"finished"}
+    outage.join()
+    extended = planned(write_sweep(tmp_path, tokens="100K", widths="[8, 16]"), results)
+    assert [each.axes["d_model"] for each in extended.to_run] == [16]
+    assert set(run(extended, results, cluster).states.values()) == {"finished"}
     assert results.checkpoints(identity).names() == [WEIGHTS]
     rows = pd.read_parquet(results.trials.path, filesystem=results.trials.fs)
     measured = rows.loc[rows["trial"] == identity, "val_loss"].reset_index(drop=True)
@@ -113,11 +113,10 @@ def test_a_launch_on_s3_rides_out_a_minute_without_it_and_a_second_one_trains_on
 
 
 @pytest.mark.slow
-def test_a_search_on_s3_goes_on_with_its_study(tmp_path, server):
+def test_a_search_on_s3_goes_on_with_its_study(tmp_path, server, cluster):
     results, path = Results(server.uri("searched")), write_search(tmp_path, trials=2)
-    with ray_session(None) as cluster:
-        run(planned(path, results), results, cluster)
-        assert set(run(planned(path, results, "search.trials=3"), results, cluster).states.values()) == {"finished"}
+    run(planned(path, results), results, cluster)
+    assert set(run(planned(path, results, "search.trials=3"), results, cluster).states.values()) == {"finished"}
     journal = tmp_path / "copy.log"
     journal.write_bytes((results.folder / "optuna").read("rates.log"))
     storage = JournalStorage(JournalFileBackend(str(journal)))

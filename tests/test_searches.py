@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -17,19 +16,13 @@ from helpers.launches import RAY_WARNS, planned, run
 from helpers.programs import tinyscale, wait_for
 from helpers.sweeps import write_search
 from tinyscale.analysis.runs import read_groups
-from tinyscale.orchestration.session import Cluster, ray_session
+from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.studies import ending
 from tinyscale.results.leases import held_trials
 from tinyscale.results.status import read_status
 from tinyscale.results.store import Results, SweepRecord
 
 pytestmark = RAY_WARNS
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with ray_session(None) as running:
-        yield running
 
 
 def record_of(results: Results) -> SweepRecord:
