@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+from helpers import ROOT
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.cli import cli
 
@@ -158,7 +159,7 @@ def test_bash_completes_commands(tmp_path: Path, word: str, offered: list[str]) 
 
 
 def test_the_line_of_the_guide_sets_completion_up_in_bash(tmp_path: Path) -> None:
-    guide = (Path(__file__).parent.parent / "docs" / "running.md").read_text()
+    guide = (ROOT / "docs" / "running.md").read_text()
     (line,) = re.findall(r"^eval .*", guide, flags=re.M)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = f"{line}\ncomplete -p tinyscale"

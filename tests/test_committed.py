@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers import ROOT
 from tinyscale.analysis.records import read_records, record
 from tinyscale.analysis.study import find_laws
 from tinyscale.results.store import Results
 
-ROOT = Path(__file__).parent.parent
 STUDIES = sorted(fits.parent.parent for fits in (ROOT / "results").glob("*/fits/fits.json"))
 by_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 

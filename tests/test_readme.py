@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
+from helpers import ROOT
 from tinyscale.cli import cli
 
-ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
