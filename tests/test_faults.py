@@ -19,7 +19,6 @@ from helpers.launches import (
     final_losses,
     has_points,
     kill_process_of,
-    launch_command,
     planned,
     run,
     undisturbed,
@@ -38,6 +37,10 @@ from tinyscale.training.progress import Outcome
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
 
 LONG = "400K"  # tokens of a trial that lasts some seconds
+
+
+def launch_command(path: Path, results: str) -> list[str]:
+    return ["launch", "-y", "--quiet", str(path), "--results", results]
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_next_launch_goes_on_to_the_same_numbers(tmp_path):
@@ -75,7 +78,7 @@ def _cwd(pid: str) -> str | None:
         return None
 
 
-def test_a_trial_whose_process_is_killed_is_retried_and_ends_with_the_same_numbers(tmp_path):
+def test_a_trial_whose_process_is_killed_is_retried_and_ends_with_the_same_numbers(tmp_path, cluster):
     path, results = write_sweep(tmp_path, tokens=LONG), Results(str(tmp_path / "results"))
     plan = planned(path, results)
     victim = plan.to_run[0].trial.identity
@@ -85,15 +88,14 @@ def test_a_trial_whose_process_is_killed_is_retried_and_ends_with_the_same_numbe
         kill_process_of(victim, results)
 
     killer = threading.Thread(target=kill)
-    with ray_session(None) as cluster:
-        killer.start()
-        summary = run(plan, results, cluster)
+    killer.start()
+    summary = run(plan, results, cluster)
     killer.join()
     assert set(summary.states.values()) == {"finished"}
     pd.testing.assert_series_equal(final_losses(tmp_path / "results"), undisturbed(path))
 
 
-def test_a_trial_whose_process_keeps_dying_becomes_a_failed_row_and_the_others_go_on(tmp_path):
+def test_a_trial_whose_process_keeps_dying_becomes_a_failed_row_and_the_others_go_on(tmp_path, cluster):
     path, results = write_sweep(tmp_path, tokens=LONG), Results(str(tmp_path / "results"))
     plan = planned(path, results)
     victim, lease = plan.to_run[0].trial.identity, results.folder / "leases"
@@ -106,9 +108,8 @@ def test_a_trial_whose_process_keeps_dying_becomes_a_failed_row_and_the_others_g
             kill_process_of(victim, results)
 
     killer = threading.Thread(target=kill_each)
-    with ray_session(None) as cluster:
-        killer.start()
-        summary = run(plan, results, cluster)
+    killer.start()
+    summary = run(plan, results, cluster)
     killer.join()
     assert sorted(summary.states.values()) == ["failed", "finished"]
     assert "process died 3 times" in summary.reasons[victim]

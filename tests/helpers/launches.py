@@ -18,13 +18,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from helpers.programs import free_port, listens, tinyscale, wait_for
+from helpers.programs import free_port, listens, wait_for
+from tinyscale.data import prepare
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.store import Results, read_results
 from tinyscale.spec.sweep import load_sweep
+from tinyscale.training.loop import train
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -53,17 +55,13 @@ def final_losses(results: Path) -> pd.Series:
     return frame[frame["decayed"].astype(bool)].set_index("trial")["val_loss"].sort_index()
 
 
-def launch_command(path: Path, results: str) -> list[str]:
-    """The arguments that launch a sweep quietly."""
-    return ["launch", "-y", "--quiet", str(path), "--results", results]
-
-
 def undisturbed(path: Path) -> pd.Series:
-    """Final losses of the same sweep launched in peace, by a program of its own."""
-    program = tinyscale(*launch_command(path, "undisturbed"), cwd=path.parent)
-    output, _ = program.communicate(timeout=240)
-    assert program.returncode == 0, output
-    return final_losses(path.parent / "undisturbed")
+    """What `final_losses` gives when nothing disturbs a sweep: each trial trained here, from beginning to end."""
+    losses = {}
+    for trial in (each.trial for each in planned(path, Results(str(path.parent / "undisturbed"))).trials):
+        outcome = train(trial, prepare(trial.config.data), lambda _: None)
+        losses[trial.identity] = outcome.points[-1].val_loss
+    return pd.Series(losses, name="val_loss").rename_axis("trial").sort_index()
 
 
 def has_points(results: Results, identity: str) -> bool:
