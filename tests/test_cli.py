@@ -70,7 +70,7 @@ def test_the_options_that_hold_on_every_command_of_a_sweep(name: str) -> None:
 
 
 def test_plan_prints_json_and_nothing_else(sweep: Path, tmp_path: Path) -> None:
-    done = tinyscale("plan", sweep, "--json", "--set", "n_layers=2", "--select", "seed=1", cwd=tmp_path)
+    done = tinyscale("plan", sweep, "--json", "--set", "lr=2e-2", "--select", "seed=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [trial["d_model"] for trial in told["trials"]] == [16, 32]
