@@ -11,8 +11,10 @@ import torch
 from hypothesis import settings
 
 from helpers import ROOT
+from helpers.results import make_results
 from helpers.text import words
 from tinyscale.orchestration.session import Cluster, ray_session
+from tinyscale.reporting.write import analyse
 from tinyscale.results.store import Results
 from tinyscale.spec.config import DataConfig
 
@@ -52,6 +54,15 @@ def cluster() -> Iterator[Cluster]:
 def results(tmp_path: Path) -> Results:
     """The results folder of the test."""
     return Results(str(tmp_path / "results"))
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A results folder of several sweeps, fitted; to be read only."""
+    folder = str(tmp_path_factory.mktemp("fitted") / "results")
+    make_results(folder)
+    analyse(folder, folder, draws=100)
+    return folder
 
 
 @pytest.fixture(scope="session")

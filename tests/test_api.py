@@ -15,7 +15,6 @@ from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import read_records
 from tinyscale.orchestration.launch import Summary
-from tinyscale.reporting.write import analyse
 
 
 def test_every_name_is_there_and_is_loaded_only_when_used() -> None:
@@ -30,12 +29,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ts.train_everything  # noqa: B018
 
 
-def test_predictions_are_those_of_the_command_line(tmp_path: Path) -> None:
-    results = str(tmp_path / "results")
-    make_results(results)
-    analyse(results, results, draws=100)
-    rows = ts.predict(results, flops=1e12)
-    made = predict_all(*read_records(results), {"c": 1e12})
+def test_predictions_are_those_of_the_command_line(fitted: str) -> None:
+    rows = ts.predict(fitted, flops=1e12)
+    made = predict_all(*read_records(fitted), {"c": 1e12})
     assert len(rows) == sum(len(each.values) for each in made)
     assert rows["value"].tolist() == [value for each in made for value, _, _ in each.values.values()]
     assert (rows["low"] <= rows["value"]).all()

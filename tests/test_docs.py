@@ -25,7 +25,6 @@ from tinyscale import fitting
 from tinyscale.analysis.records import read_records
 from tinyscale.data import hub
 from tinyscale.fitting.laws import LAWS
-from tinyscale.reporting.write import analyse
 from tinyscale.results.store import COLUMNS
 from tinyscale.spec.config import DataConfig, TrialConfig
 
@@ -71,12 +70,10 @@ def test_commands_stand_in_blocks_that_tests_read_or_need_an_account(page: Path)
             assert "account" in before.split("\n\n")[-2], text
 
 
-def test_the_readmes_exponents_are_those_of_the_results(tmp_path: Path) -> None:
-    study = str(tmp_path / "study")
-    make_results(study)
-    analyse(study, study, draws=100)
+def test_the_readmes_exponents_are_those_of_the_results(tmp_path: Path, fitted: str) -> None:
+    study = shutil.copytree(fitted, tmp_path / "study")
     text = runpy.run_path(str(ROOT / "docs" / "generate.py"))["readme"](tmp_path)
-    (width,) = [record for record in read_records(study)[1] if record["name"] == "width-power-n"]
+    (width,) = [record for record in read_records(str(study))[1] if record["name"] == "width-power-n"]
     alpha = "alpha {value:.3g} ({low:.3g} to {high:.3g})".format(**width["params"]["alpha"])
     error = f"{width['held_out']['error_percent']:+.2f} %"
     assert f"| study | width | `L(N) = E + A N^-alpha` | {alpha} | {error} | `0123abc` |" in text

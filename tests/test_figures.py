@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from helpers.results import make_results
 from helpers.runs import runs_of_sizes
-from tinyscale.analysis.study import fit_to_draw
+from tinyscale.analysis.study import find_laws, fit_to_draw
 from tinyscale.cli import cli
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.fit import Fit
-from tinyscale.reporting.write import analyse
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A results folder of several sweeps, fitted."""
-    folder = str(tmp_path_factory.mktemp("fitted") / "results")
-    make_results(folder)
-    analyse(folder, folder, draws=100)
-    return folder
 
 
 def plot(*arguments: str | Path) -> Result:
@@ -32,8 +21,7 @@ def plot(*arguments: str | Path) -> Result:
 
 
 def test_a_fit_that_is_read_is_the_fit_that_was_written(fitted: str) -> None:
-    done = analyse(fitted, fitted, draws=100)
-    for written in [each for each in done.fits if isinstance(each, Fit)]:
+    for written in [each for each in find_laws(fitted, draws=100).fits if isinstance(each, Fit)]:
         found, origin = fit_to_draw(fitted, written.law.name, f"{written.labels['title']}-{written.law.name}")
         assert isinstance(found, Fit)
         assert origin.startswith("read from")
