@@ -43,7 +43,7 @@ def test_identities_are_the_ones_in_results_folders(known: str, changes: dict[st
 
 
 def test_a_process_with_another_hash_seed_gives_the_same_identity() -> None:
-    program = "from making import known_trial; print(known_trial().identity)"
+    program = "from helpers.trials import known_trial; print(known_trial().identity)"
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         path = os.pathsep.join(sys.path)
