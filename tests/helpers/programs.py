@@ -41,7 +41,7 @@ def loaded(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60, program: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120, program: subprocess.Popen[str] | None = None) -> None:
     """Wait for something to come true, while a program that is to bring it about runs."""
     deadline = time.monotonic() + seconds
     while not condition():
