@@ -18,6 +18,7 @@ from tinyscale.errors import ConfigError
 from tinyscale.spec.config import DataConfig, ModelConfig, TrialConfig
 from tinyscale.spec.costs import (
     CONTEXT_BYTES,
+    block_matrices,
     flops_per_token,
     memory_bytes,
     parameters,
@@ -26,7 +27,7 @@ from tinyscale.spec.costs import (
     training_steps,
 )
 from tinyscale.spec.sweep import load_sweep
-from tinyscale.training.model import GPT
+from tinyscale.training.model import GPT, Block
 
 SWITCHES = {
     "positions": ["learned", "rotary"],
@@ -74,6 +75,14 @@ def test_counts_are_those_of_the_built_model_whatever_the_shape(
 def test_counts_are_those_of_the_built_model_at_every_shipped_sweep_point(path: Any) -> None:
     for model, tokenizer in dict.fromkeys((v.config.model, v.config.data.tokenizer) for v in load_sweep(path).variants):
         assert_built_model_agrees(model, tokenizer.vocab_size or 257)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_a_blocks_matrices_are_those_of_the_built_block(activation: str) -> None:
+    model = model_config(activation=activation)
+    layers = {name: layer for name, layer in Block(model).named_modules() if isinstance(layer, torch.nn.Linear)}
+    listed = {matrix.module: (matrix.outputs, matrix.inputs) for matrix in block_matrices(model)}
+    assert listed == {name: tuple(layer.weight.shape) for name, layer in layers.items()}
 
 
 def test_counts_by_hand() -> None:
