@@ -140,25 +140,26 @@ class GPT(nn.Module):
             self.head.weight = self.embedding.weight
 
     def _initialise(self) -> None:
-        """Matrices keep the variance of what they multiply; residual outputs shrink with depth (GPT-2, section 2.3).
+        """Matrices keep the variance of their input; those that add to the residual stream shrink with depth (GPT-2,
+        section 2.3). Embeddings have a standard deviation of 0.02.
 
-        Embeddings and head are drawn with a deviation of 0.02; what makes logits with less in wide models, so that
-        they deviate by 0.2 at most and an untrained model is near uniform at every width: loss ln V.
+        The head, and an embedding tied to it, has a smaller one in wide models: the initial logits then have at most
+        0.2, and the untrained loss is ln V at every width. Norms stay as PyTorch makes them: weight one, bias zero.
         """
-        near_uniform = min(0.02, 0.2 * self.config.d_model**-0.5)
-        into_logits = ("embedding", "head") if self.config.tie_embeddings else ("head",)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                continue  # norms start at one, their biases at zero, as PyTorch makes them
-            deviation = 0.02 if name.startswith(("embedding", "positions", "head")) else parameter.shape[1] ** -0.5
-            if name.startswith(into_logits):
-                deviation = near_uniform if width_scale(self.config) == 1 else 0.02 * width_scale(self.config)
-            if name.endswith("out.weight"):
-                deviation /= math.sqrt(2 * self.config.n_layers)
-            nn.init.normal_(parameter, std=deviation)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        config, scale = self.config, width_scale(self.config)
+        head_std = min(0.02, 0.2 * config.d_model**-0.5) if scale == 1 else 0.02 * scale
+        nn.init.normal_(self.embedding.weight, std=head_std if config.tie_embeddings else 0.02)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=0.02)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for into, out in ((block.attention.qkv, block.attention.out), (block.mlp.into, block.mlp.out)):
+                nn.init.normal_(into.weight, std=into.in_features**-0.5)
+                nn.init.normal_(out.weight, std=out.in_features**-0.5 / math.sqrt(2 * config.n_layers))
+                if config.bias:
+                    nn.init.zeros_(into.bias)
+                    nn.init.zeros_(out.bias)
+        nn.init.normal_(self.head.weight, std=head_std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits [B, T, V], and with targets [B, T] (the token after each position; -100: not scored) the mean loss.
@@ -202,14 +203,21 @@ class GPT(nn.Module):
         return tokens
 
     def count_parameters(self) -> dict[str, int]:
-        """Parameters in named groups that add up to `total`; a tied head is counted with the embedding."""
-        groups = dict.fromkeys(("embedding", "positions", "attention", "mlp", "norms", "head"), 0)
-        for name, parameter in self.named_parameters():  # a shared parameter is listed once, as embedding.weight
-            part = "norms" if "norm" in name else name.split(".")[2 if name.startswith("blocks") else 0]
-            groups[part] += parameter.numel()
+        """Parameters per part of the model; they add up to `total`. A tied head is counted with the embedding."""
+        parts: dict[str, list[nn.Module]] = {
+            "embedding": [self.embedding],
+            "positions": [self.positions] if self.positions is not None else [],
+            "attention": [module for module in self.modules() if isinstance(module, Attention)],
+            "mlp": [module for module in self.modules() if isinstance(module, MLP)],
+            "norms": [module for module in self.modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm)],
+            "head": [] if self.config.tie_embeddings else [self.head],
+        }
+        counts = {
+            part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in parts.items()
+        }
         total = sum(parameter.numel() for parameter in self.parameters())
-        assert sum(groups.values()) == total, "every parameter belongs to one group"
-        return {**groups, "total": total}
+        assert sum(counts.values()) == total, "every parameter belongs to one part"
+        return {**counts, "total": total}
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
