@@ -23,7 +23,7 @@ from helpers.text import write_text
 from helpers.trials import trial_config
 from tinyscale import fitting
 from tinyscale.analysis.records import read_records
-from tinyscale.data import hub
+from tinyscale.data import content_hash, corpora, documents, hub, prepare
 from tinyscale.fitting.laws import LAWS
 from tinyscale.results.store import COLUMNS
 from tinyscale.spec.config import DataConfig, TrialConfig
@@ -132,10 +132,10 @@ print(outcome.state, outcome.points[0].val_loss, outcome.points[-1].val_loss)
 """
 
 
-def test_the_corpus_that_the_guide_adds_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_corpus_that_the_guide_adds_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = "read ten words and wrote one more, " * 3
     limericks = [f"There was a young model, number {number:04}, that {line}so." for number in range(180)]
-    monkeypatch.setattr(hub, "HUB", dict(hub.HUB))
+    monkeypatch.setitem(hub.HUB, "limericks", None)  # removed after the test
     monkeypatch.setenv("TINYSCALE_CACHE", str(tmp_path))
     exec(python_block('HUB["limericks"]'), {"HUB": hub.HUB, "HubCorpus": hub.HubCorpus})
     added = hub.HUB["limericks"]
@@ -143,7 +143,22 @@ def test_the_corpus_that_the_guide_adds_is_read(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         path = f"/datasets/{added.repo}/resolve/{added.revision}/{added.file}"
         server.files[path] = "\n<|endoftext|>\n".join(limericks).encode()
-        assert hub.hub_documents("limericks", None) == limericks
+        assert documents("limericks") == limericks
+
+
+def test_the_source_that_the_guide_adds_is_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class and the one entry of extending.md, as they stand there."""
+    monkeypatch.setenv("TINYSCALE_CACHE", str(tmp_path))
+    scope: dict[str, Any] = {}
+    exec(python_block("class Sums"), scope)
+    entry = eval(python_block("NamedCorpus("), {"NamedCorpus": corpora.NamedCorpus, **scope})
+    named = corpora.named_corpora
+    monkeypatch.setattr(corpora, "named_corpora", lambda *options: [*named(*options), entry])
+    config = DataConfig.model_validate({"corpus": "sums", "tokenizer": {"kind": "char"}, "val_bytes": 20_000})
+    corpus = prepare(config)
+    assert corpora.open_source("sums").hash() == content_hash(documents("sums"))
+    assert corpus.train_documents + corpus.val_documents == 200 * 200
+    assert corpus.tokenizer().decode(corpus.val()[0][1:12]).count("+") == 1
 
 
 @pytest.mark.slow

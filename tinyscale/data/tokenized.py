@@ -6,8 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from tinyscale.data.corpora import documents
-from tinyscale.data.hub import HUB, hub_hash
-from tinyscale.data.split import SPLIT_RULE, content_hash, split
-from tinyscale.data.synthetic import RECORD, ZIPF_RECORDS, ZipfRecords
+from tinyscale.data.corpora import open_source
+from tinyscale.data.source import Split
+from tinyscale.data.split import SPLIT_RULE
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
@@ -103,14 +102,15 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
 
     Raises DataError when the text cannot be had or used.
     """
-    corpus_hash, read = _open(config)
+    source = open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf)
+    corpus_hash = source.hash()
     folder = cache_folder() / "tokens" / _key(config, corpus_hash)
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not folder.exists():
-                    _build(config, read(), corpus_hash, folder)
+                    _build(config, source.split(config.val_bytes), corpus_hash, folder)
         except OSError as error:
             raise DataError(
                 f"cannot keep tokens in {folder.parent} ({error}); set TINYSCALE_CACHE to another folder"
@@ -136,35 +136,6 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
     )
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A corpus in two parts; of a source of known entropy also what TokenizedCorpus says of it."""
-
-    train: list[str]
-    val: list[str]
-    known: dict[str, Any] = field(default_factory=dict)
-    oracle: npt.NDArray[np.float64] | None = None  # nats of each character of val
-
-
-def _open(config: DataConfig) -> tuple[str, Callable[[], _Text]]:
-    """The text's content hash, and how to read it: what is pinned or drawn from a seed is known before it is read."""
-    if config.corpus == ZIPF_RECORDS:
-        source = ZipfRecords(config.zipf)
-        return source.hash(), lambda: _drawn(source, config.val_bytes)
-    if config.corpus in HUB:
-        found = hub_hash(config.corpus, config.max_bytes)
-        return found, lambda: _Text(*split(documents(config.corpus, config.max_bytes), config.val_bytes))
-    texts = documents(config.corpus, config.max_bytes)
-    return content_hash(texts), lambda: _Text(*split(texts, config.val_bytes))
-
-
-def _drawn(source: ZipfRecords, val_bytes: int) -> _Text:
-    """Training and validation text of one source, drawn independently; each is one document."""
-    train, val = source.text(source.config.train_bytes, part=0), source.text(val_bytes, part=1)
-    known = {"entropy_rate": source.entropy_rate, "record_length": RECORD}
-    return _Text([train], [val], known, source.nats(val_bytes, part=1))
-
-
 def require_whole_records(corpus: TokenizedCorpus, context_length: int) -> None:
     """Raise DataError when windows of this context would cut the records of a source of known entropy."""
     if corpus.record_length and context_length % corpus.record_length:
@@ -187,7 +158,7 @@ def _key(config: DataConfig, corpus_hash: str) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(config: DataConfig, text: _Text, corpus_hash: str, folder: Path) -> None:
+def _build(config: DataConfig, text: Split, corpus_hash: str, folder: Path) -> None:
     """Write the folder elsewhere and rename it, so that it is never seen half-made."""
     train, val = text.train, text.val
     tokenizer = train_tokenizer(config.tokenizer, train)
@@ -209,10 +180,12 @@ def _build(config: DataConfig, text: _Text, corpus_hash: str, folder: Path) -> N
             "val_bytes": _bytes(val),
             "val_tokens": val_tokens - len(val) - 1,
             "longest_document": max(train_longest, val_longest),
-            **text.known,
         }
         if text.oracle is not None:
-            np.pad(text.oracle, 1).tofile(made / "oracle.bin")  # beside the end-of-text tokens around the only document
+            meta |= {"entropy_rate": text.oracle.entropy_rate, "record_length": text.oracle.record_length}
+            np.pad(text.oracle.nats, 1).tofile(
+                made / "oracle.bin"
+            )  # beside the end-of-text tokens around the only document
         (made / "tokenizer.json").write_text(tokenizer.hf.to_str(), "utf-8")
         (made / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
         made.rename(folder)

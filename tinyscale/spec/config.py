@@ -21,6 +21,7 @@ ALTERNATIVES = (
 )
 
 MUP_BASE_WIDTH = 64
+ZIPF_RECORDS = "zipf_records"  # the corpus that ZipfConfig describes
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", re.IGNORECASE)
@@ -103,11 +104,11 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _the_source_belongs_to_its_corpus(self) -> Self:
-        if self.corpus != "zipf_records":
+        if self.corpus != ZIPF_RECORDS:
             if self.zipf != ZipfConfig():
-                raise _refuse("zipf", f"zipf describes the corpus zipf_records, not {self.corpus}: remove it")
+                raise _refuse("zipf", f"zipf describes the corpus {ZIPF_RECORDS}, not {self.corpus}: remove it")
         elif self.tokenizer.kind == "bpe":
-            raise _refuse("tokenizer.kind", "zipf_records has a known entropy per character: use char or byte")
+            raise _refuse("tokenizer.kind", f"{ZIPF_RECORDS} has a known entropy per character: use char or byte")
         return self
 
 
