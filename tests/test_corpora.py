@@ -85,9 +85,9 @@ def test_a_folder_is_read_to_its_depth_and_other_files_are_left_alone(tmp_path: 
     ("name", "content", "message"),
     [
         ("a.txt", b"good\nb\xe9d", r"a\.txt, line 2: not UTF-8 \(byte 0xe9\); convert it"),
-        ("a.txt", b"", r"a\.txt: there is no text"),
-        ("a.txt", b"<|endoftext|>\n<|endoftext|>", r"a\.txt: there is no text"),
-        ("a.md", b"words", r"a\.md: cannot tell what is in a \.md file; use \.txt, \.jsonl, \.parquet"),
+        ("a.txt", b"", r"a\.txt: the file has no text"),
+        ("a.txt", b"<|endoftext|>\n<|endoftext|>", r"a\.txt: the file has no text"),
+        ("a.md", b"words", r"a\.md: a file of type \.md cannot be read; use \.txt, \.jsonl, \.parquet"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"txt": "x"}', r'a\.jsonl, line 1: no string under the key "text"'),
         ("a.jsonl", b'\n["text"]', r"a\.jsonl, line 2: no string"),

@@ -1,4 +1,4 @@
-"""Text in, tokens and batches out. Everything but `tinyscale.training.batches` works without torch."""
+"""From text to tokens on disk, without torch."""
 
 from tinyscale.data.corpora import documents
 from tinyscale.data.split import SPLIT_RULE, content_hash

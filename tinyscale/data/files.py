@@ -1,4 +1,4 @@
-"""Documents in files of the user's own: .txt, .jsonl, .parquet, or a folder of those."""
+"""Documents from the user's own files: .txt, .jsonl, .parquet, or a folder of those."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinyscale.data.source import Split
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 
-SEPARATOR = "<|endoftext|>"  # what plain-text corpora write between documents
+SEPARATOR = "<|endoftext|>"  # between documents in plain text
 
 
 @dataclass(frozen=True)
@@ -41,38 +41,38 @@ class Files:
 
 
 def read_files(path: Path) -> list[str]:
-    """The documents of a file, or of every file of a known kind in a folder and below it.
+    """The documents of a file, or of every .txt, .jsonl and .parquet file in a folder and its subfolders.
 
-    Raises DataError, with the file and the line, when something cannot be read as text.
+    DataError names the file and the line that cannot be read as text.
     """
     if not path.is_dir():
         return _file(path)
     paths = sorted(found for found in path.rglob("*") if found.suffix in _READERS and found.is_file())
     if not paths:
-        raise DataError(f"{path}: no {', '.join(_READERS)} file in this folder or below it")
+        raise DataError(f"{path}: no {', '.join(_READERS)} file in this folder or its subfolders")
     return [text for found in paths for text in _file(found)]
 
 
 def between_separators(text: str) -> list[str]:
-    """The documents of plain text, without the white space around them."""
+    """The documents of plain text, stripped of surrounding white space."""
     return [document for part in text.split(SEPARATOR) if (document := part.strip())]
 
 
 def _file(path: Path) -> list[str]:
     if path.suffix not in _READERS:
-        raise DataError(f"{path}: cannot tell what is in a {path.suffix or 'nameless'} file; use {', '.join(_READERS)}")
-    # A document without text has no tokens and no bytes: it is no document.
+        raise DataError(f"{path}: a file of type {path.suffix or '(none)'} cannot be read; use {', '.join(_READERS)}")
+    # Empty documents are left out: they have no tokens and no bytes.
     try:
         texts = [text for text in _READERS[path.suffix](path) if text]
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); make it readable or take it away") from error
+        raise DataError(f"{path}: cannot be read ({error}); make it readable or remove it") from error
     if not texts:
-        raise DataError(f"{path}: there is no text in this file; fill it or take it away")
+        raise DataError(f"{path}: the file has no text; add some or remove it")
     return texts
 
 
 def _decoded(path: Path) -> str:
-    """The file's content; newlines stay as they are."""
+    """The file as text, with its own newlines."""
     raw = path.read_bytes()
     try:
         return raw.decode()
@@ -85,7 +85,7 @@ def _decoded(path: Path) -> str:
 
 
 def _txt(path: Path) -> list[str]:
-    """Documents between separators, without the white space around them; or the file as it is."""
+    """The documents between separators, stripped; without separators the whole file, unchanged."""
     text = _decoded(path)
     return between_separators(text) if SEPARATOR in text else [text]
 
@@ -107,7 +107,7 @@ def _json_text(line: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f'{where}: "text" holds half of a surrogate pair, which is no Unicode text; remove it'
+            f'{where}: "text" contains half of a surrogate pair, which is not valid Unicode; remove it'
         ) from error
     return text
 

@@ -1,7 +1,7 @@
-"""Corpora of the Hugging Face hub: pinned revisions, checked hashes, and no more bytes than were asked for.
+"""Corpora on the Hugging Face hub: pinned revisions, checked hashes, and no more bytes downloaded than needed.
 
-A file is read from its start in blocks and kept as far as it was read. So an interrupted download goes on where it
-stopped, a larger byte budget adds to a smaller one, and what is here needs no network.
+A file is downloaded from its start, in blocks that stay in the cache folder. So an interrupted download resumes, a
+larger max_bytes extends a smaller one, and bytes on this machine need no network.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
 
-_BLOCK = 16 << 20  # bytes of one request
-_RETRIES = 3  # of a request that the network or the server broke; the waits between them double from 1 s
-_READING = 1  # raise when the same file would give other documents
+_BLOCK = 16 << 20  # bytes per request
+_RETRIES = 3  # of a failed request; the waits between them double from 1 s
+_READING = 1  # raised when the same file gives other documents
 # An article's heading in WikiText, between two blank rows; sections have more equals signs.
 _HEADING = re.compile(r" = (?!= ).*(?<! =) = \n")
 
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """One file of a dataset repository, at a revision that cannot move."""
+    """One file of a dataset repository, at a fixed revision."""
 
     repo: str
     revision: str
@@ -46,22 +46,22 @@ class HubCorpus:
 
     @property
     def is_text(self) -> bool:
-        """Plain text with separators, of which any prefix can be read; otherwise Parquet."""
+        """Whether it is plain text with separators, of which any prefix can be read; otherwise it is Parquet."""
         return self.file.endswith(".txt")
 
     @property
     def path(self) -> Path:
-        """Where the file lies, as far as it was read."""
+        """The file on this machine, or the part of it downloaded so far."""
         return cache_folder() / "hub" / self.repo.replace("/", "--") / self.revision / self.file
 
     @property
     def checked(self) -> Path:
-        """A mark that the file is here to its end and has the pinned hash."""
+        """An empty file that exists once the whole file is here and has the pinned hash."""
         return self.path.with_name(f"{self.path.name}.checked")
 
     @property
     def bytes_here(self) -> int:
-        """How much of the file is on this machine."""
+        """Bytes of the file on this machine."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
 
@@ -142,7 +142,7 @@ class HubText:
 
 
 def _beginning(path: Path, limit: int, size: int) -> list[str]:
-    """The documents in the file's first bytes; of a part of the file, without the last one, which is cut short."""
+    """The documents in the first `limit` bytes of the file, without a last one that the limit cuts."""
     with path.open("rb") as file:
         raw = file.read(limit)
     end = len(raw) if len(raw) == size else max(raw.rfind(SEPARATOR.encode()), 0)
@@ -150,7 +150,7 @@ def _beginning(path: Path, limit: int, size: int) -> list[str]:
 
 
 def _articles(rows: list[str]) -> list[str]:
-    """WikiText's rows, one line each and blank lines empty, as articles."""
+    """WikiText's articles, from rows of one line each; blank lines are empty rows."""
     starts = [
         index
         for index in range(1, len(rows) - 1)
@@ -161,7 +161,7 @@ def _articles(rows: list[str]) -> list[str]:
 
 
 def _first(texts: Iterable[str], max_bytes: int | None) -> list[str]:
-    """The documents up to the one that would pass the limit; empty ones are none."""
+    """The first documents that fit in max_bytes; empty ones are left out."""
     kept, left = [], math.inf if max_bytes is None else max_bytes
     for text in texts:
         left -= len(text.encode())
@@ -173,7 +173,7 @@ def _first(texts: Iterable[str], max_bytes: int | None) -> list[str]:
 
 
 def _fetch(name: str, source: HubCorpus, wanted: int) -> Path:
-    """The file, with at least its first wanted bytes. Processes take turns."""
+    """The file, with at least its first `wanted` bytes. One process at a time downloads."""
     wanted = min(wanted, source.size)
     try:
         source.path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,11 +185,11 @@ def _fetch(name: str, source: HubCorpus, wanted: int) -> Path:
         return source.path
     except OSError as error:
         folder = source.path.parent
-        raise DataError(f"cannot keep {name} in {folder} ({error}); set TINYSCALE_CACHE to another folder") from error
+        raise DataError(f"cannot store {name} in {folder} ({error}); set TINYSCALE_CACHE to another folder") from error
 
 
 def _extend(name: str, source: HubCorpus, wanted: int) -> None:
-    """Append the next blocks to what is here."""
+    """Download the missing bytes, block by block, and append them."""
     here = source.bytes_here
     with source.path.open("ab") as file:
         while here < wanted:
@@ -204,19 +204,19 @@ def _check(name: str, source: HubCorpus) -> None:
     if found != source.sha256:
         source.path.unlink()
         raise DataError(
-            f"{name}: what came for {source.file} has SHA-256 {found[:16]}..., not the pinned {source.sha256[:16]}...; "
-            f"it was removed, try again, and look at HF_ENDPOINT if it is set"
+            f"{name}: the downloaded {source.file} has SHA-256 {found[:16]}..., not the pinned "
+            f"{source.sha256[:16]}...; it was removed, try again, and check HF_ENDPOINT if it is set"
         )
     source.checked.touch()
 
 
 def _request(name: str, source: HubCorpus, start: int, end: int) -> bytes:
-    """Bytes start to end of the file, tried again when the connection breaks."""
+    """The bytes [start, end) of the file; a failed request is repeated."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, httpx
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our one line says it all
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error below says it
     url = hf_hub_url(
         source.repo, source.file, repo_type="dataset", revision=source.revision, endpoint=os.environ.get("HF_ENDPOINT")
     )
@@ -235,12 +235,10 @@ def _request(name: str, source: HubCorpus, start: int, end: int) -> bytes:
     except (httpx.HTTPError, OSError) as error:
         raise DataError(f"cannot reach {host} for {name} ({error}); {_offline(name)}") from error
     content = bytes(response.content)
-    if response.status_code == 200:  # the server does not know ranges and sent everything
+    if response.status_code == 200:  # the server ignores ranges and sent everything
         content = content[start:end]
     if len(content) != end - start:
-        raise DataError(
-            f"{host} sent {len(content):,} bytes of {source.file} where {end - start:,} were asked for; try again"
-        )
+        raise DataError(f"{host} sent {len(content):,} bytes of {source.file} instead of {end - start:,}; try again")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Which documents are held out: a rule of the text alone, blind to seeds, file names and their order."""
+"""Which documents are held out. The rule depends on the text alone, not on seeds, file names or their order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 
 from tinyscale.errors import DataError
 
-SPLIT_RULE = "sha256-1"  # raise the number when the same text would be split differently
+SPLIT_RULE = "sha256-1"  # the number is raised when the same text is split differently
 
 
 def content_hash(texts: Iterable[str]) -> str:
-    """SHA-256, in hex, over the multiset of documents: whatever their order and the files they came in."""
+    """SHA-256, in hex, of the multiset of documents; it does not depend on their order or their files."""
     return hashlib.sha256(b"".join(sorted(map(_digest, texts)))).hexdigest()
 
 
@@ -19,8 +19,8 @@ def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
     """Training and validation documents, both in the order of their SHA-256.
 
     Validation is the first documents that hold at least val_bytes bytes of UTF-8, and every document identical to
-    the last of them. Of a corpus that is one document, validation is the tail. Raises DataError when training
-    would be left with less text than validation.
+    the last of them. A corpus of one document holds out its tail. DataError when training would have less text than
+    validation.
     """
     if len(texts) == 1:
         return _tail(texts[0], val_bytes)
@@ -38,7 +38,7 @@ def _digest(text: str) -> bytes:
 
 
 def _cuts(ordered: list[str]) -> Iterator[tuple[int, int]]:
-    """Where validation may end: (documents, bytes) up to there. Never between identical documents."""
+    """Legal validation sets, smallest first: (documents, bytes). Identical documents are never separated."""
     size = 0
     for index, text in enumerate(ordered, 1):
         size += len(text.encode())
@@ -47,7 +47,7 @@ def _cuts(ordered: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _tail(text: str, val_bytes: int) -> tuple[list[str], list[str]]:
-    """Hold out the last val_bytes bytes, or up to three more so as not to cut a character."""
+    """Hold out the last val_bytes bytes, or up to three more, so that no character is cut."""
     raw = text.encode()
     if 2 * val_bytes > len(raw):
         raise DataError(_too_much(val_bytes, len(raw), len(raw) // 2))

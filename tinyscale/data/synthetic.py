@@ -1,11 +1,11 @@
-"""Text of exactly known entropy: what no model can get below is known, so a fit's floor can be checked.
+"""Text of exactly known entropy: the lowest possible loss is known, so a fitted irreducible loss can be checked.
 
-Zipf records are the quantization model (Michaud et al. 2023) in characters. A record has a topic, drawn from a Zipf
-law and named by a tag of 3 symbols; its body is 12 letters of a Markov chain of that topic's own, and a newline ends
-it: `AACbfhialdjbgal`. A topic is learned once it was seen often enough.
+Zipf records are the quantization model (Michaud et al. 2023) in characters. A record has a topic, sampled from a Zipf
+law and named by a tag of 3 symbols. Its body is 12 letters from a Markov chain, a different one for each topic, and a
+newline ends it: `AACbfhialdjbgal`. A model learns a topic once it has seen it often enough.
 
-Every row of every topic's transition matrix is a permutation of one law q. So a letter's entropy is H(q) whatever came
-before it, and the entropy of a record is exactly H(topic) + ln(letters) + 11 H(q).
+Every row of every transition matrix is a permutation of one distribution q. So each letter of a body has entropy H(q)
+given the letter before it, and a record has exactly H(topic) + ln(letters) + 11 H(q).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ RECORD = 16  # characters
 _TAG, _BODY = 3, 12
 _TAG_SYMBOLS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ012345", dtype=np.uint8)
 _LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", dtype=np.uint8)
-_CHUNK = 1 << 16  # records made at a time
-_RULE = 1  # raise when the same settings would give other text
+_CHUNK = 1 << 16  # records generated at a time
+_RULE = 1  # raised when the same settings give other text
 
 Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
 
 class ZipfRecords:
-    """The source that the settings describe. Its seed makes the transitions, and with a part's number its text."""
+    """The source that `data.zipf` describes. Its seed gives the transitions; seed and part number give a text."""
 
     def __init__(self, config: ZipfConfig) -> None:
         self.config = config
@@ -42,12 +42,12 @@ class ZipfRecords:
         self.steps = _zipf(config.letters, config.letter_exponent)  # q, [letters]
 
     def hash(self) -> str:
-        """SHA-256, in hex, of what decides the text: it stands for the hash of the text itself."""
-        decides = {"zipf_records": _RULE, **self.config.model_dump()}
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        """SHA-256, in hex, of the settings, which determine the text."""
+        settings = {"zipf_records": _RULE, **self.config.model_dump()}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def documents(self) -> list[str]:
-        """None: DataError. The text is as long as asked for, and has no documents."""
+        """Raises DataError: generated text has no documents."""
         raise DataError(f"{ZIPF_RECORDS} is generated and has no documents; name another corpus")
 
     def split(self, val_bytes: int) -> Split:
@@ -62,23 +62,23 @@ class ZipfRecords:
         return float((_entropy(self.topics) + body) / RECORD)
 
     def text(self, n_bytes: int, part: int) -> str:
-        """At least n_bytes of whole records. Parts are independent; a longer text of a part begins with the shorter."""
+        """Whole records, at least n_bytes. Parts are independent; a longer text of a part begins with a shorter one."""
         return b"".join(symbols.tobytes() for symbols, _ in self._records(-(-n_bytes // RECORD), part)).decode("ascii")
 
     def nats(self, n_bytes: int, part: int) -> Floats:
-        """The source's own loss, -ln p of each character of that text given its record so far."""
+        """The source's own loss on that text: -ln p of each character given the record so far."""
         return np.concatenate([nats.ravel() for _, nats in self._records(-(-n_bytes // RECORD), part)])
 
     @cached_property
     def _successors(self) -> Bytes:
-        """The letters that may follow, by falling probability: [topic, letter before, rank]."""
+        """The letters that may follow, most probable first: [topic, letter before, rank]."""
         letters = self.config.letters
         shape = (self.config.topics, letters, letters)
         return np.random.default_rng([self.config.seed, 0]).random(shape).argsort(axis=-1).astype(np.uint8)
 
     @cached_property
     def _tags(self) -> npt.NDArray[np.int64]:
-        """The symbols of each topic's tag, the topic's number in base 32: [topic, 3]."""
+        """The symbols of each topic's tag, which is the topic's number in base 32: [topic, 3]."""
         base = len(_TAG_SYMBOLS)
         return np.arange(self.config.topics)[:, None] // base ** np.arange(_TAG)[::-1] % base
 
@@ -98,20 +98,20 @@ class ZipfRecords:
             yield self._chunk(rng.random((min(_CHUNK, n_records - start), 1 + _BODY)))
 
     def _chunk(self, uniform: Floats) -> tuple[Bytes, Floats]:
-        """Records made of uniform numbers, [n, 1 + 12]: one for the topic and one for each letter of the body."""
+        """Records from uniform numbers, [n, 1 + 12]: one for the topic and one for each letter of the body."""
         symbols = np.full((len(uniform), RECORD), ord("\n"), dtype=np.uint8)
         nats = np.zeros(symbols.shape)
-        topic = _draw(self.topics, uniform[:, 0])
+        topic = _sample(self.topics, uniform[:, 0])
         symbols[:, :_TAG] = _TAG_SYMBOLS[self._tags[topic]]
         nats[:, :_TAG] = self._tag_nats[topic]
         letter = (uniform[:, 1] * self.config.letters).astype(np.uint8)
         nats[:, _TAG] = np.log(self.config.letters)
-        for place in range(_TAG, _TAG + _BODY):
-            if place > _TAG:
-                rank = _draw(self.steps, uniform[:, place - _TAG + 1])
+        for column in range(_TAG, _TAG + _BODY):
+            if column > _TAG:
+                rank = _sample(self.steps, uniform[:, column - _TAG + 1])
                 letter = self._successors[topic, letter, rank]
-                nats[:, place] = -np.log(self.steps[rank])
-            symbols[:, place] = _LETTERS[letter]
+                nats[:, column] = -np.log(self.steps[rank])
+            symbols[:, column] = _LETTERS[letter]
         return symbols, nats
 
 
@@ -120,10 +120,10 @@ def _zipf(size: int, exponent: float) -> Floats:
     return np.asarray(weights / weights.sum())
 
 
-def _entropy(law: Floats) -> float:
-    return float(-(law * np.log(law)).sum())
+def _entropy(chances: Floats) -> float:
+    return float(-(chances * np.log(chances)).sum())
 
 
-def _draw(law: Floats, uniform: Floats) -> npt.NDArray[np.int64]:
-    """Indices drawn from a law by numbers uniform in [0, 1)."""
-    return np.minimum(np.searchsorted(np.cumsum(law), uniform, side="right"), len(law) - 1)
+def _sample(chances: Floats, uniform: Floats) -> npt.NDArray[np.int64]:
+    """Indices with these probabilities, from numbers uniform in [0, 1)."""
+    return np.minimum(np.searchsorted(np.cumsum(chances), uniform, side="right"), len(chances) - 1)

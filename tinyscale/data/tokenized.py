@@ -1,4 +1,4 @@
-"""Tokens on disk: made once on a machine, under a key of everything that decides them, then mapped into memory."""
+"""Tokens on disk: computed once per machine, stored under a hash of all that they depend on, and memory-mapped."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tinyscale.machine import cache_folder
 from tinyscale.spec.config import DataConfig, TrialConfig
 from tinyscale.spec.trial import Trial, resolve
 
-MIN_VAL_TOKENS = 100_000  # fewer, and the noise of evaluation hides the differences that a law is fitted to
-_LAYOUT = 1  # of the files in a cached folder
+MIN_VAL_TOKENS = 100_000  # with fewer, evaluation noise hides the differences that laws are fitted to
+_LAYOUT = 1  # version of the files in a cached folder
 
 Stream = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -98,9 +98,9 @@ class TokenizedCorpus:
 
 
 def prepare(config: DataConfig) -> TokenizedCorpus:
-    """The tokenized corpus: from the cache, or made now by the first process that asks while the others wait.
+    """The tokenized corpus, from the cache or computed now; one process computes it while the others wait.
 
-    Raises DataError when the text cannot be had or used.
+    DataError when the text is missing or cannot be used.
     """
     source = open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf)
     corpus_hash = source.hash()
@@ -119,10 +119,10 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
 
 
 def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> None:
-    """Raise DataError when validation has fewer than MIN_VAL_TOKENS tokens, saying which val_bytes would do."""
+    """Raise DataError, with a sufficient val_bytes, when validation has fewer than MIN_VAL_TOKENS tokens."""
     if corpus.val_tokens >= MIN_VAL_TOKENS:
         return
-    # The held-out documents' bytes per token may differ a little from the rest's: leave 5 % of room.
+    # Bytes per token may differ a little between held-out and other documents: add 5 %.
     wanted = -(-int(1.05 * MIN_VAL_TOKENS * corpus.val_bytes / corpus.val_tokens) // 10_000) * 10_000
     total = corpus.train_bytes + corpus.val_bytes
     remedy = (
@@ -132,7 +132,7 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
     )
     raise DataError(
         f"data.val_bytes {config.val_bytes} holds out {corpus.val_tokens:,} tokens of {config.corpus}; "
-        f"a loss needs at least {MIN_VAL_TOKENS:,} to be told from noise; {remedy}"
+        f"evaluation needs at least {MIN_VAL_TOKENS:,} so that its noise hides no differences; {remedy}"
     )
 
 
@@ -140,26 +140,26 @@ def require_whole_records(corpus: TokenizedCorpus, context_length: int) -> None:
     """Raise DataError when windows of this context would cut the records of a source of known entropy."""
     if corpus.record_length and context_length % corpus.record_length:
         raise DataError(
-            f"model.context_length {context_length} cuts the corpus's records, and its known entropy holds for whole "
-            f"ones; set a multiple of {corpus.record_length}"
+            f"model.context_length {context_length} cuts the corpus's records, and its entropy is known for whole "
+            f"records only; set a multiple of {corpus.record_length}"
         )
 
 
 def _key(config: DataConfig, corpus_hash: str) -> str:
-    """Name of the cached folder: a hash over everything that decides what is in it."""
-    decides = {
+    """Name of the cached folder: a hash of everything that its content depends on."""
+    depends_on = {
         "layout": _LAYOUT,
         "corpus": corpus_hash,
         "split": SPLIT_RULE,
         "val_bytes": config.val_bytes,
         "tokenizer": config.tokenizer.model_dump(),
-        "library": importlib.metadata.version("tokenizers"),  # another release may merge otherwise
+        "library": importlib.metadata.version("tokenizers"),  # another release may merge differently
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _build(config: DataConfig, text: Split, corpus_hash: str, folder: Path) -> None:
-    """Write the folder elsewhere and rename it, so that it is never seen half-made."""
+    """Write the folder under another name and rename it, so that no reader sees it incomplete."""
     train, val = text.train, text.val
     tokenizer = train_tokenizer(config.tokenizer, train)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
@@ -185,14 +185,14 @@ def _build(config: DataConfig, text: Split, corpus_hash: str, folder: Path) -> N
             meta |= {"entropy_rate": text.oracle.entropy_rate, "record_length": text.oracle.record_length}
             np.pad(text.oracle.nats, 1).tofile(
                 made / "oracle.bin"
-            )  # beside the end-of-text tokens around the only document
+            )  # 0 for the end-of-text tokens around the only document
         (made / "tokenizer.json").write_text(tokenizer.hf.to_str(), "utf-8")
         (made / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
         made.rename(folder)
 
 
 def _write(path: Path, tokenizer: Tokenizer, texts: list[str]) -> tuple[int, int]:
-    """Write the documents' stream; return its tokens and the longest document's."""
+    """Write the token stream of the documents; return its length and that of the longest document, in tokens."""
     with path.open("wb") as file:
         for ids in tokenizer.stream(texts):
             file.write(ids.tobytes())

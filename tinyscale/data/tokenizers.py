@@ -1,6 +1,6 @@
-"""Text to tokens and back, without loss on any Unicode text, by Hugging Face `tokenizers`.
+"""Text to tokens and back, without loss on any Unicode text, with Hugging Face `tokenizers`.
 
-The end-of-text token is ours: its id is the last one and lies outside the library's tokenizer, so no text produces it.
+The end-of-text token is not in the library's tokenizer, so no text produces it. Its id is the last one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tinyscale.spec.config import TokenizerConfig
 
-# The library holds some 80 bytes a token while it encodes, so long documents go through it in pieces.
+# The library uses some 80 bytes per token while it encodes, so long documents are encoded in pieces.
 _PIECE_CHARACTERS = 1 << 15
 _BATCH_PIECES = 32
 _CUT = re.compile(r"(?<=\S)(?=[ \r\n])")  # every kind has a token boundary here
@@ -54,11 +54,11 @@ class Tokenizer:
         return list(self.hf.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these ids. End-of-text tokens have none; bytes that are no UTF-8 become U+FFFD."""
+        """The text of these ids. End-of-text tokens are left out; bytes that are not UTF-8 become U+FFFD."""
         return self.hf.decode([token for token in ids if token != self.eot])
 
     def stream(self, texts: Iterable[str]) -> Iterator[npt.NDArray[np.generic]]:
-        """The documents' ids, piece after piece: end-of-text, then each document followed by end-of-text."""
+        """The ids of the documents, in pieces: end-of-text, then each document followed by end-of-text."""
         dtype = token_dtype(self.vocab_size)
         eot = np.array([self.eot], dtype=dtype)
         yield eot
@@ -71,7 +71,7 @@ class Tokenizer:
                     yield eot
 
     def hash(self) -> str:
-        """SHA-256, in hex, over kind, vocabulary and merges; not over the library's own file format."""
+        """SHA-256, in hex, of kind, vocabulary and merges; it does not depend on the library's file format."""
         vocab = self.hf.get_vocab()
         merges = json.loads(self.hf.to_str())["model"]["merges"]
         content = [self.kind, sorted(vocab, key=vocab.__getitem__), merges]
@@ -79,14 +79,14 @@ class Tokenizer:
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Make the tokenizer from training documents: the same one for the same documents, in any order."""
+    """Train the tokenizer on the training documents; their order does not matter."""
     if config.kind == "bpe":
         assert config.vocab_size is not None
         return Tokenizer("bpe", _bpe(config.vocab_size - 1, texts))
     if config.kind == "char":
         alphabet = sorted(set().union(*texts))
         known = {ord(character) for character in alphabet}
-        # An ASCII character is its own only byte, so it needs no stand-in once it has a token.
+        # An ASCII character is one byte: where it has a token, that byte needs none of its own.
         return Tokenizer(
             "char", _characters(alphabet, [byte for byte in _UTF8_BYTES if byte not in known or byte > 0x7F])
         )
@@ -94,12 +94,12 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def load_tokenizer(kind: str, serialised: str) -> Tokenizer:
-    """The tokenizer that `hf.to_str()` gave."""
+    """The tokenizer that `hf.to_str()` serialised."""
     return Tokenizer(kind, HFTokenizer.from_str(serialised))
 
 
 def _bpe(size: int, texts: Iterable[str]) -> HFTokenizer:
-    """Byte-level merges; fewer than asked for when the text has no more pairs to merge."""
+    """Byte-level merges; the vocabulary is smaller than `size` when the text has too few pairs to merge."""
     tokenizer = _byte_level(models.BPE(), use_regex=True)
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(_ALPHABET), show_progress=False)
     tokenizer.train_from_iterator((piece for text in texts for piece, _ in _pieces(text)), trainer)
@@ -114,9 +114,9 @@ def _byte_level(model: models.BPE, *, use_regex: bool) -> HFTokenizer:
     return tokenizer
 
 
-def _characters(alphabet: list[str], stand_ins: list[int]) -> HFTokenizer:
-    """One token a character; a character outside the alphabet becomes its UTF-8 bytes."""
-    vocabulary = [*(f"<0x{byte:02X}>" for byte in stand_ins), *alphabet]
+def _characters(alphabet: list[str], fallback_bytes: list[int]) -> HFTokenizer:
+    """One token per character; a character outside the alphabet becomes its UTF-8 bytes."""
+    vocabulary = [*(f"<0x{byte:02X}>" for byte in fallback_bytes), *alphabet]
     indexed = {token: index for index, token in enumerate(vocabulary)}
     tokenizer = HFTokenizer(models.BPE(vocab=indexed, merges=[], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -124,7 +124,7 @@ def _characters(alphabet: list[str], stand_ins: list[int]) -> HFTokenizer:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """The text in pieces that tokenize as the whole would, each with whether it is the last."""
+    """The text in pieces that give the same tokens as the whole, each with whether it is the last."""
     start = 0
     while len(text) - start > _PIECE_CHARACTERS and (cut := _CUT.search(text, start + _PIECE_CHARACTERS)):
         yield text[start : cut.start()], False

@@ -1,4 +1,4 @@
-"""A YAML file as plain Python values that remember their lines."""
+"""A YAML file as plain Python values, with the line of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from tinyscale.errors import ConfigError
 
 MAX_DEPTH = 20
-MAX_VALUES = 50_000  # a few lines of aliases to aliases can stand for billions
+MAX_VALUES = 50_000  # a few lines of nested aliases can expand to billions
 MAX_WHOLE = 2**63
 
 Keys = tuple[str | int, ...]
@@ -25,7 +25,7 @@ Keys = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """What a file says (`content`), as it was written (`source`), and the 1-based line of each key and item."""
+    """The values of a file (`content`), its text (`source`), and the 1-based line of each key and item."""
 
     path: str
     source: str
@@ -40,7 +40,7 @@ class Document:
 
 
 def load_document(path: str | Path) -> Document:
-    """Read a YAML 1.2 file whose top is a mapping; ConfigError names the line of what is not YAML."""
+    """Read a YAML 1.2 file whose top level is a mapping. ConfigError names the line of a syntax error."""
     try:
         source = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -55,14 +55,14 @@ def load_document(path: str | Path) -> Document:
 
 
 def parse_value(text: str, origin: str) -> Any:
-    """A value written on the command line, read as YAML reads it in a file."""
+    """A value given on the command line, read as in a YAML file."""
     return _plain(_parse(text, origin), (), {}, origin)
 
 
 def _parse(text: str, origin: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", YAMLWarning)  # an anchor defined again, and YAML 1.1: legal both
+            warnings.simplefilter("ignore", YAMLWarning)  # a redefined anchor, or YAML 1.1: both are legal
             return YAML(typ="rt").load(io.StringIO(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark
@@ -70,17 +70,17 @@ def _parse(text: str, origin: str) -> Any:
         raise ConfigError(f"{where}: not YAML: {error.problem or error.context}") from error
     except Exception as error:
         raise ConfigError(
-            f"{origin}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}"
+            f"{origin}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}"
         ) from error
 
 
 def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
-    """ruamel's nodes as dict, list, str, int, float, bool and None; notes each line on the way."""
+    """ruamel's nodes as dict, list, str, int, float, bool and None; fills `lines` with the line of each."""
     where = f"{path}, line {lines[keys]}" if keys in lines else path
     if len(keys) > MAX_DEPTH:
         raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels")
     if len(lines) > MAX_VALUES:
-        raise ConfigError(f"{where}: more than {MAX_VALUES:,} values, aliases written out")
+        raise ConfigError(f"{where}: more than {MAX_VALUES:,} values after expanding aliases")
     if isinstance(node, CommentedMap):
         found = {}
         for key, value in node.items():
@@ -94,13 +94,13 @@ def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
         for index in range(len(node)):
             lines[(*keys, index)] = node.lc.item(index)[0] + 1
         return [_plain(value, (*keys, index), lines, path) for index, value in enumerate(node)]
-    if isinstance(node, ScalarBoolean):  # a boolean with an anchor, to ruamel a kind of int
+    if isinstance(node, ScalarBoolean):  # a boolean with an anchor; in ruamel a subclass of int
         return bool(node)
     if isinstance(node, int) and abs(node) >= MAX_WHOLE:
-        raise ConfigError(f"{where}: a whole number of more than 64 bits; write it as 1e20, or smaller")
+        raise ConfigError(f"{where}: an integer of more than 64 bits; write it as a float, such as 1e20, or smaller")
     for kind in (bool, int, float, str):  # ruamel's scalars are subclasses that carry their formatting
         if isinstance(node, kind):
             return kind(node)
     if node is None:
         return None
-    raise ConfigError(f"{where}: {type(node).__name__} is not a value this file can hold; write text or a number")
+    raise ConfigError(f"{where}: {type(node).__name__} values are not supported here; write text or a number")
