@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
+from tinyscale.orchestration.ray_internals import clear_flag, set_flag
 from tinyscale.orchestration.record import record_draw
 from tinyscale.orchestration.studies import GroupStudy, StudyFile
 from tinyscale.orchestration.watch import place
-from tinyscale.orchestration.worker import NAMESPACE, placed, stop_key
+from tinyscale.orchestration.worker import placed, stop_key
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.results.store import Results
 
@@ -98,7 +98,7 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
         self.asked_to_stop: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
+        clear_flag(stop_key(placed(trial.config)["trial"]))
         self._study(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -108,11 +108,11 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
             decision = self._study(trial).on_trial_result(tune_controller, trial, result)
             if decision == TrialScheduler.STOP:
                 self.asked_to_stop.add(identity)
-                _internal_kv_put(stop_key(identity), b"behind", namespace=NAMESPACE)
+                set_flag(stop_key(identity), b"behind")
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
+        clear_flag(stop_key(placed(trial.config)["trial"]))
 
     def _study(self, trial: Any) -> ASHAScheduler:
         (planned,) = self.groups[placed(trial.config)["trial"]]
