@@ -9,6 +9,7 @@ import numpy as np
 
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.spec.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
+from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.trial import Trial, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +17,8 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 MODEL = {"d_model": 16, "n_layers": 2, "n_heads": 2, "context_length": 32}
 TRAIN = {"tokens_budget": 20 * 256, "batch_tokens": 256, "lr": 1e-2, "eval_points": 3}
+
+FACTS = TextFacts(corpus_hash="c0", split_rule="rule-1", tokenizer_hash="70", vocab_size=257, train_tokens=1_000_000)
 
 SWEEP = """\
 name: tiny
@@ -56,15 +59,13 @@ def trial_config(data: DataConfig | dict[str, Any], **changes: Any) -> TrialConf
 def make_trial(config: TrialConfig) -> tuple[Trial, TokenizedCorpus]:
     """The trial resolved against its text, and the text."""
     corpus = prepare(config.data)
-    return corpus.resolve(config), corpus
+    return resolve(config, corpus.facts), corpus
 
 
 def known_trial(**changes: Any) -> Trial:
     """A trial on a text that is nowhere: its hashes are given."""
     config = trial_config({"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}, **changes)
-    return resolve(
-        config, corpus_hash="c0", split_rule="rule-1", tokenizer_hash="70", vocab_size=257, train_tokens=1_000_000
-    )
+    return resolve(config, FACTS)
 
 
 def write_sweep(folder: Path, text: str = SWEEP, corpus: str | Path = "nowhere.txt") -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from making import known_trial
 from tinyscale.errors import ResultsError
 from tinyscale.results.store import (
     COLUMNS,
+    FIRST_SPLIT_RULE,
     SCHEMA,
     SCHEMA_VERSION,
     Results,
@@ -29,7 +31,7 @@ from tinyscale.results.store import (
     trial_columns,
 )
 from tinyscale.spec.settings import FIELDS
-from tinyscale.spec.trial import Trial
+from tinyscale.spec.trial import Trial, resolve
 
 PROVENANCE = {"commit": "abc", "packages": {"torch": "2"}}
 
@@ -275,6 +277,21 @@ def test_the_file_says_its_configuration_and_where_it_comes_from(results: Result
     assert metadata["config"]["train"]["lr"] == 3e-3
     assert type(trial.config).model_validate_json(json.dumps(metadata["config"])) == trial.config
     assert rows[0]["trial"] == trial.identity
+    assert results.load_trial(trial.identity) == trial
+
+
+def test_a_trial_whose_file_says_nothing_of_its_text_is_read_from_its_rows(results: Results) -> None:
+    trial = known_trial()
+    trial = resolve(trial.config, replace(trial.facts, split_rule=FIRST_SPLIT_RULE))
+    results.write_trial(trial, [point(trial)], "finished", None, PROVENANCE)
+    write_other_version(results, trial, without_facts)
+    assert results.load_trial(trial.identity) == trial
+
+
+def without_facts(table: pa.Table) -> pa.Table:
+    metadata = dict(table.schema.metadata)
+    del metadata[b"tinyscale.facts"]
+    return table.replace_schema_metadata(metadata)
 
 
 # Fields that are no column of their own, and why.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import SWEEP, write_sweep
+from making import FACTS, SWEEP, write_sweep
 from pydantic import ValidationError
 
 from tinyscale.errors import ConfigError
@@ -134,8 +134,7 @@ def test_corners_are_all_combinations_of_ends_and_choices() -> None:
 
 
 def as_trial(variant: Variant) -> Trial:
-    text = {"corpus_hash": "c", "tokenizer_hash": "t", "split_rule": "s", "vocab_size": 257}
-    return resolve(variant.config, **text, train_tokens=10**6)
+    return resolve(variant.config, FACTS)
 
 
 def draws(sweep: Sweep, recorded: list[dict[str, Any]]) -> Draws:

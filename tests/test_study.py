@@ -11,6 +11,7 @@ import pytest
 
 from tinyscale.data.synthetic import RECORD, ZipfRecords
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.sweep import Variant, load_sweep
 from tinyscale.spec.trial import Trial, resolve
 
@@ -24,8 +25,7 @@ def resolved(config: TrialConfig) -> Trial:
     """The trial on a text long enough for every sweep."""
     tokenizer = config.data.tokenizer
     vocab_size = tokenizer.vocab_size or VOCABULARY[tokenizer.kind]
-    text = {"corpus_hash": "c", "split_rule": "s", "tokenizer_hash": f"{tokenizer}", "train_tokens": 300_000_000}
-    return resolve(config, vocab_size=vocab_size, **text)
+    return resolve(config, TextFacts("c", "s", f"{tokenizer}", vocab_size, train_tokens=300_000_000))
 
 
 def cells(name: str, *, arm: str | None = None, **options: list[str]) -> list[Cell]:

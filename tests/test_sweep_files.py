@@ -10,6 +10,7 @@ from making import SWEEPS
 
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.document import load_document
+from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.sweep import Sweep, load_sweep
 from tinyscale.spec.trial import Trial, resolve
 
@@ -21,8 +22,8 @@ def trials(sweep: Sweep) -> list[Trial]:
 
 def resolved(config: TrialConfig) -> Trial:
     vocab_size = config.data.tokenizer.vocab_size or 257
-    text = {"corpus_hash": config.data.corpus, "tokenizer_hash": config.data.tokenizer.model_dump_json()}
-    return resolve(config, **text, split_rule="rule", vocab_size=vocab_size, train_tokens=10**9)
+    tokenizer = config.data.tokenizer.model_dump_json()
+    return resolve(config, TextFacts(config.data.corpus, "rule", tokenizer, vocab_size, train_tokens=10**9))
 
 
 @pytest.fixture(params=SWEEPS, ids=lambda path: path.stem)

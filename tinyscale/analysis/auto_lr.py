@@ -31,7 +31,7 @@ def best_rate(trial: Trial, laws: Sequence[Mapping[str, Any]]) -> tuple[float, s
     Of laws for its text, tokenizer, optimizer and parametrization the one of most runs. FitError when there is none.
     """
     train = trial.config.train
-    of = (trial.corpus_hash, trial.tokenizer_hash, train.optimizer, trial.config.model.parametrization)
+    of = (trial.facts.corpus_hash, trial.facts.tokenizer_hash, train.optimizer, trial.config.model.parametrization)
     task = dict(zip(HOLDS_FOR, of, strict=True))
     differ = {law["name"]: [name for name in task if law.get("of", {}).get(name) != task[name]] for law in laws}
     agree = [law for law in laws if not differ[law["name"]]]

@@ -139,7 +139,7 @@ def train_loop(config: Mapping[str, Any]) -> None:
     with Recorders([Recorder(trial, launch, lease, began) for trial, lease in config["claimed"]]) as recorders:
         first = recorders.first.trial
         corpus = prepare(first.config.data)
-        if corpus.corpus_hash != first.corpus_hash or corpus.tokenizer_hash != first.tokenizer_hash:
+        if corpus.facts != first.facts:
             raise DataError(f"the text of {first.config.data.corpus} is another here than at planning; plan again")
         for recorder in recorders.each:
             recorder.corpus = corpus

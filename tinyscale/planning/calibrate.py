@@ -1,13 +1,12 @@
 """Measure seconds per optimizer step and per evaluation of some trials, for the forecast.
 
-Run as a program, so that planning itself needs no torch: reads a pickled list of trials from standard input,
-prints one JSON object a trial.
+Run as a program, so that planning itself needs no torch: reads a JSON list of trials from standard input,
+prints one JSON object per trial.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import statistics
 import sys
 import time
@@ -77,8 +76,8 @@ def _evaluate_a_part(run: Run) -> int:
 
 def main() -> None:
     """Measure what standard input lists."""
-    for trial in pickle.load(sys.stdin.buffer):
-        print(json.dumps(measure(trial)), flush=True)
+    for written in json.load(sys.stdin):
+        print(json.dumps(measure(Trial.of_json(written))), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import heapq
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -100,7 +99,7 @@ def shape_key(trial: Trial, at_once: int) -> str:
     shape = {
         "model": trial.config.model.model_dump(),
         "vocab_size": trial.vocab_size,
-        "validation": [trial.corpus_hash, trial.config.data.val_bytes, trial.tokenizer_hash],
+        "validation": [trial.facts.corpus_hash, trial.config.data.val_bytes, trial.facts.tokenizer_hash],
         "train": [train.batch_tokens, train.optimizer, train.precision],
         "resources": trial.config.resources.model_dump(),
         "at_once": at_once,
@@ -137,9 +136,10 @@ def _measure(trials: list[Trial], at_once: int) -> list[dict[str, float]] | None
         )
         for _ in range(max(1, min(at_once, usable_cores(), 4)))
     ]
+    asked = json.dumps([trial.as_json() for trial in trials]).encode()
     for process in processes:
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps(trials))
+        process.stdin.write(asked)
         process.stdin.close()
     outputs = []
     for process in processes:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from tinyscale.data import SPLIT_RULE
-from tinyscale.errors import ConfigError
+from tinyscale.errors import ConfigError, ResultsError
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import Choice, Means, Settled, settle, settled_notes
 from tinyscale.planning.resolve import prepare_texts, resolve_against
@@ -98,14 +98,8 @@ class PlannedTrial:
         assert self.draw is not None, "only trials of a search are drawn"
         assert self.draw.undrawn is not None, "each trial is drawn once"
         variant, middle = with_values(self.draw.undrawn, values), self.trial
-        trial = resolve(
-            variant.config.model_copy(update={"resources": middle.config.resources}),
-            corpus_hash=middle.corpus_hash,
-            split_rule=SPLIT_RULE,
-            tokenizer_hash=middle.tokenizer_hash,
-            vocab_size=middle.vocab_size,
-            train_tokens=middle.unique_tokens,
-        )
+        config = variant.config.model_copy(update={"resources": middle.config.resources})
+        trial = resolve(config, middle.facts)
         return replace(self, trial=trial, axes=variant.axes, state="new", draw=replace(self.draw, undrawn=None))
 
 
@@ -266,28 +260,29 @@ def _explain_changes(
     results: Results, former: Mapping[str, Mapping[str, Any]], trials: list[PlannedTrial]
 ) -> list[PlannedTrial]:
     """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
-    explained = []
-    for planned in trials:
+
+    def explained(planned: PlannedTrial) -> PlannedTrial:
         twin = former.get(_place(planned.place), {}).get("trial")
-        if planned.state == "new" and twin is not None and results.state(twin) is not None:
-            reason = "; ".join(_differences(planned.trial, *results.read_trial(twin)))
-            explained.append(replace(planned, state="changed", reason=reason))
-        else:
-            explained.append(planned)
-    return explained
+        if planned.state == "new" and twin is not None:
+            with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
+                reason = "; ".join(_differences(results.load_trial(twin), planned.trial))
+                return replace(planned, state="changed", reason=reason)
+        return planned
+
+    return [explained(planned) for planned in trials]
 
 
 def _place(group: Mapping[str, Any]) -> str:
     return json.dumps([group["arm"], group["seed"], group["axes"]], sort_keys=True)
 
 
-def _differences(trial: Trial, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> list[str]:
+def _differences(before: Trial, now: Trial) -> list[str]:
     """What separates a trial from one that was trained: fields, the text, the tokenizer, or the code's own numbers."""
-    old, new = dict(_leaves(metadata["config"])), dict(_leaves(trial.config.model_dump(mode="json")))
+    old, new = (dict(_leaves(trial.config.model_dump(mode="json"))) for trial in (before, now))
     found = [f"{path} was {old[path]}, is {value}" for path, value in new.items() if old.get(path, value) != value]
-    if rows[-1]["corpus_hash"] != trial.corpus_hash:
+    if before.facts.corpus_hash != now.facts.corpus_hash:
         found.append("the text changed")
-    elif rows[-1]["tokenizer_hash"] != trial.tokenizer_hash:
+    elif before.facts.tokenizer_hash != now.facts.tokenizer_hash:
         found.append("the tokenizer changed")
     return found or ["the code's numbers changed"]
 

@@ -8,7 +8,7 @@ from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, 
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.spec.config import ALTERNATIVES, DataConfig
 from tinyscale.spec.sweep import Sweep, Variant
-from tinyscale.spec.trial import Trial
+from tinyscale.spec.trial import Trial, resolve
 
 
 def _text_of(variant: Variant) -> DataConfig:
@@ -46,13 +46,13 @@ def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Varian
             "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
         )
     try:
-        trial = corpus.resolve(config)
+        trial = resolve(config, corpus.facts)
     except ConfigError as error:
         raise ConfigError(f"{budget}: {error}") from error
-    if (config.data.unique_tokens or 0) > corpus.train_tokens:
+    if (config.data.unique_tokens or 0) > corpus.facts.train_tokens:
         raise ConfigError(
             f"{variant.where('data.unique_tokens')}: data.unique_tokens = {config.data.unique_tokens:,} is more than "
-            f"the {corpus.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
+            f"the {corpus.facts.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
         )
     if trial.epochs > 1 and not config.train.repeats:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """The results folder: one Parquet file a trial, one row a point, one schema that only grows.
 
-    trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config and provenance as JSON
+    trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config, facts of the text and provenance, as JSON
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
     launches/<sweep>-<time>-<random>.json   how one launch went: see launches.py
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
@@ -36,6 +37,8 @@ SCHEMA_VERSION = 3
 STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
 STATES = ("running", "finished", "failed", "diverged", STOPPED)
 KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
+
+FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
 READERS = 16  # files that are read at a time
 
@@ -170,7 +173,7 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "seed": config.seed,
         **config.resources.model_dump(),
     }
-    facts = {name: getattr(trial, name) for name in ("corpus_hash", "tokenizer_hash", "vocab_size", "unique_tokens")}
+    facts = {**asdict(trial.facts), "unique_tokens": trial.unique_tokens}
     counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
     return {name: value for name, value in (described | facts | counts).items() if name in SCHEMA.names}
 
@@ -220,14 +223,15 @@ class Results:
         rows = [{**point, **fixed} for point in (*points, *ends_without_loss)]
         unknown = {key for row in rows for key in row} - set(SCHEMA.names)
         assert not unknown, f"columns that are not in the schema: {sorted(unknown)}"
-        metadata = {"config": trial.config.model_dump(mode="json"), "provenance": dict(provenance)}
+        described = trial.as_json()
+        metadata = {"config": described["config"], "facts": described["facts"], "provenance": dict(provenance)}
         footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer)), buffer, **FEW_ROWS)
         self.trials.write(f"{trial.identity}.parquet", buffer.getvalue())
 
     def read_trial(self, identity: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """A trial's rows, and its metadata (`config`, `provenance`). FileNotFoundError or ResultsError."""
+        """A trial's rows, and its metadata (`config`, `facts`, `provenance`). FileNotFoundError or ResultsError."""
         content = self.trials.read(f"{identity}.parquet")
         try:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
@@ -238,6 +242,16 @@ class Results:
         footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
         ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
         return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
+
+    def load_trial(self, identity: str) -> Trial:
+        """The trial whose rows are in that file. FileNotFoundError or ResultsError."""
+        rows, metadata = self.read_trial(identity)
+        try:
+            facts = metadata.get("facts") or _facts_in(rows[-1])
+            return Trial.of_json({"identity": identity, "config": metadata["config"], "facts": facts})
+        except (KeyError, ValidationError) as error:
+            file = f"{self.trials}/{identity}.parquet"
+            raise ResultsError(f"{file}: written by another version of tinyscale ({_first_line(error)})") from error
 
     def mark_failed(self, trial: Trial, reason: str, provenance: Mapping[str, Any]) -> None:
         """Record that a trial failed without being able to say so itself; the points it wrote are kept."""
@@ -335,6 +349,12 @@ class Results:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
                 raise ResultsError(message) from error
         return records
+
+
+def _facts_in(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of the text as far as rows hold them: of a trial on a part of it, train_tokens is the part's."""
+    facts = {name: row[name] for name in ("corpus_hash", "tokenizer_hash", "vocab_size")}
+    return {**facts, "split_rule": FIRST_SPLIT_RULE, "train_tokens": row["unique_tokens"]}
 
 
 def _first_line(error: Exception) -> str:
