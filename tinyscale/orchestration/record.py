@@ -10,6 +10,7 @@ from filelock import FileLock
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results, SweepRecord
+from tinyscale.spec.state import State
 
 
 def record_sweep(plan: Plan, results: Results) -> None:
@@ -17,7 +18,7 @@ def record_sweep(plan: Plan, results: Results) -> None:
 
     Of a search, trials that another launch has drawn since, or that a selection leaves out, stay.
     """
-    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != "undrawn"]
+    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != State.UNDRAWN]
     searched = tuple(sweep.search.names) if sweep.search else ()
     axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
     with _alone(results):

@@ -17,20 +17,21 @@ from tinyscale.planning import forecast
 from tinyscale.planning.auto import Choice, Means, Settled, settle, settled_notes
 from tinyscale.planning.resolve import prepare_texts, resolve_against
 from tinyscale.planning.samples import Draw, Draws, known_draws, with_values
-from tinyscale.results.store import KEPT_STATES, PARAMETER_COLUMNS, STOPPED, Results
+from tinyscale.results.store import PARAMETER_COLUMNS, Results
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.search_space import Search
+from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, Variant, without_collector
 from tinyscale.spec.trial import Trial, resolve
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
 
 WHY = {
-    "new": "not trained yet",
-    "failed": "failed before",
-    "running": "was interrupted; goes on from its last checkpoint",
-    "changed": "was trained under another configuration",
-    "undrawn": "to be drawn by the search",
+    State.NEW: "not trained yet",
+    State.FAILED: "failed before",
+    State.RUNNING: "was interrupted; goes on from its last checkpoint",
+    State.CHANGED: "was trained under another configuration",
+    State.UNDRAWN: "to be drawn by the search",
 }
 
 
@@ -41,7 +42,7 @@ class PlannedTrial:
     trial: Trial
     arm: str
     axes: Mapping[str, Any]
-    state: str  # new, changed, running, failed, finished or diverged; of a search also stopped, and undrawn
+    state: State
     reason: str | None
     choices: Mapping[str, Choice] = field(default_factory=dict)  # what planning chose for fields that were `auto`
     draw: Draw | None = None  # its place in a search
@@ -68,13 +69,13 @@ class PlannedTrial:
     @property
     def will_run(self) -> bool:
         """Whether a launch trains it."""
-        return self.state not in (*KEPT_STATES, STOPPED)
+        return self.state.is_trained
 
     @property
     def label(self) -> str:
         """Its place in the sweep in words, such as `d_model=64 seed=1`."""
         values = [f"{name}={value}" for name, value in self.axes.items()]
-        values += [f"draw {self.draw.number + 1}"] if self.state == "undrawn" and self.draw else []
+        values += [f"draw {self.draw.number + 1}"] if self.state == State.UNDRAWN and self.draw else []
         return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
 
     def with_share(self, gpu: float) -> PlannedTrial:
@@ -85,7 +86,7 @@ class PlannedTrial:
         """What `plan --json` lists."""
         trial = self.trial
         counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
-        identity = None if self.state == "undrawn" else trial.identity
+        identity = None if self.state == State.UNDRAWN else trial.identity
         place = {"trial": identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
         costs["memory_bytes"] = trial.memory_bytes
@@ -100,7 +101,7 @@ class PlannedTrial:
         variant, middle = with_values(self.draw.undrawn, values), self.trial
         config = variant.config.model_copy(update={"resources": middle.config.resources})
         trial = resolve(config, middle.facts)
-        return replace(self, trial=trial, axes=variant.axes, state="new", draw=replace(self.draw, undrawn=None))
+        return replace(self, trial=trial, axes=variant.axes, state=State.NEW, draw=replace(self.draw, undrawn=None))
 
 
 @dataclass(frozen=True)
@@ -214,15 +215,15 @@ def make_plan(
 
 
 def _planned(
-    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[str, str | None]]
+    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[State, str | None]]
 ) -> PlannedTrial:
     """A trial with where it stands."""
     variant, trial = each.variant, means.resolve(each.variant)
-    state, reason = states.get(trial.identity, ("new", None))
-    if draw is None and state == STOPPED:
-        state = "running"  # what a search gave up is here trained to its end
+    state, reason = states.get(trial.identity, (State.NEW, None))
+    if draw is None and state == State.STOPPED:
+        state = State.RUNNING  # what a search gave up is here trained to its end
     if draw and draw.undrawn:
-        state, reason = "undrawn", None
+        state, reason = State.UNDRAWN, None
     return PlannedTrial(trial, variant.arm, variant.axes, state, reason, each.choices, draw)
 
 
@@ -237,7 +238,7 @@ def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
 def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
     """The ends of what a search may draw, resolved, so that what is wrong with one is found before it is drawn."""
     variants = [with_values(each.variant, values) for each in settled for values in search.corners()]
-    return [PlannedTrial(resolve(variant), variant.arm, variant.axes, "new", None) for variant in variants]
+    return [PlannedTrial(resolve(variant), variant.arm, variant.axes, State.NEW, None) for variant in variants]
 
 
 def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
@@ -263,10 +264,10 @@ def _explain_changes(
 
     def explained(planned: PlannedTrial) -> PlannedTrial:
         twin = former.get(_place(planned.place), {}).get("trial")
-        if planned.state == "new" and twin is not None:
+        if planned.state == State.NEW and twin is not None:
             with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
                 reason = "; ".join(_differences(results.load_trial(twin), planned.trial))
-                return replace(planned, state="changed", reason=reason)
+                return replace(planned, state=State.CHANGED, reason=reason)
         return planned
 
     return [explained(planned) for planned in trials]
@@ -326,7 +327,7 @@ def _warnings(trials: Sequence[PlannedTrial]) -> list[str]:
             f"{fewest.label} takes only {fewest.trial.steps} optimizer steps; under {FEW_STEPS} the schedule shapes "
             "the loss: lower train.batch_tokens or raise the budget"
         )
-    diverged = sum(planned.state == "diverged" for planned in trials)
+    diverged = sum(planned.state == State.DIVERGED for planned in trials)
     if diverged:
         found.append(f"{diverged} trials diverged before and would again; they are left as they are")
     return found

@@ -9,8 +9,7 @@ from typing import Any
 
 from tinyscale.results.leases import held_trials
 from tinyscale.results.store import Results, SweepRecord
-
-MISSING, INTERRUPTED = "missing", "interrupted"  # beside the states of results.STATES
+from tinyscale.spec.state import State
 
 
 @dataclass(frozen=True)
@@ -18,14 +17,14 @@ class Status:
     """States by trial, as (state, reason); a trial without rows is missing, one that nobody trains is interrupted."""
 
     sweeps: tuple[SweepRecord, ...]
-    states: dict[str, tuple[str, str | None]]
+    states: dict[str, tuple[State, str | None]]
     set_aside: tuple[str, ...]
 
-    def of(self, trial: str) -> tuple[str, str | None]:
+    def of(self, trial: str) -> tuple[State, str | None]:
         """State and reason of a trial."""
-        return self.states.get(trial, (MISSING, None))
+        return self.states.get(trial, (State.MISSING, None))
 
-    def counts(self, sweep: SweepRecord) -> Counter[str]:
+    def counts(self, sweep: SweepRecord) -> Counter[State]:
         """Trials of a sweep by state."""
         return Counter(self.of(trial)[0] for trial in dict.fromkeys(sweep.trials))
 
@@ -36,12 +35,12 @@ class Status:
             for sweep in self.sweeps
             for group in sweep.groups
             for state, reason in [self.of(group["trial"])]
-            if state in ("failed", "diverged")
+            if state.lacks_loss
         ]
 
     def trials_in(self, states: Sequence[str], sweep: str | None) -> list[str]:
         """Trials in one of these states (`running` takes in the interrupted), of one sweep or of all."""
-        wanted = {*states, *([INTERRUPTED] if "running" in states else [])}
+        wanted = {*states, *([State.INTERRUPTED] if State.RUNNING in states else [])}
         named = {trial for record in self.sweeps if record.name == sweep for trial in record.trials}
         trials = self.states if sweep is None else [trial for trial in self.states if trial in named]
         return [trial for trial in trials if self.states[trial][0] in wanted]
@@ -69,7 +68,7 @@ def read_status(results: Results) -> Status:
     states, set_aside = results.states_and_unreadable()
     held = held_trials(results.folder / "leases")
     shown = {
-        trial: (INTERRUPTED, reason) if state == "running" and trial not in held else (state, reason)
+        trial: (State.INTERRUPTED, reason) if state == State.RUNNING and trial not in held else (state, reason)
         for trial, (state, reason) in states.items()
     }
     return Status(tuple(results.read_sweeps()), shown, tuple(set_aside))

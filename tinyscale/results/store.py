@@ -29,14 +29,11 @@ from pydantic import ValidationError
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
+from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 
 SCHEMA_VERSION = 3
-
-STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
-STATES = ("running", "finished", "failed", "diverged", STOPPED)
-KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
 
 FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
@@ -216,8 +213,8 @@ class Results:
         provenance: Mapping[str, Any],
     ) -> None:
         """Put a trial's file in place: a row a point; for one that failed or diverged a last row that has no loss."""
-        assert state in STATES, state
-        ends_without_loss: list[Mapping[str, Any]] = [{}] if state in ("failed", "diverged") or not points else []
+        assert State(state).is_recorded, state
+        ends_without_loss: list[Mapping[str, Any]] = [{}] if State(state).lacks_loss or not points else []
         fixed = {**trial_columns(trial), "trial": trial.identity, "state": state, "reason": reason}
         fixed["schema_version"] = SCHEMA_VERSION
         rows = [{**point, **fixed} for point in (*points, *ends_without_loss)]
@@ -259,15 +256,15 @@ class Results:
         with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
             rows, _ = self.read_trial(trial.identity)
             points = [{name: row.get(name) for name in SCHEMA.names} for row in rows if row["val_loss"] is not None]
-        self.write_trial(trial, points, "failed", reason, provenance)
+        self.write_trial(trial, points, State.FAILED, reason, provenance)
 
-    def state(self, identity: str) -> str | None:
+    def state(self, identity: str) -> State | None:
         """A trial's state; None when it has no file that can be read."""
         try:
             rows, _ = self.read_trial(identity)
         except (FileNotFoundError, ResultsError):
             return None
-        return str(rows[-1]["state"])
+        return State(rows[-1]["state"])
 
     def forget(self, identity: str) -> None:
         """Remove a trial's rows and what it kept."""
@@ -276,17 +273,17 @@ class Results:
             kept.delete(name)
         self.trials.delete(f"{identity}.parquet")
 
-    def states(self) -> dict[str, tuple[str, str | None]]:
+    def states(self) -> dict[str, tuple[State, str | None]]:
         """State and reason of every trial that has a file, by identity."""
         return self.states_and_unreadable()[0]
 
-    def states_and_unreadable(self) -> tuple[dict[str, tuple[str, str | None]], list[str]]:
+    def states_and_unreadable(self) -> tuple[dict[str, tuple[State, str | None]], list[str]]:
         """The states, and a line for each file that could not be read."""
         frame, set_aside = self.read(columns=["trial", "state", "reason"])
         last = frame.drop_duplicates("trial", keep="last")
         reasons = last["reason"].astype(object).where(last["reason"].notna(), None)
         states = zip(last["trial"], last["state"], reasons, strict=True)
-        return {str(trial): (str(state), reason) for trial, state, reason in states}, set_aside
+        return {str(trial): (State(state), reason) for trial, state, reason in states}, set_aside
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
