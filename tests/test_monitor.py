@@ -11,12 +11,13 @@ from rich.console import Console
 
 from tinyscale.orchestration.monitor import Monitor, devices
 from tinyscale.planning.plan import PlannedTrial
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import Resources
 from tinyscale.spec.state import State
 
 
 def planned(**axes: int) -> PlannedTrial:
-    return PlannedTrial(known_trial(**axes), "base", axes, State.NEW, None, seconds=10.0)
+    return PlannedTrial(known_trial(**axes), Cell("base", axes, 0), State.NEW, None, seconds=10.0)
 
 
 TRIALS = [planned(d_model=width) for width in (16, 32)]

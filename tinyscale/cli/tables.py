@@ -45,11 +45,11 @@ def plan_table(plan: Plan, width: int | None = None) -> Table:
     width: of the terminal; what matters least is left out to fit.
     """
     search = plan.sweep.search
-    cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
+    cells: dict[str, list[PlannedTrial]] = {}
     for planned in plan.trials:
-        axes = search.cell(planned.axes) if search else planned.axes
-        cells.setdefault((planned.arm, *map(str, axes.values())), []).append(planned)
-    several = len({planned.arm for planned in plan.trials}) > 1
+        cell = planned.cell.without(search.names if search else ())
+        cells.setdefault(cell.key_of_seeds, []).append(planned)
+    several = len({planned.cell.arm for planned in plan.trials}) > 1
     rows = [_plan_row(plan, cell, several) for cell in list(cells.values())[:MAX_ROWS]]
     shown = list(rows[0])
     for name in LEAST_WANTED:
@@ -76,8 +76,8 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[
     states = [planned.state for planned in cell]
     search = plan.sweep.search
     return {
-        **({"arm": first.arm} if several_arms else {}),
-        **{name: str(first.axes.get(name, "")) for name in plan.sweep.axes},
+        **({"arm": first.cell.arm} if several_arms else {}),
+        **{name: str(first.cell.axes.get(name, "")) for name in plan.sweep.axes},
         **(
             {name: str(values) for name, values in zip(search.names, search.fields.values(), strict=True)}
             if search

@@ -23,9 +23,9 @@ def record_sweep(plan: Plan, results: Results) -> None:
     axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
     with _alone(results):
         if searched:
-            known = {entry["trial"] for entry in entries} | plan.stale
+            known = {entry.trial for entry in entries} | plan.stale
             before = [record for record in results.read_sweeps() if record.name == sweep.name]
-            entries += [dict(group) for record in before for group in record.groups if group["trial"] not in known]
+            entries += [entry for record in before for entry in record.entries if entry.trial not in known]
         provenance = launch_provenance()
         record = SweepRecord(sweep.name, sweep.title, sweep.source, axes, tuple(entries), provenance, searched)
         results.write_sweep(record)
@@ -35,7 +35,7 @@ def record_draw(plan: Plan, results: Results, drawn: PlannedTrial) -> None:
     """Add a trial that a search has drawn."""
     with _alone(results):
         record = next(record for record in results.read_sweeps() if record.name == plan.sweep.name)
-        results.write_sweep(replace(record, groups=(*record.groups, drawn.entry)))
+        results.write_sweep(replace(record, entries=(*record.entries, drawn.entry)))
 
 
 def _alone(results: Results) -> FileLock | nullcontext[None]:

@@ -153,7 +153,7 @@ class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
                 optuna.trial.create_trial(
                     state=state,
                     value=value,
-                    params=self.search.drawn(planned.axes),
+                    params=self.search.drawn(planned.cell.axes),
                     distributions={path: _distribution(values) for path, values in self.search.fields.items()},
                     user_attrs={"trial": identity},
                     intermediate_values=on_the_way,

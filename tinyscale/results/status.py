@@ -31,10 +31,10 @@ class Status:
     def failures(self) -> list[str]:
         """A line for each trial that failed or diverged: where it stands, and why."""
         return [
-            f"{state}: {sweep.name} {_label(group)}: {reason}"
+            f"{state}: {sweep.name} {entry.cell.label}: {reason}"
             for sweep in self.sweeps
-            for group in sweep.groups
-            for state, reason in [self.of(group["trial"])]
+            for entry in sweep.entries
+            for state, reason in [self.of(entry.trial)]
             if state.lacks_loss
         ]
 
@@ -53,8 +53,9 @@ class Status:
                     "sweep": sweep.name,
                     "counts": self.counts(sweep),
                     "trials": [
-                        {**group, "state": self.of(group["trial"])[0], "reason": self.of(group["trial"])[1]}
-                        for group in sweep.groups
+                        {**entry.as_json(), "state": state, "reason": reason}
+                        for entry in sweep.entries
+                        for state, reason in [self.of(entry.trial)]
                     ],
                 }
                 for sweep in self.sweeps
@@ -72,8 +73,3 @@ def read_status(results: Results) -> Status:
         for trial, (state, reason) in states.items()
     }
     return Status(tuple(results.read_sweeps()), shown, tuple(set_aside))
-
-
-def _label(group: Any) -> str:
-    arm = [group["arm"]] if group["arm"] != "base" else []
-    return " ".join([*arm, *(f"{name}={value}" for name, value in group["axes"].items()), f"seed={group['seed']}"])

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
@@ -136,25 +137,53 @@ FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False} 
 
 
 @dataclass(frozen=True)
-class SweepRecord:
-    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file.
+class SweepEntry:
+    """A trial of a sweep: its identity and its cell. settled: field -> value, where the file leaves it to planning."""
 
-    groups: one entry a trial, with `trial` (identity), `arm`, `seed`, `axes` (field -> value) and `settled` (field ->
-    value, of those that the file left to planning as `auto`).
-    """
+    trial: str
+    cell: Cell
+    settled: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        return cls(str(written["trial"]), Cell.of_json(written), dict(written.get("settled", {})))
+
+    def as_json(self) -> dict[str, Any]:
+        """As the sweep's file holds it."""
+        return {"trial": self.trial, **self.cell.as_json(), "settled": dict(self.settled)}
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file."""
 
     name: str
     title: str
     source: str
     axes: tuple[str, ...]
-    groups: tuple[Mapping[str, Any], ...]
+    entries: tuple[SweepEntry, ...]  # in the file, `groups`
     provenance: Mapping[str, Any]
     searched: tuple[str, ...] = ()  # axes whose values a search draws
 
     @property
     def trials(self) -> list[str]:
         """Identities of the sweep's trials, in its own order."""
-        return [str(group["trial"]) for group in self.groups]
+        return [entry.trial for entry in self.entries]
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote. KeyError, TypeError or ValueError where it is not legal."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in dict(written).items()
+        }
+        return cls(entries=tuple(map(SweepEntry.of_json, fields.pop("groups"))), **fields)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the sweep's file holds it."""
+        names = ("name", "title", "source", "axes", "groups", "provenance", "searched")
+        fields = {**vars(self), "groups": [entry.as_json() for entry in self.entries]}
+        return {name: fields[name] for name in names}
 
 
 def trial_columns(trial: Trial) -> dict[str, Any]:
@@ -332,16 +361,14 @@ class Results:
 
     def write_sweep(self, record: SweepRecord) -> None:
         """Record which trials a sweep consists of."""
-        self.sweeps.write(f"{record.name}.json", json.dumps(asdict(record), indent=1).encode())
+        self.sweeps.write(f"{record.name}.json", json.dumps(record.as_json(), indent=1).encode())
 
     def read_sweeps(self) -> list[SweepRecord]:
         """The sweeps launched into this folder, by name."""
         records = []
         for name in self.sweeps.names(".json"):
             try:
-                found = json.loads(self.sweeps.read(name))
-                lists = {name: tuple(value) for name, value in dict(found).items() if isinstance(value, list)}
-                records.append(SweepRecord(**{**found, **lists}))
+                records.append(SweepRecord.of_json(json.loads(self.sweeps.read(name))))
             except (ValueError, TypeError, KeyError) as error:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
                 raise ResultsError(message) from error
@@ -377,7 +404,7 @@ def read_results(location: str) -> pd.DataFrame:
 
 def sweep_points(frame: pd.DataFrame, sweep: SweepRecord) -> pd.DataFrame:
     """The rows of one sweep's trials, with columns `sweep` and `arm` added: a trial may belong to several sweeps."""
-    labels = pd.DataFrame([{"trial": group["trial"], "arm": group["arm"]} for group in sweep.groups])
+    labels = pd.DataFrame([{"trial": entry.trial, "arm": entry.cell.arm} for entry in sweep.entries])
     if labels.empty:
         return frame.iloc[:0].assign(sweep=sweep.name, arm="")
     return labels.merge(frame, on="trial").assign(sweep=sweep.name)
