@@ -188,7 +188,7 @@ def _ends(value: dict[str, float | None]) -> str:
 
 def _commits(store: Results, record: SweepRecord, arm: str | None) -> str:
     """The commits that trained an arm of a sweep; without an arm, all of it."""
-    trials = {group["trial"] for group in record.groups if arm in (None, group["arm"])}
+    trials = {entry.trial for entry in record.entries if arm in (None, entry.cell.arm)}
     found = {store.read_trial(trial)[1]["provenance"].get("commit") for trial in trials}
     return ", ".join(sorted(f"`{commit[:7]}`" if commit else "unknown" for commit in found))
 

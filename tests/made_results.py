@@ -9,7 +9,8 @@ import numpy as np
 from making import known_trial
 
 from tinyscale.results.launches import LaunchRecord, write_launch
-from tinyscale.results.store import Results, SweepRecord, point_columns
+from tinyscale.results.store import Results, SweepEntry, SweepRecord, point_columns
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.trial import Trial
 
 PROVENANCE = {
@@ -59,14 +60,14 @@ def add_sweep(
     results: Results, name: str, title: str, cells: list[tuple[str, dict[str, Any]]], seeds: int = 2, **states: str
 ) -> None:
     """Trials of cells (arm, varied fields) and seeds. The arm `lion` is better; states: `cell0` -> its state."""
-    groups = []
+    entries = []
     for index, (arm, axes) in enumerate(cells):
         for seed in range(seeds):
             more = {"optimizer": "lion"} if arm == "lion" else {}
             trial = known_trial(seed=seed, repeats=True, **axes, **more)
             write(results, trial, 1.3 if arm == "lion" else 1.0, states.get(f"cell{index}", "finished"))
-            groups.append({"trial": trial.identity, "arm": arm, "seed": seed, "axes": axes})
-    results.write_sweep(SweepRecord(name, title, "", tuple(cells[0][1]), tuple(groups), PROVENANCE))
+            entries.append(SweepEntry(trial.identity, Cell(arm, axes, seed)))
+    results.write_sweep(SweepRecord(name, title, "", tuple(cells[0][1]), tuple(entries), PROVENANCE))
 
 
 def _budget(flops: float, widths: tuple[int, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

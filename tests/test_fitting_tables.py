@@ -21,7 +21,8 @@ from tinyscale.fitting.choose import fit, laws_for
 from tinyscale.fitting.fit import Fit, Method
 from tinyscale.fitting.honesty import CONVENTIONS
 from tinyscale.reporting.write import analyse
-from tinyscale.results.store import SCHEMA, Results, SweepRecord
+from tinyscale.results.store import SCHEMA, Results, SweepEntry, SweepRecord
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
@@ -58,10 +59,10 @@ def write_results(folder: Path, *, sweep: bool = True, arms: tuple[str, ...] = (
                     {**common, "state": "finished", "tokens": 20 * n, "val_loss": loss, "decayed": True},
                 ]
                 write_rows(results, trial, rows)
-                entries.append({"trial": trial, "arm": arm, "seed": seed, "axes": {"d_model": width}})
+                entries.append(SweepEntry(trial, Cell(arm, {"d_model": width}, seed)))
     lost = {"state": "diverged", "reason": "loss is nan", "seed": 2, "n_non_embedding": 48 * 64**2, "tokens": 5}
     write_rows(results, "lost", [lost])
-    entries.append({"trial": "lost", "arm": arms[0], "seed": 2, "axes": {"d_model": 64}})
+    entries.append(SweepEntry("lost", Cell(arms[0], {"d_model": 64}, 2)))
     if sweep:
         results.write_sweep(SweepRecord("width", "", "", ("d_model",), tuple(entries), {}))
     return results

@@ -60,7 +60,7 @@ def test_an_extended_sweep_trains_only_what_is_new(tmp_path, cluster):
     results = Results(str(tmp_path / "results"))
     run(planned(write_sweep(tmp_path, widths="[8]"), results), results, cluster)
     extended = planned(write_sweep(tmp_path, widths="[8, 16]"), results)
-    assert [each.axes["d_model"] for each in extended.to_run] == [16]
+    assert [each.cell.axes["d_model"] for each in extended.to_run] == [16]
 
 
 def test_a_process_that_served_other_trials_gives_the_numbers_of_a_fresh_one(tmp_path, cluster):

@@ -91,7 +91,7 @@ def test_a_larger_sweep_runs_only_what_it_adds(planned: Any, tmp_path: Path) -> 
     assert planned(GRID).to_run == []
     assert planned(GRID).seconds == 0.0
     more = planned("axes: {d_model: [16, 32, 64], lr: [1e-3, 1e-2]}\nseeds: [0, 1]\n")
-    assert [(p.axes["d_model"], p.trial.config.seed) for p in more.trials if not p.will_run] == [(16, 0)] * 2 + [
+    assert [(p.cell.axes["d_model"], p.trial.config.seed) for p in more.trials if not p.will_run] == [(16, 0)] * 2 + [
         (32, 0)
     ] * 2
     assert len(more.to_run) == 8

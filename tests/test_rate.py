@@ -109,7 +109,7 @@ def test_status_and_report_tell_of_a_search(tmp_path: Path, plan: Callable[..., 
     searched(plan, results)
     status = read_status(results)
     assert status.counts(status.sweeps[0])["finished"] == 96
-    assert all("lr" in group["axes"] for group in status.sweeps[0].groups)
+    assert all("lr" in entry.cell.axes for entry in status.sweeps[0].entries)
     write_report(str(tmp_path / "results"))
     page = (tmp_path / "results/report.html").read_text()
     assert "lr* = " in page

@@ -23,6 +23,7 @@ from tinyscale.results.store import (
     SCHEMA,
     SCHEMA_VERSION,
     Results,
+    SweepEntry,
     SweepRecord,
     over_seeds,
     point_columns,
@@ -30,6 +31,7 @@ from tinyscale.results.store import (
     sweep_points,
     trial_columns,
 )
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.settings import FIELDS
 from tinyscale.spec.trial import Trial, resolve
 
@@ -347,8 +349,8 @@ def test_columns_are_documented_unique_and_nullable() -> None:
 
 
 def record(name: str, *trials: Trial, arm: str = "base") -> SweepRecord:
-    groups = tuple({"trial": t.identity, "arm": arm, "seed": t.config.seed, "axes": {"d_model": 16}} for t in trials)
-    return SweepRecord(name, "a title", "name: x\n", ("d_model",), groups, PROVENANCE)
+    entries = tuple(SweepEntry(t.identity, Cell(arm, {"d_model": 16}, t.config.seed)) for t in trials)
+    return SweepRecord(name, "a title", "name: x\n", ("d_model",), entries, PROVENANCE)
 
 
 def test_a_sweeps_record_is_read_as_it_was_written(results: Results) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tinyscale.errors import ConfigError
 from tinyscale.planning.auto import Settled
 from tinyscale.planning.samples import Draws, known_draws, with_values
+from tinyscale.results.store import SweepEntry
 from tinyscale.spec.search_space import Search, Values
 from tinyscale.spec.sweep import Sweep, Variant, load_sweep
 from tinyscale.spec.trial import Trial, resolve
@@ -130,22 +131,21 @@ def test_corners_are_all_combinations_of_ends_and_choices() -> None:
     assert {"train.lr": 1.0, "train.optimizer": "lion"} in corners
     assert search.drawn({"d_model": 8, "lr": 0.5, "optimizer": "lion"}) == {"train.lr": 0.5, "train.optimizer": "lion"}
     assert search.drawn({"d_model": 8, "lr": 5.0, "optimizer": "lion"}) is None
-    assert search.cell({"d_model": 8, "lr": 5.0, "optimizer": "lion"}) == {"d_model": 8}
 
 
 def as_trial(variant: Variant) -> Trial:
     return resolve(variant.config, FACTS)
 
 
-def draws(sweep: Sweep, recorded: list[dict[str, Any]]) -> Draws:
+def draws(sweep: Sweep, recorded: list[SweepEntry]) -> Draws:
     assert sweep.search is not None
     return known_draws(sweep.search, [Settled(v) for v in sweep.variants], recorded, as_trial, whole=sweep.whole)
 
 
-def recorded(sweep: Sweep, *rates: float) -> list[dict[str, Any]]:
+def recorded(sweep: Sweep, *rates: float) -> list[SweepEntry]:
     """What the sweep's record would hold had each variant drawn these rates."""
     drawn = [with_values(variant, {"train.lr": lr}) for variant in sweep.variants for lr in rates]
-    return [{"trial": as_trial(variant).identity, **variant.place} for variant in drawn]
+    return [SweepEntry(as_trial(variant).identity, variant.cell) for variant in drawn]
 
 
 def test_each_group_has_its_trials_and_the_seeds_take_turns(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_was_drawn_stands_and_only_the_rest_is_drawn(tmp_path: Path) -> Non
     sweep = load(tmp_path)
     found = draws(sweep, recorded(sweep, 2e-3)).variants
     drawn = [each.variant for each, draw in found if draw and draw.undrawn is None]
-    assert [(v.axes["d_model"], v.axes["lr"], v.config.train.lr, v.config.seed) for v in drawn] == [
+    assert [(v.cell.axes["d_model"], v.cell.axes["lr"], v.config.train.lr, v.config.seed) for v in drawn] == [
         (16, 2e-3, 2e-3, 0), (16, 2e-3, 2e-3, 1), (32, 2e-3, 2e-3, 0), (32, 2e-3, 2e-3, 1),
     ]  # fmt: skip
     assert len(found) == 8
@@ -171,7 +171,7 @@ def test_a_change_of_what_trials_share_begins_the_study_anew(tmp_path: Path) -> 
     longer = load(tmp_path, SEARCHED.replace("5120", "10240"))
     found = draws(longer, before)
     assert all(draw and draw.undrawn for _, draw in found.variants)
-    assert found.stale == {group["trial"] for group in before}
+    assert found.stale == {entry.trial for entry in before}
     studies = [{draw.study for _, draw in draws(each, []).variants if draw} for each in (sweep, longer)]
     assert not studies[0] & studies[1]
 
@@ -189,5 +189,5 @@ def test_a_selection_keeps_what_it_leaves_out_and_a_whole_sweep_does_not(tmp_pat
     before = recorded(sweep, 2e-3)
     assert draws(load(tmp_path, select=["d_model=16"]), before).stale == frozenset()
     smaller = draws(load(tmp_path, SEARCHED.replace("[16, 32]", "[16]")), before)
-    assert smaller.stale == {group["trial"] for group in before if group["axes"]["d_model"] == 32}
+    assert smaller.stale == {entry.trial for entry in before if entry.cell.axes["d_model"] == 32}
     assert draws(replace(sweep, whole=False), before).stale == frozenset()

@@ -8,10 +8,11 @@ import pytest
 from launching import write_sweep
 
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.plan import WHY, Plan, make_plan
 from tinyscale.results.leases import Lease
 from tinyscale.results.status import read_status
 from tinyscale.results.store import Results
+from tinyscale.spec.state import State
 from tinyscale.spec.sweep import load_sweep
 
 POINT = {"tokens": 512, "val_loss": 2.0, "decayed": True}
@@ -75,3 +76,9 @@ def test_a_plan_says_that_the_text_changed(tmp_path, results, plan):
     with (tmp_path / "text.txt").open("a") as text:
         text.write(" and more")
     assert planned(tmp_path, results).trials[0].reason == "the text changed"
+
+
+def test_a_launch_trains_what_is_neither_kept_nor_given_up() -> None:
+    recorded = {state for state in State if state.is_recorded}
+    assert {state for state in recorded if not state.is_trained} == {"finished", "diverged", "stopped"}
+    assert all(state.is_trained for state in WHY)

@@ -31,7 +31,7 @@ def resolved(config: TrialConfig) -> Trial:
 def cells(name: str, *, arm: str | None = None, **options: list[str]) -> list[Cell]:
     """The sweep's cells with their first seed, as the file has them."""
     variants = load_sweep(SWEEPS[0].parent / f"{name}.yaml", **options).variants
-    kept = [v for v in variants if v.config.seed == variants[0].config.seed and arm in (None, v.arm)]
+    kept = [v for v in variants if v.config.seed == variants[0].config.seed and arm in (None, v.cell.arm)]
     return [(variant, resolved(variant.config)) for variant in kept]
 
 
@@ -39,7 +39,7 @@ def by(found: list[Cell], axis: str) -> list[list[Trial]]:
     """The trials in groups of one value of an axis."""
     groups: dict[object, list[Trial]] = {}
     for variant, trial in found:
-        groups.setdefault(variant.axes[axis], []).append(trial)
+        groups.setdefault(variant.cell.axes[axis], []).append(trial)
     return list(groups.values())
 
 
@@ -76,7 +76,7 @@ def test_a_sweep_asks_a_question_and_trains_three_seeds_of_distinct_trials(path:
     variants = load_sweep(path).variants
     assert "?" in path.read_text().splitlines()[0]
     assert {v.config.seed for v in variants} >= {0, 1, 2}
-    assert len({(v.arm, resolved(v.config).identity) for v in variants}) == len(variants)
+    assert len({(v.cell.arm, resolved(v.config).identity) for v in variants}) == len(variants)
     assert {v.config.resources.gpu for v in variants} == {0 if path.stem == "known_floor" else 0.25}
 
 
@@ -86,7 +86,7 @@ def test_the_command_for_two_cores_takes_a_part_that_they_can_train(path: Path) 
     assert arguments[0] == f"sweeps/{path.name}"
     variants = load_sweep(path, **options(arguments)).variants
     trials = [resolved(variant.config) for variant in variants]
-    assert len({(v.arm, t.identity) for v, t in zip(variants, trials, strict=True)}) == len(variants) > 1
+    assert len({(v.cell.arm, t.identity) for v, t in zip(variants, trials, strict=True)}) == len(variants) > 1
     assert all(v.config.resources.gpu == 0 for v in variants)
     assert {v.config.data.corpus for v in variants} <= {"sotu", "zipf_records"}
     assert sum(spent(trials)) < 3e13, "a quarter of an hour at 33 GFLOP/s"
@@ -214,7 +214,7 @@ def test_mup_lr_crosses_the_same_rates_and_widths_in_both_parametrizations() -> 
         for trials in by(found, "d_model"):
             rates = [trial.config.train.lr for trial in trials]
             assert all(b == pytest.approx(2 * a) for a, b in pairwise(rates))
-    assert [v.axes for v, _ in arms["standard"]] == [v.axes for v, _ in arms["mup"]]
+    assert [v.cell.axes for v, _ in arms["standard"]] == [v.cell.axes for v, _ in arms["mup"]]
 
 
 def test_lr_tries_the_same_rates_at_each_width_and_other_batches_at_the_ends() -> None:

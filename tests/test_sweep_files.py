@@ -44,23 +44,23 @@ def test_a_sweep_is_named_as_its_file_and_says_its_question(path: Path) -> None:
 
 def test_trials_are_distinct(path: Path) -> None:
     sweep = load_sweep(path)
-    cells = [(variant.arm, trial.identity) for variant, trial in zip(sweep.variants, trials(sweep), strict=True)]
+    cells = [(variant.cell.arm, trial.identity) for variant, trial in zip(sweep.variants, trials(sweep), strict=True)]
     assert len(set(cells)) == len(cells) > 1
 
 
 def test_each_axis_changes_the_resolved_trial(path: Path) -> None:
     sweep = load_sweep(path)
     found = list(zip(sweep.variants, trials(sweep), strict=True))
-    assert sweep.axes or len({variant.arm for variant, _ in found}) > 1
+    assert sweep.axes or len({variant.cell.arm for variant, _ in found}) > 1
     together = {name.rpartition(".")[2] for name in load_document(path).content.get("zip", {})}
     for axis in sweep.axes:
         groups: dict[object, dict[str, str]] = {}
         for variant, trial in found:
-            if axis in variant.axes:
+            if axis in variant.cell.axes:
                 beside = together if axis in together else {axis}
-                rest = {name: value for name, value in variant.axes.items() if name not in beside}
-                key = (variant.arm, str(rest), variant.config.seed)
-                groups.setdefault(key, {})[str([variant.axes[name] for name in sorted(beside)])] = trial.identity
+                rest = {name: value for name, value in variant.cell.axes.items() if name not in beside}
+                key = (variant.cell.arm, str(rest), variant.config.seed)
+                groups.setdefault(key, {})[str([variant.cell.axes[name] for name in sorted(beside)])] = trial.identity
         assert any(len(group) > 1 for group in groups.values()), f"{axis} has several values"
         for group in groups.values():
             assert len(set(group.values())) == len(group), axis
@@ -70,8 +70,8 @@ def test_n_strictly_grows_along_width(path: Path) -> None:
     sweep = load_sweep(path)
     groups: dict[object, dict[int, int]] = {}
     for variant, trial in zip(sweep.variants, trials(sweep), strict=True):
-        rest = {name: str(value) for name, value in variant.axes.items() if name != "d_model"}
-        widths = groups.setdefault((variant.arm, str(rest), variant.config.seed), {})
+        rest = {name: str(value) for name, value in variant.cell.axes.items() if name != "d_model"}
+        widths = groups.setdefault((variant.cell.arm, str(rest), variant.config.seed), {})
         widths[variant.config.model.d_model] = trial.parameters.n_non_embedding
     for widths in groups.values():
         counts = [widths[width] for width in sorted(widths)]
@@ -82,7 +82,7 @@ def test_the_width_study_is_the_one_promised() -> None:
     (path,) = (path for path in SWEEPS if path.stem == "width")
     sweep = load_sweep(path)
     for arm in ("ratio", "tokens"):
-        assert sorted({v.config.model.d_model for v in sweep.variants if v.arm == arm}) == [64, 128, 256, 512]
+        assert sorted({v.config.model.d_model for v in sweep.variants if v.cell.arm == arm}) == [64, 128, 256, 512]
     assert sorted({v.config.seed for v in sweep.variants}) == [0, 1, 2]
     options = {"overrides": ["resources.gpu=0", "precision=fp32"], "select": ["arm=ratio", "d_model=64", "seed=0"]}
     (small,) = load_sweep(path, **options).variants

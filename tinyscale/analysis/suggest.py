@@ -217,13 +217,13 @@ def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, A
 def trial_behind(results: Results, entry: Mapping[str, Any]) -> Behind | None:
     """The last trial of a fit's sweep and arm; None without its sweep."""
     records = [record for record in results.read_sweeps() if record.name == entry["sweep"]]
-    trials = [g for record in records for g in record.groups if g["arm"] == entry["arm"]]
+    trials = [each for record in records for each in record.entries if each.cell.arm == entry["arm"]]
     if not trials:
         return None
-    first, last = (results.load_trial(str(trials[index]["trial"])) for index in (0, -1))
+    first, last = (results.load_trial(trials[index].trial) for index in (0, -1))
     one, other = first.config.model, last.config.model
     same_heads = one.n_heads == other.n_heads and one.d_model != other.d_model
-    unused_seed = 1 + max(int(g["seed"]) for g in trials)
+    unused_seed = 1 + max(each.cell.seed for each in trials)
     return Behind(last, "n_heads" if same_heads else "head_dim", unused_seed)
 
 

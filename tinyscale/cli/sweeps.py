@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinyscale.cli.options import Command, open_console, results_argument, results_option
+from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -156,7 +157,7 @@ def status(folder: str, as_json: bool) -> None:
 @click.option(
     "--state",
     "states",
-    type=click.Choice(["failed", "diverged", "running", "stopped", "finished"]),
+    type=click.Choice([state.value for state in State if state.is_recorded]),
     multiple=True,
     required=True,
     help="Forget trials in this state. Repeatable.",
@@ -174,7 +175,7 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
     store = Results(folder)
     store.folder.require_there()
     trials = read_status(store).trials_in(states, sweep)
-    if "finished" in states and trials and not yes:
+    if State.FINISHED in states and trials and not yes:
         click.confirm(f"Forget {len(trials)} trials, finished ones among them?", abort=True)
     for trial in trials:
         store.forget(trial)

@@ -17,6 +17,7 @@ from tinyscale.results.launches import forecast_error
 from tinyscale.results.status import Status
 from tinyscale.results.store import over_seeds
 from tinyscale.spec.search_space import Search
+from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Summary
@@ -25,7 +26,6 @@ MAX_ROWS = 60
 MAX_REASONS = 12
 LEAST_WANTED = ("memory", "steps", "FLOPs", "tokens")  # columns of a plan that a narrow terminal goes without
 PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
-STATUS_ORDER = ("finished", "stopped", "running", "interrupted", "missing", "failed", "diverged")
 
 
 def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
@@ -45,11 +45,11 @@ def plan_table(plan: Plan, width: int | None = None) -> Table:
     width: of the terminal; what matters least is left out to fit.
     """
     search = plan.sweep.search
-    cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
+    cells: dict[str, list[PlannedTrial]] = {}
     for planned in plan.trials:
-        axes = search.cell(planned.axes) if search else planned.axes
-        cells.setdefault((planned.arm, *map(str, axes.values())), []).append(planned)
-    several = len({planned.arm for planned in plan.trials}) > 1
+        cell = planned.cell.without(search.names if search else ())
+        cells.setdefault(cell.key_of_seeds, []).append(planned)
+    several = len({planned.cell.arm for planned in plan.trials}) > 1
     rows = [_plan_row(plan, cell, several) for cell in list(cells.values())[:MAX_ROWS]]
     shown = list(rows[0])
     for name in LEAST_WANTED:
@@ -76,8 +76,8 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[
     states = [planned.state for planned in cell]
     search = plan.sweep.search
     return {
-        **({"arm": first.arm} if several_arms else {}),
-        **{name: str(first.axes.get(name, "")) for name in plan.sweep.axes},
+        **({"arm": first.cell.arm} if several_arms else {}),
+        **{name: str(first.cell.axes.get(name, "")) for name in plan.sweep.axes},
         **(
             {name: str(values) for name, values in zip(search.names, search.fields.values(), strict=True)}
             if search
@@ -100,7 +100,7 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
     lines = [f"{plural(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
     whys = Counter(": ".join(filter(None, [WHY[planned.state], planned.reason])) for planned in to_run)
-    if set(whys) != {WHY["new"]}:
+    if set(whys) != {WHY[State.NEW]}:
         lines += [f"  {number}: {why}" for why, number in whys.most_common(MAX_REASONS)]
     if to_run:
         tokens, flops = sum(p.trial.tokens for p in to_run), sum(p.trial.flops for p in to_run)
@@ -123,7 +123,7 @@ def status_table(status: Status) -> Table:
     """One row a sweep: how many of its trials are in which state."""
     table = Table(**PLAIN)
     counts = {sweep.name: status.counts(sweep) for sweep in status.sweeps}
-    present = [state for state in STATUS_ORDER if any(each[state] for each in counts.values())]
+    present = [state for state in State if any(each[state] for each in counts.values())]
     for name in ("sweep", "trials", *present):
         table.add_column(name, justify="left" if name == "sweep" else "right")
     for name, each in counts.items():

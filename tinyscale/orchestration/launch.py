@@ -28,6 +28,7 @@ from tinyscale.results.launches import LaunchRecord, write_launch
 from tinyscale.results.leases import clear_void
 from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results
+from tinyscale.spec.state import State
 from tinyscale.training.loop import train as train_trial
 from tinyscale.training.progress import Outcome
 
@@ -108,7 +109,7 @@ def _learn(summary: Summary, groups: Groups, again: list[PlannedTrial], at_once:
 
 def _groups(trials: list[PlannedTrial], plan: Plan) -> Groups:
     """The trials as they are trained, alone or fused; what a search has not drawn yet is not among them."""
-    known = [each for each in trials if each.state != "undrawn"]
+    known = [each for each in trials if each.state != State.UNDRAWN]
     return {group[0].trial.identity: group for group in grouped(known, plan.sweep.fuse)}
 
 

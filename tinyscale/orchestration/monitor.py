@@ -16,6 +16,7 @@ from rich.text import Text
 from tinyscale.formatting import compact, duration
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.spec.config import Resources
+from tinyscale.spec.state import State
 
 WIDE, BAR = 100, 16  # columns of a terminal that has room for bars, and those of a bar
 
@@ -76,7 +77,7 @@ class Monitor:
         self.work, self.work_done = sum(map(_work, to_run)), 0.0
         self.total, self.console, self.quiet = len(to_run), console, quiet
         self.running: dict[str, Running] = {}
-        self.ended: dict[str, str] = {}  # identity -> state
+        self.ended: dict[str, State] = {}  # identity -> state
         self.failures: list[tuple[str, str]] = []  # label, reason
         self.began = self.first_report = time.monotonic()
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
@@ -100,12 +101,12 @@ class Monitor:
         if identity in self.running:
             self.running[identity].hear(metrics)
 
-    def end(self, planned: PlannedTrial, state: str, reason: str | None) -> None:
+    def end(self, planned: PlannedTrial, state: State, reason: str | None) -> None:
         """A trial ended; failures are shown at once, above the live part."""
         self.running.pop(planned.trial.identity, None)
         self.ended[planned.trial.identity] = state
         self.work_done += _work(planned)
-        if state in ("failed", "diverged"):
+        if state.lacks_loss:
             self.failures.append((planned.label, reason or "no reason given"))
             self.console.print(Text(f"{state}: {planned.label}: {reason}", style="red"))
         elif not self.live.is_started and not self.quiet:
@@ -121,7 +122,7 @@ class Monitor:
 
     def render(self) -> RenderableType:
         """The live part: a line of totals, a line a running trial."""
-        failed = sum(state in ("failed", "diverged") for state in self.ended.values())
+        failed = sum(state.lacks_loss for state in self.ended.values())
         speed = sum(running.tokens_per_second for running in self.running.values())
         totals = Text(
             f"{len(self.ended)}/{self.total} ended, {len(self.running)} running, {failed} failed; "

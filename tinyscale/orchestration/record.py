@@ -10,6 +10,7 @@ from filelock import FileLock
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results, SweepRecord
+from tinyscale.spec.state import State
 
 
 def record_sweep(plan: Plan, results: Results) -> None:
@@ -17,14 +18,14 @@ def record_sweep(plan: Plan, results: Results) -> None:
 
     Of a search, trials that another launch has drawn since, or that a selection leaves out, stay.
     """
-    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != "undrawn"]
+    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != State.UNDRAWN]
     searched = tuple(sweep.search.names) if sweep.search else ()
     axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
     with _alone(results):
         if searched:
-            known = {entry["trial"] for entry in entries} | plan.stale
+            known = {entry.trial for entry in entries} | plan.stale
             before = [record for record in results.read_sweeps() if record.name == sweep.name]
-            entries += [dict(group) for record in before for group in record.groups if group["trial"] not in known]
+            entries += [entry for record in before for entry in record.entries if entry.trial not in known]
         provenance = launch_provenance()
         record = SweepRecord(sweep.name, sweep.title, sweep.source, axes, tuple(entries), provenance, searched)
         results.write_sweep(record)
@@ -34,7 +35,7 @@ def record_draw(plan: Plan, results: Results, drawn: PlannedTrial) -> None:
     """Add a trial that a search has drawn."""
     with _alone(results):
         record = next(record for record in results.read_sweeps() if record.name == plan.sweep.name)
-        results.write_sweep(replace(record, groups=(*record.groups, drawn.entry)))
+        results.write_sweep(replace(record, entries=(*record.entries, drawn.entry)))
 
 
 def _alone(results: Results) -> FileLock | nullcontext[None]:

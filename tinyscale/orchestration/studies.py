@@ -25,8 +25,9 @@ from ray.tune.search.optuna import OptunaSearch
 from tinyscale.errors import ResultsError
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.results.leases import held_trials
-from tinyscale.results.store import STOPPED, Results
+from tinyscale.results.store import Results
 from tinyscale.spec.search_space import Search, Values
+from tinyscale.spec.state import State
 
 FOLDER = "optuna"
 REPEATS = 100  # draws in a row of what was drawn before, after which a group has nothing new to draw
@@ -61,8 +62,8 @@ class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
         super().__init__(space=self._ask, metric="val_loss", mode="min", study_name=name, storage=storage)
         self.search, self.results, self.wanted = search, results, len(trials)
         self.study: Study = self._ot_study
-        self.stand_ins = [planned for planned in trials if planned.state == "undrawn"]
-        self.drawn = {planned.trial.identity: planned for planned in trials if planned.state != "undrawn"}
+        self.stand_ins = [planned for planned in trials if planned.state == State.UNDRAWN]
+        self.drawn = {planned.trial.identity: planned for planned in trials if planned.state != State.UNDRAWN}
         self.again = [planned for planned in self.drawn.values() if planned.will_run]
         self.running: dict[str, PlannedTrial] = {}  # by Tune's name for it
         self.heard: dict[str, int] = {}  # tokens of the last loss on the way
@@ -152,7 +153,7 @@ class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
                 optuna.trial.create_trial(
                     state=state,
                     value=value,
-                    params=self.search.drawn(planned.axes),
+                    params=self.search.drawn(planned.cell.axes),
                     distributions={path: _distribution(values) for path, values in self.search.fields.items()},
                     user_attrs={"trial": identity},
                     intermediate_values=on_the_way,
@@ -179,9 +180,13 @@ def ending(results: Results, trial: str) -> tuple[TrialState, float | None, dict
     except (FileNotFoundError, ResultsError):
         return TrialState.FAIL, None, {}
     losses = {row["tokens"]: row["val_loss"] for row in rows if row["val_loss"] is not None}
-    if rows[-1]["state"] == "finished":
+    if rows[-1]["state"] == State.FINISHED:
         return TrialState.COMPLETE, rows[-1]["val_loss"], losses
-    return (TrialState.PRUNED if rows[-1]["state"] in ("diverged", STOPPED) else TrialState.FAIL), None, losses
+    return (
+        (TrialState.PRUNED if rows[-1]["state"] in (State.DIVERGED, State.STOPPED) else TrialState.FAIL),
+        None,
+        losses,
+    )
 
 
 class StudyFile:

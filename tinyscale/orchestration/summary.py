@@ -6,6 +6,8 @@ import html
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tinyscale.spec.state import State
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -30,7 +32,7 @@ class Timing:
 class Summary:
     """What came of a launch."""
 
-    states: dict[str, str] = field(default_factory=dict)  # identity -> finished, failed, diverged, running, elsewhere
+    states: dict[str, State] = field(default_factory=dict)  # by identity
     reasons: dict[str, str] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     slots: int = 1
@@ -51,12 +53,12 @@ class Summary:
     @property
     def failed(self) -> int:
         """Trials that failed; a diverged one is a result."""
-        return sum(state == "failed" for state in self.states.values())
+        return sum(state == State.FAILED for state in self.states.values())
 
     @property
     def finished(self) -> list[Timing]:
         """Timings of the trials that finished."""
-        return [timing for timing in self.timings if self.states[timing.trial] == "finished"]
+        return [timing for timing in self.timings if self.states[timing.trial] == State.FINISHED]
 
     @property
     def train_seconds(self) -> float:

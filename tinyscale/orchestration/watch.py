@@ -20,10 +20,11 @@ from tinyscale.errors import ResultsError
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.ray_internals import HEAD_NODE, clear_flag, set_flag
 from tinyscale.orchestration.summary import Summary, Timing
-from tinyscale.orchestration.worker import ELSEWHERE, MAX_RESTARTS, STOP_KEY, placed
+from tinyscale.orchestration.worker import MAX_RESTARTS, STOP_KEY, placed
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results
+from tinyscale.spec.state import State
 
 DRIVER_SHARE = {HEAD_NODE: 0.001}  # a driver of several workers sits on the head and takes no core
 LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
@@ -60,14 +61,14 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         for planned in self._going(trial):
-            self._end(planned, "failed", "it ended without saying how: its last report was lost")
+            self._end(planned, State.FAILED, "it ended without saying how: its last report was lost")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = _reason(trial)
         for planned in self._going(trial):
             with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
                 self.results.mark_failed(planned.trial, reason, self.provenance)
-            self._end(planned, "failed", reason)
+            self._end(planned, State.FAILED, reason)
 
     def _going(self, trial: Any) -> list[PlannedTrial]:
         """Those trials of what Tune runs, one or a fused group, of which no end is known yet."""
@@ -81,10 +82,10 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
             self.summary.timings.append(Timing(planned.trial.identity, *result["timing"]))
             if result["would_do"]:
                 self.again.append(planned.with_share(result["would_do"]))
-        if "timing" in result or result.get("state") == ELSEWHERE:
-            self._end(planned, result["state"], result["reason"])
+        if "timing" in result or result.get("state") == State.ELSEWHERE:
+            self._end(planned, State(result["state"]), result["reason"])
 
-    def _end(self, planned: PlannedTrial, state: str, reason: str | None) -> None:
+    def _end(self, planned: PlannedTrial, state: State, reason: str | None) -> None:
         identity = planned.trial.identity
         self.ended.add(identity)
         self.summary.states[identity] = state

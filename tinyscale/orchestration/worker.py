@@ -30,8 +30,9 @@ from tinyscale.errors import DataError, LaunchError, ResultsError
 from tinyscale.orchestration.ray_internals import draining_nodes, read_flag
 from tinyscale.results.leases import Lease
 from tinyscale.results.provenance import machine_provenance
-from tinyscale.results.store import KEPT_STATES, STOPPED, Results, point_columns
+from tinyscale.results.store import Results, point_columns
 from tinyscale.spec.costs import HEADROOM, smallest_share
+from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.training.batched import train_fused
 from tinyscale.training.evaluate import rank_and_world
@@ -45,7 +46,6 @@ PATIENCE_SECONDS = 5.0  # for a trial's process that outlives a killed launcher 
 MAX_RESTARTS = 2  # of a trial whose process died; what raises would raise again
 BYTES = {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}  # units in torch's messages
 TRACEBACK = "error.txt"  # beside the weights
-ELSEWHERE = "elsewhere"  # told to Tune only: another launch has trained the trial, or is at it
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run_trial(config: Mapping[str, Any], groups: Mapping[str, bytes], launch: La
                 _leave(trial, "another launch is training it")
                 continue
             leases.callback(lease.release)
-            if results.state(trial.identity) in KEPT_STATES:
+            if (state := results.state(trial.identity)) and state.is_kept:
                 _leave(trial, "another launch has trained it")
                 continue
             claimed.append((trial, lease))
@@ -104,7 +104,7 @@ def run_trial(config: Mapping[str, Any], groups: Mapping[str, bytes], launch: La
 
 
 def _leave(trial: Trial, reason: str) -> None:
-    tune.report({"trial": trial.identity, "state": ELSEWHERE, "reason": reason})
+    tune.report({"trial": trial.identity, "state": State.ELSEWHERE, "reason": reason})
 
 
 def _fit(loop_config: dict[str, Any]) -> None:
@@ -187,7 +187,7 @@ class Recorders:
             return False  # the other workers wait for this one: let Ray end the group
         reason, would_do = _reason(error, [recorder.trial for recorder in self.each])
         for recorder in going:
-            recorder.finish(Outcome("failed", reason, recorder.points, time.time() - recorder.began), would_do)
+            recorder.finish(Outcome(State.FAILED, reason, recorder.points, time.time() - recorder.began), would_do)
         return True
 
     def should_stop(self, step: int) -> bool:
@@ -195,7 +195,7 @@ class Recorders:
         now, first = time.monotonic(), self.first
         if first.world == 1 and now - self.told > HEARTBEAT_SECONDS:
             self.told = now
-            first.tell({"state": "running", "tokens": step * first.trial.config.train.batch_tokens})
+            first.tell({"state": State.RUNNING, "tokens": step * first.trial.config.train.batch_tokens})
         if first.rank or now - self.looked < STOP_POLL_SECONDS:
             return False
         self.looked = now
@@ -210,12 +210,14 @@ class Recorders:
     def end(self, place: int, outcome: Outcome) -> None:
         """A trial has ended; one that stopped because its node goes away has not."""
         recorder = self.each[place]
-        if self.draining and outcome.state == "running":
+        if self.draining and outcome.state == State.RUNNING:
             return
-        if self.behind and outcome.state == "running":
+        if self.behind and outcome.state == State.RUNNING:
             reached = recorder.points[-1].tokens
-            outcome = replace(outcome, state=STOPPED, reason=f"behind the others of its search at {reached:,} tokens")
-        if outcome.state == "finished" and not recorder.launch.keep_weights and recorder.rank == 0:
+            outcome = replace(
+                outcome, state=State.STOPPED, reason=f"behind the others of its search at {reached:,} tokens"
+            )
+        if outcome.state == State.FINISHED and not recorder.launch.keep_weights and recorder.rank == 0:
             recorder.checkpoints.delete(WEIGHTS)
         recorder.finish(outcome)
 
@@ -242,9 +244,9 @@ class Recorder:
     def point(self, point: Point) -> None:
         """A point of the trial, as `train` reports it on each worker."""
         self.points.append(point)
-        self._write("running", None)
+        self._write(State.RUNNING, None)
         here = {"trial": self.trial.identity, "tokens": point.tokens, "val_loss": point.val_loss}
-        self.tell({"state": "running", **here})
+        self.tell({"state": State.RUNNING, **here})
 
     def finish(self, outcome: Outcome, would_do: float | None = None) -> None:
         """Write how the trial ended, and tell Tune what the summary needs, and which share of a GPU would have done."""
@@ -267,7 +269,7 @@ class Recorder:
         else:
             ray_train.report(dict(metrics))
 
-    def _write(self, state: str, reason: str | None) -> None:
+    def _write(self, state: State, reason: str | None) -> None:
         if self.rank:
             return
         rows = []

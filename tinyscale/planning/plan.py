@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,46 +16,42 @@ from tinyscale.planning import forecast
 from tinyscale.planning.auto import Choice, Means, Settled, settle, settled_notes
 from tinyscale.planning.resolve import prepare_texts, resolve_against
 from tinyscale.planning.samples import Draw, Draws, known_draws, with_values
-from tinyscale.results.store import KEPT_STATES, PARAMETER_COLUMNS, STOPPED, Results
+from tinyscale.results.store import PARAMETER_COLUMNS, Results, SweepEntry
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.search_space import Search
+from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, Variant, without_collector
 from tinyscale.spec.trial import Trial, resolve
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
 
 WHY = {
-    "new": "not trained yet",
-    "failed": "failed before",
-    "running": "was interrupted; goes on from its last checkpoint",
-    "changed": "was trained under another configuration",
-    "undrawn": "to be drawn by the search",
+    State.NEW: "not trained yet",
+    State.FAILED: "failed before",
+    State.RUNNING: "was interrupted; goes on from its last checkpoint",
+    State.CHANGED: "was trained under another configuration",
+    State.UNDRAWN: "to be drawn by the search",
 }
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial with its place in the sweep, the state it is in before the launch, and its forecast."""
+    """A trial with its cell in the sweep, the state it is in before the launch, and its forecast."""
 
     trial: Trial
-    arm: str
-    axes: Mapping[str, Any]
-    state: str  # new, changed, running, failed, finished or diverged; of a search also stopped, and undrawn
+    cell: Cell
+    state: State
     reason: str | None
     choices: Mapping[str, Choice] = field(default_factory=dict)  # what planning chose for fields that were `auto`
     draw: Draw | None = None  # its place in a search
     seconds: float | None = None  # expected, of training; None: not forecast
 
     @property
-    def place(self) -> dict[str, Any]:
-        """Where it stands in the sweep, as the sweep's record keeps it."""
-        return {"arm": self.arm, "seed": self.trial.config.seed, "axes": dict(self.axes)}
-
-    @property
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> SweepEntry:
         """What the sweep's record holds of it."""
         settled = {path: choice.value for path, choice in self.choices.items()}
-        return {"trial": self.trial.identity, **self.place, "settled": settled}
+        return SweepEntry(self.trial.identity, self.cell, settled)
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -68,14 +63,14 @@ class PlannedTrial:
     @property
     def will_run(self) -> bool:
         """Whether a launch trains it."""
-        return self.state not in (*KEPT_STATES, STOPPED)
+        return self.state.is_trained
 
     @property
     def label(self) -> str:
-        """Its place in the sweep in words, such as `d_model=64 seed=1`."""
-        values = [f"{name}={value}" for name, value in self.axes.items()]
-        values += [f"draw {self.draw.number + 1}"] if self.state == "undrawn" and self.draw else []
-        return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
+        """Its cell in words, such as `d_model=64 seed=1`; of a stand-in with its number in the study."""
+        if self.state != State.UNDRAWN or self.draw is None:
+            return self.cell.label
+        return replace(self.cell, axes={**self.cell.axes, "draw": self.draw.number + 1}).label
 
     def with_share(self, gpu: float) -> PlannedTrial:
         """The same trial on another share of a GPU."""
@@ -85,13 +80,13 @@ class PlannedTrial:
         """What `plan --json` lists."""
         trial = self.trial
         counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
-        identity = None if self.state == "undrawn" else trial.identity
-        place = {"trial": identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
+        identity = None if self.state == State.UNDRAWN else trial.identity
+        cell = {"trial": identity, "arm": self.cell.arm, "seed": self.cell.seed, **self.cell.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
         costs["memory_bytes"] = trial.memory_bytes
         settled = {path: choice.value for path, choice in self.choices.items()}
         ends = {"state": self.state, "reason": self.reason, "settled": settled, "seconds": self.seconds}
-        return {**place, **costs, **ends}
+        return {**cell, **costs, **ends}
 
     def drawn(self, values: Mapping[str, Any]) -> PlannedTrial:
         """The trial that a search makes of a stand-in, when it has drawn these values: field -> value."""
@@ -100,7 +95,7 @@ class PlannedTrial:
         variant, middle = with_values(self.draw.undrawn, values), self.trial
         config = variant.config.model_copy(update={"resources": middle.config.resources})
         trial = resolve(config, middle.facts)
-        return replace(self, trial=trial, axes=variant.axes, state="new", draw=replace(self.draw, undrawn=None))
+        return replace(self, trial=trial, cell=variant.cell, state=State.NEW, draw=replace(self.draw, undrawn=None))
 
 
 @dataclass(frozen=True)
@@ -188,11 +183,11 @@ def make_plan(
     """
     notify("reading and tokenizing the text")
     texts = prepare_texts(sweep)
-    recorded = [group for record in results.read_sweeps() if record.name == sweep.name for group in record.groups]
-    cell = sweep.search.cell if sweep.search else dict
-    former = {_place({**group, "axes": cell(group["axes"])}): group for group in recorded}
+    recorded = [entry for record in results.read_sweeps() if record.name == sweep.name for entry in record.entries]
+    searched = sweep.search.names if sweep.search else ()
+    former = {entry.cell.without(searched).key: entry for entry in recorded}
     notify("settling what the sweep leaves open")
-    before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
+    before = [former[key].settled if (key := variant.cell.key) in former else {} for variant in sweep.variants]
     means = Means(results, partial(resolve_against, texts), before, cpus, gpus, with_forecast, gpu_bytes, grows)
     states = results.states()
     settled = settle(sweep.variants, means)
@@ -214,16 +209,16 @@ def make_plan(
 
 
 def _planned(
-    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[str, str | None]]
+    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[State, str | None]]
 ) -> PlannedTrial:
     """A trial with where it stands."""
     variant, trial = each.variant, means.resolve(each.variant)
-    state, reason = states.get(trial.identity, ("new", None))
-    if draw is None and state == STOPPED:
-        state = "running"  # what a search gave up is here trained to its end
+    state, reason = states.get(trial.identity, (State.NEW, None))
+    if draw is None and state == State.STOPPED:
+        state = State.RUNNING  # what a search gave up is here trained to its end
     if draw and draw.undrawn:
-        state, reason = "undrawn", None
-    return PlannedTrial(trial, variant.arm, variant.axes, state, reason, each.choices, draw)
+        state, reason = State.UNDRAWN, None
+    return PlannedTrial(trial, variant.cell, state, reason, each.choices, draw)
 
 
 def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
@@ -237,7 +232,7 @@ def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
 def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
     """The ends of what a search may draw, resolved, so that what is wrong with one is found before it is drawn."""
     variants = [with_values(each.variant, values) for each in settled for values in search.corners()]
-    return [PlannedTrial(resolve(variant), variant.arm, variant.axes, "new", None) for variant in variants]
+    return [PlannedTrial(resolve(variant), variant.cell, State.NEW, None) for variant in variants]
 
 
 def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
@@ -257,23 +252,19 @@ def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
 
 
 def _explain_changes(
-    results: Results, former: Mapping[str, Mapping[str, Any]], trials: list[PlannedTrial]
+    results: Results, former: Mapping[str, SweepEntry], trials: list[PlannedTrial]
 ) -> list[PlannedTrial]:
     """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
 
     def explained(planned: PlannedTrial) -> PlannedTrial:
-        twin = former.get(_place(planned.place), {}).get("trial")
-        if planned.state == "new" and twin is not None:
+        twin = former.get(planned.cell.key)
+        if planned.state == State.NEW and twin is not None:
             with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
-                reason = "; ".join(_differences(results.load_trial(twin), planned.trial))
-                return replace(planned, state="changed", reason=reason)
+                reason = "; ".join(_differences(results.load_trial(twin.trial), planned.trial))
+                return replace(planned, state=State.CHANGED, reason=reason)
         return planned
 
     return [explained(planned) for planned in trials]
-
-
-def _place(group: Mapping[str, Any]) -> str:
-    return json.dumps([group["arm"], group["seed"], group["axes"]], sort_keys=True)
 
 
 def _differences(before: Trial, now: Trial) -> list[str]:
@@ -299,9 +290,9 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
     """ConfigError when two cells of an arm are one trial: an axis that changes nothing is a mistake in the file."""
     seen: dict[tuple[str, str], PlannedTrial] = {}
     for planned in trials:
-        twin = seen.setdefault((planned.arm, planned.trial.identity), planned)
+        twin = seen.setdefault((planned.cell.arm, planned.trial.identity), planned)
         if twin is not planned:
-            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)]
+            moved = [name for name, value in planned.cell.axes.items() if value != twin.cell.axes.get(name)]
             what = " and ".join(moved) or "a value written twice"
             raise ConfigError(
                 f"{sweep.path}: {what} moves nothing: ({twin.label}) and ({planned.label}) are the same "
@@ -326,7 +317,7 @@ def _warnings(trials: Sequence[PlannedTrial]) -> list[str]:
             f"{fewest.label} takes only {fewest.trial.steps} optimizer steps; under {FEW_STEPS} the schedule shapes "
             "the loss: lower train.batch_tokens or raise the budget"
         )
-    diverged = sum(planned.state == "diverged" for planned in trials)
+    diverged = sum(planned.state == State.DIVERGED for planned in trials)
     if diverged:
         found.append(f"{diverged} trials diverged before and would again; they are left as they are")
     return found

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -29,14 +29,12 @@ from pydantic import ValidationError
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
+from tinyscale.spec.cell import Cell
+from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 
 SCHEMA_VERSION = 3
-
-STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
-STATES = ("running", "finished", "failed", "diverged", STOPPED)
-KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
 
 FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
@@ -139,25 +137,53 @@ FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False} 
 
 
 @dataclass(frozen=True)
-class SweepRecord:
-    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file.
+class SweepEntry:
+    """A trial of a sweep: its identity and its cell. settled: field -> value, where the file leaves it to planning."""
 
-    groups: one entry a trial, with `trial` (identity), `arm`, `seed`, `axes` (field -> value) and `settled` (field ->
-    value, of those that the file left to planning as `auto`).
-    """
+    trial: str
+    cell: Cell
+    settled: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        return cls(str(written["trial"]), Cell.of_json(written), dict(written.get("settled", {})))
+
+    def as_json(self) -> dict[str, Any]:
+        """As the sweep's file holds it."""
+        return {"trial": self.trial, **self.cell.as_json(), "settled": dict(self.settled)}
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file."""
 
     name: str
     title: str
     source: str
     axes: tuple[str, ...]
-    groups: tuple[Mapping[str, Any], ...]
+    entries: tuple[SweepEntry, ...]  # in the file, `groups`
     provenance: Mapping[str, Any]
     searched: tuple[str, ...] = ()  # axes whose values a search draws
 
     @property
     def trials(self) -> list[str]:
         """Identities of the sweep's trials, in its own order."""
-        return [str(group["trial"]) for group in self.groups]
+        return [entry.trial for entry in self.entries]
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote. KeyError, TypeError or ValueError where it is not legal."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in dict(written).items()
+        }
+        return cls(entries=tuple(map(SweepEntry.of_json, fields.pop("groups"))), **fields)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the sweep's file holds it."""
+        names = ("name", "title", "source", "axes", "groups", "provenance", "searched")
+        fields = {**vars(self), "groups": [entry.as_json() for entry in self.entries]}
+        return {name: fields[name] for name in names}
 
 
 def trial_columns(trial: Trial) -> dict[str, Any]:
@@ -216,8 +242,8 @@ class Results:
         provenance: Mapping[str, Any],
     ) -> None:
         """Put a trial's file in place: a row a point; for one that failed or diverged a last row that has no loss."""
-        assert state in STATES, state
-        ends_without_loss: list[Mapping[str, Any]] = [{}] if state in ("failed", "diverged") or not points else []
+        assert State(state).is_recorded, state
+        ends_without_loss: list[Mapping[str, Any]] = [{}] if State(state).lacks_loss or not points else []
         fixed = {**trial_columns(trial), "trial": trial.identity, "state": state, "reason": reason}
         fixed["schema_version"] = SCHEMA_VERSION
         rows = [{**point, **fixed} for point in (*points, *ends_without_loss)]
@@ -259,15 +285,15 @@ class Results:
         with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
             rows, _ = self.read_trial(trial.identity)
             points = [{name: row.get(name) for name in SCHEMA.names} for row in rows if row["val_loss"] is not None]
-        self.write_trial(trial, points, "failed", reason, provenance)
+        self.write_trial(trial, points, State.FAILED, reason, provenance)
 
-    def state(self, identity: str) -> str | None:
+    def state(self, identity: str) -> State | None:
         """A trial's state; None when it has no file that can be read."""
         try:
             rows, _ = self.read_trial(identity)
         except (FileNotFoundError, ResultsError):
             return None
-        return str(rows[-1]["state"])
+        return State(rows[-1]["state"])
 
     def forget(self, identity: str) -> None:
         """Remove a trial's rows and what it kept."""
@@ -276,17 +302,17 @@ class Results:
             kept.delete(name)
         self.trials.delete(f"{identity}.parquet")
 
-    def states(self) -> dict[str, tuple[str, str | None]]:
+    def states(self) -> dict[str, tuple[State, str | None]]:
         """State and reason of every trial that has a file, by identity."""
         return self.states_and_unreadable()[0]
 
-    def states_and_unreadable(self) -> tuple[dict[str, tuple[str, str | None]], list[str]]:
+    def states_and_unreadable(self) -> tuple[dict[str, tuple[State, str | None]], list[str]]:
         """The states, and a line for each file that could not be read."""
         frame, set_aside = self.read(columns=["trial", "state", "reason"])
         last = frame.drop_duplicates("trial", keep="last")
         reasons = last["reason"].astype(object).where(last["reason"].notna(), None)
         states = zip(last["trial"], last["state"], reasons, strict=True)
-        return {str(trial): (str(state), reason) for trial, state, reason in states}, set_aside
+        return {str(trial): (State(state), reason) for trial, state, reason in states}, set_aside
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
@@ -335,16 +361,14 @@ class Results:
 
     def write_sweep(self, record: SweepRecord) -> None:
         """Record which trials a sweep consists of."""
-        self.sweeps.write(f"{record.name}.json", json.dumps(asdict(record), indent=1).encode())
+        self.sweeps.write(f"{record.name}.json", json.dumps(record.as_json(), indent=1).encode())
 
     def read_sweeps(self) -> list[SweepRecord]:
         """The sweeps launched into this folder, by name."""
         records = []
         for name in self.sweeps.names(".json"):
             try:
-                found = json.loads(self.sweeps.read(name))
-                lists = {name: tuple(value) for name, value in dict(found).items() if isinstance(value, list)}
-                records.append(SweepRecord(**{**found, **lists}))
+                records.append(SweepRecord.of_json(json.loads(self.sweeps.read(name))))
             except (ValueError, TypeError, KeyError) as error:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
                 raise ResultsError(message) from error
@@ -380,7 +404,7 @@ def read_results(location: str) -> pd.DataFrame:
 
 def sweep_points(frame: pd.DataFrame, sweep: SweepRecord) -> pd.DataFrame:
     """The rows of one sweep's trials, with columns `sweep` and `arm` added: a trial may belong to several sweeps."""
-    labels = pd.DataFrame([{"trial": group["trial"], "arm": group["arm"]} for group in sweep.groups])
+    labels = pd.DataFrame([{"trial": entry.trial, "arm": entry.cell.arm} for entry in sweep.entries])
     if labels.empty:
         return frame.iloc[:0].assign(sweep=sweep.name, arm="")
     return labels.merge(frame, on="trial").assign(sweep=sweep.name)

@@ -124,10 +124,6 @@ class Search(BaseModel):
         for ends in itertools.product(*(values.ends for values in self.fields.values())):
             yield dict(zip(self.fields, ends, strict=True))
 
-    def cell(self, axes: Mapping[str, Any]) -> dict[str, Any]:
-        """The axes of a draw without what was drawn: those of its group."""
-        return {name: value for name, value in axes.items() if name not in self.names}
-
     def drawn(self, axes: Mapping[str, Any]) -> dict[str, Any] | None:
         """What was drawn, field -> value, of a trial with these axes; None where this search would not draw it."""
         values = {path: axes.get(name) for name, path in self.names.items()}

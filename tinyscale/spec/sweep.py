@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
+from tinyscale.spec.cell import DEFAULT_ARM, Cell
 from tinyscale.spec.config import STRICT, Int, TrialConfig, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
@@ -35,7 +36,6 @@ from tinyscale.spec.settings import (
 )
 
 MAX_TRIALS = 100_000
-DEFAULT_ARM = "base"
 
 
 class SweepFile(BaseModel):
@@ -86,18 +86,12 @@ UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One cell of the grid with one seed, before the text is known; `axes` is what the sweep varies: field -> value."""
+    """What one cell of the grid asks for, before the text is known."""
 
     config: TrialConfig
-    arm: str
-    axes: Mapping[str, Any]
+    cell: Cell
     autos: tuple[str, ...] = ()  # fields that planning settles
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """Where it stands in the sweep, as the sweep's record keeps it."""
-        return {"arm": self.arm, "seed": self.config.seed, "axes": dict(self.axes)}
 
     def settled(self, values: Mapping[str, Any]) -> Variant:
         """The variant with values for fields that were open; choosers choose legal ones."""
@@ -111,9 +105,7 @@ class Variant:
     def where(self, *paths: str) -> str:
         """Where the first of these fields that is set was written, and which cell of the grid this is."""
         origin = next((self.origins[path] for path in paths if path in self.origins), "")
-        arm = [self.arm] if self.arm != DEFAULT_ARM else []
-        cell = " ".join([*arm, *(f"{name}={value}" for name, value in self.axes.items())])
-        return ": ".join(filter(None, [origin, cell]))
+        return ": ".join(filter(None, [origin, self.cell.label_of_seeds]))
 
 
 @dataclass(frozen=True)
@@ -197,7 +189,7 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
         )
     if file.fuse:
         _refuse_unfusable(kept, file, document)
-    axes, fuse = dict.fromkeys(name for variant in kept for name in variant.axes), tuple(file.fuse)
+    axes, fuse = dict.fromkeys(name for variant in kept for name in variant.cell.axes), tuple(file.fuse)
     return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select, fuse)
 
 
@@ -303,7 +295,7 @@ def _refuse_without_effect(set_here: Layer, variants: Sequence[Variant]) -> None
     """ConfigError when what the command line sets is set again in the arm of every variant."""
     for path, setting in set_here.items():
         if all(variant.origins.get(path) != setting.origin for variant in variants):
-            arms = ", ".join(dict.fromkeys(variant.arm for variant in variants))
+            arms = ", ".join(dict.fromkeys(variant.cell.arm for variant in variants))
             where = variants[0].where(path, *sorted(alternatives(path)))
             raise ConfigError(
                 f"{setting.origin}: has no effect, since arm {arms} sets it as well: {where}; edit it there"
@@ -356,7 +348,8 @@ def _expand(
             for layer in drawn if seed is seeds[0] else []:
                 read_config(settings | held | layer, document)
             shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
-            yield Variant(config, arm, shown, autos, {path: setting.origin for path, setting in settings.items()})
+            origins = {path: setting.origin for path, setting in settings.items()}
+            yield Variant(config, Cell(arm, shown, config.seed), autos, origins)
 
 
 def _is_axis(path: str, value: Any) -> bool:
@@ -375,12 +368,12 @@ def _select(variants: list[Variant], select: Sequence[str]) -> list[Variant]:
     for text in select:
         name, _, wanted = text.partition("=")
         name = name.strip().rpartition(".")[2]
-        values = [{**v.axes, "arm": v.arm, "seed": v.config.seed}.get(name) for v in variants]
+        values = [{**v.cell.axes, "arm": v.cell.arm, "seed": v.cell.seed}.get(name) for v in variants]
         present = list({repr(value): value for value in values if value is not None}.values())
         chosen = wanted.split(",") if name == "arm" else map(quantity, parse_value(f"[{wanted}]", f"--select {text}"))
         chosen = list(chosen)
         if not chosen or not present:
-            legal = ", ".join(dict.fromkeys(n for v in variants for n in (*v.axes, "arm", "seed")))
+            legal = ", ".join(dict.fromkeys(n for v in variants for n in (*v.cell.axes, "arm", "seed")))
             raise ConfigError(f"--select {text}: write name=value with a name the sweep varies; legal: {legal}")
         variants = [v for v, value in zip(variants, values, strict=True) if value in chosen]
         missing = [item for item in chosen if item not in present]
