@@ -53,7 +53,7 @@ def launch(
     """
     loggers = [build_logger(log, plan.sweep.name)] if log else []
     record_sweep(plan, results)
-    clear_void(results.folder / "leases")
+    clear_void(results.leases)
     to_run, search = plan.to_run, plan.sweep.search
     summary = Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     if not to_run:

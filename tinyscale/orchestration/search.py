@@ -11,7 +11,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from tinyscale.orchestration.ray_internals import clear_flag, set_flag
 from tinyscale.orchestration.record import record_draw
-from tinyscale.orchestration.studies import GroupStudy, StudyFile
+from tinyscale.orchestration.studies import CellStudy, StudyFile
 from tinyscale.orchestration.watch import place
 from tinyscale.orchestration.worker import placed, stop_key
 from tinyscale.planning.plan import Plan, PlannedTrial
@@ -53,17 +53,17 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
             assert each.draw is not None, "each trial of a search has a place in a study"
             by_study.setdefault(each.draw.study, []).append(each)
         self.studies = [
-            GroupStudy(plan.sweep.search, trials, self.file.storage, results)
+            CellStudy(plan.sweep.search, trials, self.file.storage, results)
             for trials in by_study.values()
             if any(each.will_run for each in trials)
         ]
-        self.study_of: dict[str, GroupStudy] = {}  # by Tune's name for a trial
+        self.study_of: dict[str, CellStudy] = {}  # by Tune's name for a trial
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, which travels with its config."""
         while not self.stopping() and (open_ := [study for study in self.studies if study.work_left]):
             study = min(open_, key=lambda study: (len(study.running), -study.work_left))
-            drawn = study.next(trial_id)
+            drawn = study.suggest(trial_id)
             if drawn is not None:
                 self.study_of[trial_id] = study
                 if drawn.trial.identity not in self.groups:
@@ -73,10 +73,11 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.study_of[trial_id].on_trial_result(trial_id, result)
+        if "val_loss" in result:
+            self.study_of[trial_id].report(trial_id, result["val_loss"], result["tokens"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.study_of.pop(trial_id).on_trial_complete(trial_id, result, error)
+        self.study_of.pop(trial_id).end(trial_id)
         self.file.keep()
 
     def save(self, checkpoint_path: str) -> None:

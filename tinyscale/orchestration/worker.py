@@ -90,7 +90,7 @@ def run_trial(config: Mapping[str, Any], groups: Mapping[str, bytes], launch: La
     began, results, claimed = time.time(), Results(launch.results), []
     with ExitStack() as leases:
         for trial in group:
-            lease = Lease(results.folder / "leases", trial.identity)
+            lease = Lease(results.leases, trial.identity)
             if not lease.claim(PATIENCE_SECONDS):
                 _leave(trial, "another launch is training it")
                 continue

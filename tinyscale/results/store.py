@@ -227,6 +227,7 @@ class Results:
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
+        self.leases = self.folder / "leases"
         self.cache = self.folder / ".cache"
 
     def checkpoints(self, trial: str) -> Folder:
