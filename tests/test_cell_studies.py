@@ -107,9 +107,7 @@ def test_a_study_goes_on_with_what_a_killed_launch_left_before_it_samples_anew(t
     assert left is not None
     finish(results, done)
     study.end("done")
-    sampled = [done, left]
-    plan_then = plan.trials
-    record_sweep(Plan(plan.sweep, (*sampled, *plan_then[2:]), 2, ()), results)
+    record_sweep(Plan(plan.sweep, (done, left, *plan.trials[2:]), 2, ()), results, {})
 
     plan = plan_of(tmp_path, results)
     again = study_of(plan, results, storage)
@@ -132,7 +130,7 @@ def test_a_trial_that_another_launch_is_training_stays_open(tmp_path, results, s
 def test_a_study_that_is_lost_is_made_again_from_the_results(tmp_path, results):
     plan = plan_of(tmp_path, results)
     trained = run_all(study_of(plan, results, InMemoryStorage()), results)
-    record_sweep(Plan(plan.sweep, tuple(trained), 2, ()), results)
+    record_sweep(Plan(plan.sweep, tuple(trained), 2, ()), results, {})
     again = study_of(plan_of(tmp_path, results), results, InMemoryStorage())
     kept = {trial.user_attrs["trial"]: trial.params["train.lr"] for trial in again.study.get_trials()}
     assert kept == {planned.trial.identity: planned.cell.axes["lr"] for planned in trained}

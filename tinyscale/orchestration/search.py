@@ -10,7 +10,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from tinyscale.orchestration.ray_internals import clear_flag, set_flag
-from tinyscale.orchestration.record import record_draw
+from tinyscale.orchestration.record import record_sampled
 from tinyscale.orchestration.studies import CellStudy, StudyFile
 from tinyscale.orchestration.watch import place
 from tinyscale.orchestration.worker import placed, stop_key
@@ -68,7 +68,7 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
                 self.study_of[trial_id] = study
                 if drawn.trial.identity not in self.groups:
                     self.groups[drawn.trial.identity] = [drawn]
-                    record_draw(self.plan, self.results, drawn)
+                    record_sampled(self.plan, self.results, drawn)
                 return {"placed": place(drawn), "drawn": drawn.trial}
         return Searcher.FINISHED
 

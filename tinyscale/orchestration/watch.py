@@ -22,7 +22,6 @@ from tinyscale.orchestration.ray_internals import HEAD_NODE, clear_flag, set_fla
 from tinyscale.orchestration.summary import Summary, Timing
 from tinyscale.orchestration.worker import MAX_RESTARTS, STOP_KEY, placed
 from tinyscale.planning.plan import PlannedTrial
-from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 
@@ -37,10 +36,15 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     """
 
     def __init__(
-        self, groups: Mapping[str, list[PlannedTrial]], monitor: Monitor, summary: Summary, results: Results
+        self,
+        groups: Mapping[str, list[PlannedTrial]],
+        monitor: Monitor,
+        summary: Summary,
+        results: Results,
+        provenance: Mapping[str, Any],
     ) -> None:
         self.groups, self.monitor, self.summary, self.results = groups, monitor, summary, results
-        self.provenance = launch_provenance()
+        self.provenance = provenance
         self.again: list[PlannedTrial] = []
         self.ended: set[str] = set()  # in this run: what is trained again has a state from the run before
 
