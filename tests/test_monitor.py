@@ -45,8 +45,8 @@ def test_each_running_trial_is_one_line_that_fits_the_terminal(width: int) -> No
         monitor.started(each)
         identity = each.trial.identity
         for tokens in (0, each.trial.tokens // 4):
-            monitor.running[identity].told -= 2.0  # two seconds ago
-            monitor.heard(identity, {"tokens": tokens, "val_loss": 3.21987})
+            monitor.running[identity].reported -= 2.0  # two seconds ago
+            monitor.on_report(identity, {"tokens": tokens, "val_loss": 3.21987})
     lines = shown(monitor)
     assert len(lines) == 2, "both are one trial"
     assert all(len(line) <= width for line in lines)

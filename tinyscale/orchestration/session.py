@@ -15,7 +15,7 @@ from tinyscale.errors import LaunchError
 from tinyscale.machine import gpu_bytes, this_machine
 from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2
 
-# Read by Ray when it is imported or when a trial starts; what each one is for stands beside it.
+# Read by Ray when it is imported or when a trial starts.
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other output engine prints whatever verbosity is asked for
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative corpus paths keep their meaning

@@ -147,7 +147,7 @@ class CellStudy:
                 self._record(planned, None)
 
     def _record(self, planned: PlannedTrial, asked: optuna.Trial | None) -> None:
-        """Record how a trial ended that was asked for by this launch or an earlier one; else add it to the study."""
+        """Record how a trial ended; one that no launch asked this study for is added to it."""
         identity = planned.trial.identity
         state, value, on_the_way = ending(self.results, identity)
         still_open = [trial.number for trial in self._open() if trial.user_attrs.get("trial") == identity]
