@@ -11,12 +11,14 @@ import pytest
 from making import SWEEP, write_sweep
 
 from tinyscale.errors import ConfigError, DataError
+from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 
 HELD_OUT = ("{kind: byte}", "{kind: byte}, val_bytes: 101K")
+CORES = Capacity(2, 0)
 POINT = {"step": 1, "tokens": 256, "val_loss": 3.0, "decayed": False}
 
 
@@ -25,12 +27,16 @@ def planned(tmp_path: Path, long_corpus: Path) -> Any:
     """Plan the tiny sweep with more lines, on the long corpus, against results in the test's own folder."""
 
     def make(
-        more: str = "", *, replace: tuple[str, str] = ("", ""), overrides: tuple[str, ...] = (), **options: Any
+        more: str = "",
+        *,
+        replace: tuple[str, str] = ("", ""),
+        overrides: tuple[str, ...] = (),
+        capacity: Capacity = CORES,
+        **options: Any,
     ) -> Plan:
         path = write_sweep(tmp_path, SWEEP.replace(*HELD_OUT).replace(*replace) + more, corpus=long_corpus)
         sweep = load_sweep(path, overrides=overrides)
-        options = {"cpus": 2, "gpus": 0, "with_forecast": False, **options}
-        return make_plan(sweep, Results(str(tmp_path / "results")), **options)
+        return make_plan(sweep, Results(str(tmp_path / "results")), capacity, **{"measure": False, **options})
 
     return make
 

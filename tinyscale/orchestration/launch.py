@@ -164,16 +164,16 @@ def _at_once(plan: Plan, cluster: Cluster) -> int:
     """
     mixed = len({planned.trial.config.resources for planned in plan.to_run}) > 1
     alone = all(map(trains_alone, plan.to_run))
-    return 0 if alone and (cluster.grows or mixed) else max(1, plan.at_once)
+    return 0 if alone and (cluster.capacity.grows or mixed) else max(1, plan.at_once)
 
 
 def _refuse_unplaceable(to_run: list[PlannedTrial], cluster: Cluster) -> None:
     """LaunchError when a trial can never be placed; a cluster with an autoscaler may still grow."""
-    if cluster.grows:
+    if cluster.capacity.grows:
         return
     for each in to_run:
         need = each.trial.config.resources
-        if lack := forecast.lacking(need, cluster.cpus, cluster.gpus):
+        if lack := forecast.lacking(need, cluster.capacity):
             raise LaunchError(f"{each.label} {lack}, or use a larger {'machine' if cluster.own else 'cluster'}")
         if not cluster.holds(need.cpu, need.gpu):
             raise LaunchError(
