@@ -15,10 +15,8 @@ from pydantic_core import PydanticCustomError
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 # A layer that sets one member of a group drops the others of lower layers: they say one thing in other words.
-ALTERNATIVES = (
-    ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget", "train.epochs_budget"),
-    ("model.n_heads", "model.head_dim"),
-)
+BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")  # of the training, one of them
+ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "model.head_dim"))
 
 MUP_BASE_WIDTH = 64
 
@@ -217,11 +215,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        names = [path.split(".")[1] for path in ALTERNATIVES[0]]
-        given = [name for name in names if getattr(self, name) is not None]
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(names)}; found {found}")
+            raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(BUDGETS)}; found {found}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise _refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
         return self

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from tinyscale.spec.config import ALTERNATIVES, TrainConfig, TrialConfig
+from tinyscale.spec.config import BUDGETS, TrainConfig, TrialConfig
 from tinyscale.spec.costs import Parameters, decay_steps, flops_per_token, memory_bytes, parameters, training_steps
 from tinyscale.spec.facts import TextFacts
 
@@ -110,7 +110,7 @@ def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
     ConfigError when the budget allows no step.
     """
     steps = training_steps(config.model, config.train, facts.vocab_size, _unique_tokens(config, facts))
-    budget: dict[str, Any] = {name.removeprefix("train."): None for name in ALTERNATIVES[0]}
+    budget: dict[str, Any] = dict.fromkeys(BUDGETS)
     budget["tokens_budget"] = steps * config.train.batch_tokens
     resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
     left_out: Any = {
