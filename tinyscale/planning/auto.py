@@ -40,7 +40,7 @@ class Settled:
         taken = {path: choice for path, choice in choices.items() if path in self.variant.autos}
         if not taken:
             return self
-        variant = self.variant.settled({path: choice.value for path, choice in taken.items()})
+        variant = self.variant.with_values({path: choice.value for path, choice in taken.items()})
         return replace(self, variant=variant, choices={**self.choices, **taken})
 
 
@@ -120,7 +120,9 @@ def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[
 
     def trials(compiled: bool) -> list[Trial]:
         values = {PRECISION: precision, COMPILE: compiled}
-        return [means.resolve(v.settled({path: values[path] for path in v.autos if path in values})) for v in variants]
+        return [
+            means.resolve(v.with_values({path: values[path] for path in v.autos if path in values})) for v in variants
+        ]
 
     at_once = min(forecast.slots(variant.config, means.capacity) for variant in variants)
     seconds = forecast.trial_seconds(trials(False), at_once) if means.measure and at_once else None

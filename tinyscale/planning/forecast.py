@@ -54,14 +54,14 @@ def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
     """Expected seconds of each trial when `at_once` run side by side; None when they cannot be measured here."""
     if any(trial.config.resources.gpu for trial in trials) and not this_machine().gpus:
         return None
-    keys = {shape_key(trial, at_once): trial for trial in trials}
+    keys = [shape_key(trial, at_once) for trial in trials]
     with _kept_measurements() as known:
-        unknown = [key for key in keys if key not in known]
-        measured = _measure([keys[key] for key in unknown], at_once)
+        unknown = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in known}
+        measured = _measure(list(unknown.values()), at_once)
         if measured is None:
             return None
         known |= dict(zip(unknown, measured, strict=True))
-        return [_seconds(trial, known[shape_key(trial, at_once)]) for trial in trials]
+        return [_seconds(trial, known[key]) for key, trial in zip(keys, trials, strict=True)]
 
 
 def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:

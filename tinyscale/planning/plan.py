@@ -94,8 +94,7 @@ class PlannedTrial:
         assert self.draw is not None, "only trials of a search are drawn"
         assert self.draw.undrawn is not None, "each trial is drawn once"
         variant, middle = with_values(self.draw.undrawn, values), self.trial
-        config = variant.config.model_copy(update={"resources": middle.config.resources})
-        trial = resolve(config, middle.facts)
+        trial = resolve(variant.config.with_values({"resources": middle.config.resources}), middle.facts)
         return replace(self, trial=trial, cell=variant.cell, state=State.NEW, draw=replace(self.draw, undrawn=None))
 
 
@@ -186,7 +185,7 @@ def make_plan(
     former = {entry.cell.without(searched).key: entry for entry in recorded}
     notify("settling what the sweep leaves open")
     before = [former[key].settled if (key := variant.cell.key) in former else {} for variant in sweep.variants]
-    means = Means(results, partial(resolve_against, texts), before, capacity, measure)
+    means = Means(results, _once(partial(resolve_against, texts)), before, capacity, measure)
     states = results.states()
     settled = settle(sweep.variants, means)
     draws = Draws(tuple((each, None) for each in settled), frozenset())
@@ -204,6 +203,18 @@ def make_plan(
     notes = settled_notes([planned.choices for planned in trials])
     warnings = (*_warnings(trials), *_unplaceable(trials, capacity))
     return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), draws.stale)
+
+
+def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:
+    """Resolve each configuration once, however often it is asked for."""
+    known: dict[TrialConfig, Trial] = {}
+
+    def resolved(variant: Variant) -> Trial:
+        if variant.config not in known:
+            known[variant.config] = resolve(variant)
+        return known[variant.config]
+
+    return resolved
 
 
 def _planned(
@@ -244,9 +255,8 @@ def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[Pl
 
 def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
     """The configuration with these fields at one value, the same for all."""
-    if "lr" in fields:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1.0})})
-    return config.model_copy(update={"seed": 0}) if "seed" in fields else config
+    same: dict[str, tuple[str, Any]] = {"lr": ("train.lr", 1.0), "seed": ("seed", 0)}
+    return config.with_values(dict(same[name] for name in fields))
 
 
 def _explain_changes(

@@ -12,7 +12,7 @@ from tinyscale.spec.trial import Trial, resolve
 
 
 def _text_of(variant: Variant) -> DataConfig:
-    return variant.config.data.model_copy(update={"unique_tokens": None})
+    return variant.config.with_values({"data.unique_tokens": None}).data
 
 
 def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
