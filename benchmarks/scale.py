@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.reporting.page import write_report
@@ -62,7 +63,7 @@ def main() -> None:
         results = Results(f"{folder}/results")
 
         def plan() -> Plan:
-            return make_plan(load_sweep(path), results, cpus=2, gpus=0, with_forecast=False)
+            return make_plan(load_sweep(path), results, Capacity(2, 0), measure=False)
 
         made = plan()  # tokens are cached from here on
         timed("plan, nothing done", plan, figures)

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
@@ -79,7 +80,7 @@ def tinyscale(*arguments: str, cwd: Path, **options: object) -> subprocess.Popen
 
 
 def planned(path: Path, results: Results, *overrides: str) -> Plan:
-    return make_plan(load_sweep(path, overrides=overrides), results, cpus=2, gpus=0, with_forecast=False)
+    return make_plan(load_sweep(path, overrides=overrides), results, Capacity(2, 0), measure=False)
 
 
 def run(plan: Plan, results: Results, cluster: Cluster, **options: Any) -> Summary:

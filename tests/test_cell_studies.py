@@ -10,6 +10,7 @@ from making import SWEEP, words, write_sweep
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.studies import CellStudy
 from tinyscale.planning.plan import Plan, PlannedTrial, make_plan
@@ -45,7 +46,7 @@ def plan_of(folder: Path, results: Results, field: str = RANGE) -> Plan:
     if not corpus.exists():
         corpus.write_text("\n<|endoftext|>\n".join(words(1500, seed) for seed in range(200)))
     path = write_sweep(folder, SEARCHED.replace("FIELD", field), corpus)
-    return make_plan(load_sweep(path), results, cpus=2, gpus=0, with_forecast=False)
+    return make_plan(load_sweep(path), results, Capacity(2, 0), measure=False)
 
 
 def study_of(plan: Plan, results: Results, storage: BaseStorage) -> CellStudy:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from tinyscale.reporting.write import analyse
 from tinyscale.results.store import SCHEMA, Results, SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.facts import TextFacts
 
 WIDTHS = (64, 96, 128, 192, 256, 384)
 
@@ -34,12 +36,15 @@ CONFIG = TrialConfig.model_validate({
     "train": {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3},
 })  # fmt: skip
 
+FACTS = TextFacts("a", "rule-1", "70", vocab_size=1024, train_tokens=10**9)
+
 
 def write_rows(results: Results, trial: str, rows: list[dict[str, Any]], config: TrialConfig = CONFIG) -> None:
     """A trial's file, from its rows."""
     buffer = io.BytesIO()
     rows = [{**row, "trial": trial, "vocab_size": 1024, "schema_version": 1} for row in rows]
-    schema = SCHEMA.with_metadata({"tinyscale.config": config.model_dump_json()})
+    footer = {"tinyscale.config": config.model_dump_json(), "tinyscale.facts": json.dumps(asdict(FACTS))}
+    schema = SCHEMA.with_metadata(footer)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     results.trials.write(f"{trial}.parquet", buffer.getvalue())
 

@@ -21,7 +21,7 @@ def planned(**axes: int) -> PlannedTrial:
 
 
 TRIALS = [planned(d_model=width) for width in (16, 32)]
-LONG = replace(TRIALS[0], axes={f"a_field_with_a_long_name_{k}": 1_000_000 for k in range(5)})
+LONG = replace(TRIALS[0], cell=Cell("base", {f"a_field_with_a_long_name_{k}": 1_000_000 for k in range(5)}, 0))
 
 
 def watch(width: int = 80, *, terminal: bool = True, quiet: bool = False) -> tuple[Monitor, io.StringIO]:

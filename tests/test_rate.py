@@ -14,6 +14,7 @@ from making import SWEEP, write_sweep
 
 from tinyscale.cli.tables import plan_summary
 from tinyscale.errors import ConfigError
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.reporting.page import write_report
@@ -37,7 +38,7 @@ AUTO = BODY.replace("lr: 1e-2", "lr: auto") + "axes: {d_model: [16, 48, 96]}\nse
 def plan(tmp_path: Path, long_corpus: Path) -> Callable[..., Plan]:
     def make(text: str, *overrides: str) -> Plan:
         sweep = load_sweep(write_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
-        return make_plan(sweep, Results(str(tmp_path / "results")), cpus=2, gpus=0, with_forecast=False)
+        return make_plan(sweep, Results(str(tmp_path / "results")), Capacity(2, 0), measure=False)
 
     return make
 

@@ -9,6 +9,7 @@ import pytest
 from making import SWEEP, write_sweep
 
 from tinyscale.errors import ConfigError
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning import auto as settle
 from tinyscale.planning import forecast
@@ -18,14 +19,14 @@ from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial
 
 OPEN = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K") + "axes: {d_model: [16, 32]}\n"
+CORES = Capacity(2, 0)
 
 
 @pytest.fixture
 def plan(tmp_path: Path, long_corpus: Path) -> Any:
-    def make(*overrides: str, text: str = OPEN, measure: bool = True, **room: Any) -> Plan:
+    def make(*overrides: str, text: str = OPEN, measure: bool = True, capacity: Capacity = CORES) -> Plan:
         sweep = load_sweep(write_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
-        room = {"cpus": 2, "gpus": 0, **room}
-        return make_plan(sweep, Results(str(tmp_path / "results")), **room, with_forecast=measure)
+        return make_plan(sweep, Results(str(tmp_path / "results")), capacity, measure=measure)
 
     return make
 
@@ -119,14 +120,14 @@ def shares(plan: Plan) -> list[float]:
     return [planned.trial.config.resources.gpu for planned in plan.trials]
 
 
-ON_GPU: dict[str, Any] = {"cpus": 16, "gpus": 2, "gpu_bytes": 8e9}
+ON_GPU = Capacity(16, 2, gpu_bytes=8e9)
 
 
 def test_a_share_is_what_the_memory_forecast_needs_and_is_chosen_anew_on_another_machine(
     plan: Any, tmp_path: Path
 ) -> None:
     wide, large_batch = OPEN.replace("[16, 32]", "[16, 512]"), ("batch_tokens=65536", "tokens_budget=655360")
-    made = plan("gpu=auto", *large_batch, text=wide, measure=False, **ON_GPU)
+    made = plan("gpu=auto", *large_batch, text=wide, measure=False, capacity=ON_GPU)
     assert shares(made) == [0.125, 0.5], "0.3 and 3 GB of 8, each beside a context"
     assert made.at_once == 6, "of two GPUs, the mean over 16 and 4"
     record_sweep(made, Results(str(tmp_path / "results")), {})
@@ -145,12 +146,12 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(plan: Any, mon
         return [max(10.0, 4.9 * at_once) for _ in trials]
 
     monkeypatch.setattr(forecast, "trial_seconds", seconds)
-    monkeypatch.setattr(settle, "this_machine", lambda: (16, 2))
-    made = plan("gpu=auto", "compile=false", **ON_GPU)
+    monkeypatch.setattr(settle, "this_machine", lambda: Capacity(16, 2))
+    made = plan("gpu=auto", "compile=false", capacity=ON_GPU)
     assert shares(made) == [0.5, 0.5]
     assert asked[:3] == [(1, {1.0}), (2, {0.5}), (4, {0.25})]
     assert any("more side by side would be no faster" in note for note in made.notes)
 
 
 def test_a_cluster_that_will_have_gpus_gets_whole_ones_until_their_memory_is_known(plan: Any) -> None:
-    assert shares(plan("gpu=auto", measure=False, grows=True)) == [1.0, 1.0]
+    assert shares(plan("gpu=auto", measure=False, capacity=Capacity(2, 0, grows=True))) == [1.0, 1.0]

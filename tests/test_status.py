@@ -7,6 +7,7 @@ import json
 import pytest
 from launching import write_sweep
 
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import WHY, Plan, make_plan
 from tinyscale.results.leases import Lease
@@ -37,7 +38,7 @@ def plan(tmp_path, results) -> Plan:
 
 def planned(folder, results, *overrides: str) -> Plan:
     sweep = load_sweep(write_sweep(folder, seeds="[0, 1, 2]"), overrides=overrides)
-    return make_plan(sweep, results, cpus=2, gpus=0, with_forecast=False)
+    return make_plan(sweep, results, Capacity(2, 0), measure=False)
 
 
 def test_each_trial_is_in_its_state_and_failures_have_reasons(results, plan):

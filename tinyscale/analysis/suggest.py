@@ -19,7 +19,7 @@ from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.points import COLUMNS
 from tinyscale.results.store import Results
-from tinyscale.spec.config import ALTERNATIVES, ModelConfig
+from tinyscale.spec.config import BUDGETS, ModelConfig
 from tinyscale.spec.costs import flops_per_token, parameters, training_steps
 from tinyscale.spec.trial import Trial
 
@@ -199,7 +199,7 @@ def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, A
     given = behind.trial.config.model_dump(mode="json", exclude_defaults=True)
     shape, varied = _shape(behind), list(suggestion.runs[0].fields)
     if "train.tokens_budget" in varied:
-        given["train"] = {field: v for field, v in given["train"].items() if f"train.{field}" not in ALTERNATIVES[0]}
+        given["train"] = {field: v for field, v in given["train"].items() if field not in BUDGETS}
     if "model.d_model" not in varied:
         shape = {"d_model": behind.trial.config.model.d_model, **shape}
     runs = sorted(suggestion.runs, key=lambda run: run.flops)

@@ -193,7 +193,7 @@ def _plan(
     address: str | None,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results it was made against, and the cluster when one runs at the address."""
-    from tinyscale.machine import this_room
+    from tinyscale.machine import this_machine
     from tinyscale.planning.plan import make_plan
     from tinyscale.results.store import Results
     from tinyscale.spec.sweep import load_sweep
@@ -205,9 +205,9 @@ def _plan(
         from tinyscale.orchestration.session import ray_session
 
         cluster = stack.enter_context(ray_session(address))
-    room = this_room() if cluster is None else cluster.room
+    capacity = this_machine() if cluster is None else cluster.capacity
     with console.status("planning") as status:
-        return make_plan(sweep, store, **room, notify=status.update), store, cluster
+        return make_plan(sweep, store, capacity, notify=status.update), store, cluster
 
 
 COMMANDS = (plan, launch, status, retry)

@@ -160,7 +160,7 @@ class Launch:
         """
         mixed = len({planned.trial.config.resources for planned in self.to_run}) > 1
         alone = all(map(_has_one_worker, self.to_run))
-        return 0 if alone and (self.cluster.grows or mixed) else max(1, self.plan.at_once)
+        return 0 if alone and (self.cluster.capacity.grows or mixed) else max(1, self.plan.at_once)
 
     def _teach_forecast(self, resized: set[str]) -> None:
         """Give the forecast the seconds of the trials that were trained alone and on one share of a GPU."""
@@ -200,11 +200,11 @@ def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> Laun
 
 def _refuse_unplaceable(to_run: list[PlannedTrial], cluster: Cluster) -> None:
     """LaunchError when a trial can never run; a cluster with an autoscaler may still grow."""
-    if cluster.grows:
+    if cluster.capacity.grows:
         return
     for each in to_run:
         need = each.trial.config.resources
-        if lack := forecast.lacking(need, cluster.cpus, cluster.gpus):
+        if lack := forecast.lacking(need, cluster.capacity):
             raise LaunchError(f"{each.label} {lack}, or use a larger {'machine' if cluster.own else 'cluster'}")
         if not cluster.holds(need.cpu, need.gpu):
             raise LaunchError(

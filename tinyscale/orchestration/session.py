@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from tinyscale.errors import LaunchError
-from tinyscale.machine import gpu_bytes, this_machine
+from tinyscale.machine import Capacity, gpu_bytes, this_machine
 from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2
 
 # Read by Ray when it is imported or when a trial starts.
@@ -34,24 +33,16 @@ REPORT_SECONDS = 15.0  # for the first report of an autoscaler that was just sta
 
 @dataclass(frozen=True)
 class Cluster:
-    """What trials may use, and where the dashboard is."""
+    """A Ray to work on: what trials may use of it, and where the dashboard is."""
 
-    cpus: float
-    gpus: float
+    capacity: Capacity
     dashboard_url: str | None
     own: bool
     nodes: tuple[tuple[float, float], ...] = ()  # cores and GPUs of each; left out: one has it all
-    grows: bool = False  # an autoscaler adds nodes as trials wait
-    gpu_bytes: float | None = None  # memory of the smallest GPU, where known
-
-    @property
-    def room(self) -> dict[str, Any]:
-        """What trials may use, as `make_plan` takes it."""
-        return {"cpus": self.cpus, "gpus": self.gpus, "gpu_bytes": self.gpu_bytes, "grows": self.grows}
 
     def holds(self, cpu: float, gpu: float) -> bool:
         """Whether one node has so much."""
-        each = self.nodes or ((self.cpus, self.gpus),)
+        each = self.nodes or ((self.capacity.cpus, self.capacity.gpus),)
         return any(cpu <= cpus and gpu <= gpus for cpus, gpus in each)
 
 
@@ -66,12 +57,13 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failures are shown by the launch, with their reasons
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    cpus, gpus = this_machine()
+    machine = this_machine()
     try:
         if address:
             context = ray.init(address=address, **quiet)
         else:
-            context = ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+            own = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "include_dashboard": True}
+            context = ray.init(address="local", **own, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise LaunchError(_explain(address, error)) from error
     try:
@@ -90,7 +82,8 @@ def _cluster(dashboard: str | None, *, own: bool) -> Cluster:
     nodes = tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
     cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
     memory = (gpu_bytes() if own else least_gpu_bytes()) if gpus else None
-    return Cluster(cpus, gpus, dashboard, own, nodes, grows=not own and _has_autoscaler(), gpu_bytes=memory)
+    capacity = Capacity(cpus, gpus, memory, grows=not own and _has_autoscaler())
+    return Cluster(capacity, dashboard, own, nodes)
 
 
 def _has_autoscaler() -> bool:

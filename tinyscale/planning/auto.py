@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinyscale.errors import ConfigError, FitError
-from tinyscale.machine import this_machine
+from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.results.store import Results
 from tinyscale.spec.costs import HEADROOM, smallest_share
@@ -40,7 +40,7 @@ class Settled:
         taken = {path: choice for path, choice in choices.items() if path in self.variant.autos}
         if not taken:
             return self
-        variant = self.variant.settled({path: choice.value for path, choice in taken.items()})
+        variant = self.variant.with_values({path: choice.value for path, choice in taken.items()})
         return replace(self, variant=variant, choices={**self.choices, **taken})
 
 
@@ -49,18 +49,15 @@ class Means:
     """What choosers may look at.
 
     resolve: a variant as a trial, with what is still open at a stand-in value. before: for each variant of the sweep,
-    the values that it was launched with. measure: whether a chooser may measure this machine's speed. gpu_bytes: memory
-    of the smallest GPU. grows: nodes are added as trials wait.
+    the values that it was launched with. capacity: what the trials may use. measure: whether a chooser may measure this
+    machine's speed.
     """
 
     results: Results
     resolve: Callable[[Variant], Trial]
     before: Sequence[Mapping[str, Any]]
-    cpus: float
-    gpus: float
+    capacity: Capacity
     measure: bool
-    gpu_bytes: float | None = None
-    grows: bool = False
 
 
 # Chooses for variants of which at least one field is open; it may name more fields than are.
@@ -123,9 +120,11 @@ def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[
 
     def trials(compiled: bool) -> list[Trial]:
         values = {PRECISION: precision, COMPILE: compiled}
-        return [means.resolve(v.settled({path: values[path] for path in v.autos if path in values})) for v in variants]
+        return [
+            means.resolve(v.with_values({path: values[path] for path in v.autos if path in values})) for v in variants
+        ]
 
-    at_once = min(forecast.slots(variant.config, means.cpus, means.gpus) for variant in variants)
+    at_once = min(forecast.slots(variant.config, means.capacity) for variant in variants)
     seconds = forecast.trial_seconds(trials(False), at_once) if means.measure and at_once else None
     if seconds is None:
         return None
@@ -168,13 +167,14 @@ def choose_share(variants: Sequence[Variant], means: Means) -> list[Mapping[str,
 
     It is of the machine, not of the sweep: each plan chooses anew.
     """
-    if not means.gpus and not means.grows:
+    gpu_bytes = means.capacity.gpu_bytes
+    if not means.capacity.gpus and not means.capacity.grows:
         return [{SHARE: Choice(0.0, "there is no GPU")} for _ in variants]
-    if means.gpu_bytes is None:
+    if gpu_bytes is None:
         return [{SHARE: Choice(1.0, "the memory of the GPUs is not known here")} for _ in variants]
     trials = [means.resolve(variant) for variant in variants]
-    by_memory = [_share_by_memory(trial, means.gpu_bytes) for trial in trials]
-    by_speed = _shares_by_speed(trials, by_memory) if means.measure and this_machine()[1] else by_memory
+    by_memory = [_share_by_memory(trial, gpu_bytes) for trial in trials]
+    by_speed = _shares_by_speed(trials, by_memory) if means.measure and this_machine().gpus else by_memory
     return [
         {SHARE: Choice(fast, "as its memory needs" if fast == least else "more side by side would be no faster")}
         for least, fast in zip(by_memory, by_speed, strict=True)

@@ -25,8 +25,8 @@ def lighten(trial: Trial) -> Trial:
     train, context = trial.config.train, trial.config.model.context_length
     affordable = max(1, int(FLOPS / trial.flops_per_token["flops"]) // context)
     rows = min(train.batch_tokens // context, affordable)
-    light = train.model_copy(update={"batch_tokens": rows * context})
-    return replace(trial, config=trial.config.model_copy(update={"train": light}))
+    light = {"train.batch_tokens": rows * context, "resources.workers": 1}
+    return replace(trial, config=trial.config.with_values(light))
 
 
 def measure(trial: Trial) -> dict[str, float]:

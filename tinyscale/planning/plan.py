@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from tinyscale.errors import ConfigError, ResultsError
+from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import Choice, Means, Settled, settle, settled_notes
 from tinyscale.planning.resolve import prepare_texts, resolve_against
@@ -93,8 +94,7 @@ class PlannedTrial:
         assert self.draw is not None, "only trials of a search are drawn"
         assert self.draw.undrawn is not None, "each trial is drawn once"
         variant, middle = with_values(self.draw.undrawn, values), self.trial
-        config = variant.config.model_copy(update={"resources": middle.config.resources})
-        trial = resolve(config, middle.facts)
+        trial = resolve(variant.config.with_values({"resources": middle.config.resources}), middle.facts)
         return replace(self, trial=trial, cell=variant.cell, state=State.NEW, draw=replace(self.draw, undrawn=None))
 
 
@@ -167,19 +167,16 @@ class Plan:
 def make_plan(
     sweep: Sweep,
     results: Results,
+    capacity: Capacity,
     *,
-    cpus: float,
-    gpus: float,
-    gpu_bytes: float | None = None,
-    grows: bool = False,
-    with_forecast: bool = True,
+    measure: bool = True,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Resolve a sweep against its text and the results so far.
 
-    cpus, gpus: what the trials may use. gpu_bytes: memory of a GPU, where known. grows: nodes are added as trials wait.
-    notify is told of work that takes seconds. TinyscaleError on text that cannot
-    be used, trials that ask for more than the text holds, and axes that move nothing.
+    capacity: what the trials may use. measure: this machine's speed, for the forecast. notify is called with what takes
+    seconds. TinyscaleError on text that cannot be used, trials that ask for more than the text holds, and axes that
+    move nothing.
     """
     notify("reading and tokenizing the text")
     texts = prepare_texts(sweep)
@@ -188,7 +185,7 @@ def make_plan(
     former = {entry.cell.without(searched).key: entry for entry in recorded}
     notify("settling what the sweep leaves open")
     before = [former[key].settled if (key := variant.cell.key) in former else {} for variant in sweep.variants]
-    means = Means(results, partial(resolve_against, texts), before, cpus, gpus, with_forecast, gpu_bytes, grows)
+    means = Means(results, _once(partial(resolve_against, texts)), before, capacity, measure)
     states = results.states()
     settled = settle(sweep.variants, means)
     draws = Draws(tuple((each, None) for each in settled), frozenset())
@@ -199,13 +196,25 @@ def make_plan(
     if not sweep.search:
         _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, former, trials)
-    at_once = forecast.side_by_side([planned.trial.config for planned in trials], cpus, gpus)
-    if with_forecast and at_once and any(planned.will_run for planned in trials):
+    at_once = forecast.side_by_side([planned.trial.config for planned in trials], capacity)
+    if measure and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
         trials = _timed(trials, at_once)
     notes = settled_notes([planned.choices for planned in trials])
-    warnings = (*_warnings(trials), *_unplaceable(trials, cpus, gpus, grows))
+    warnings = (*_warnings(trials), *_unplaceable(trials, capacity))
     return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), draws.stale)
+
+
+def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:
+    """Resolve each configuration once, however often it is asked for."""
+    known: dict[TrialConfig, Trial] = {}
+
+    def resolved(variant: Variant) -> Trial:
+        if variant.config not in known:
+            known[variant.config] = resolve(variant)
+        return known[variant.config]
+
+    return resolved
 
 
 def _planned(
@@ -246,9 +255,8 @@ def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[Pl
 
 def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
     """The configuration with these fields at one value, the same for all."""
-    if "lr" in fields:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1.0})})
-    return config.model_copy(update={"seed": 0}) if "seed" in fields else config
+    same: dict[str, tuple[str, Any]] = {"lr": ("train.lr", 1.0), "seed": ("seed", 0)}
+    return config.with_values(dict(same[name] for name in fields))
 
 
 def _explain_changes(
@@ -300,12 +308,12 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
             )
 
 
-def _unplaceable(trials: Sequence[PlannedTrial], cpus: float, gpus: float, grows: bool) -> Iterator[str]:
+def _unplaceable(trials: Sequence[PlannedTrial], capacity: Capacity) -> Iterator[str]:
     """Why nothing runs, or not yet: what the first trial for which there is no place lacks."""
-    lacks = ((planned, forecast.lacking(planned.trial.config.resources, cpus, gpus)) for planned in trials)
+    lacks = ((planned, forecast.lacking(planned.trial.config.resources, capacity)) for planned in trials)
     for planned, lack in lacks:
         if planned.will_run and lack:
-            yield f"{planned.label} {lack}" + (", or wait for the autoscaler to add nodes" if grows else "")
+            yield f"{planned.label} {lack}" + (", or wait for the autoscaler to add nodes" if capacity.grows else "")
             return
 
 

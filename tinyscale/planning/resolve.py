@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
-from tinyscale.spec.config import ALTERNATIVES, DataConfig
+from tinyscale.spec.config import BUDGETS, DataConfig
 from tinyscale.spec.sweep import Sweep, Variant
 from tinyscale.spec.trial import Trial, resolve
 
 
 def _text_of(variant: Variant) -> DataConfig:
-    return variant.config.data.model_copy(update={"unique_tokens": None})
+    return variant.config.with_values({"data.unique_tokens": None}).data
 
 
 def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
@@ -39,7 +39,7 @@ def _blamed(variant: Variant, error: TinyscaleError) -> str:
 def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Variant) -> Trial:
     """The variant as a trial; ConfigError when the text cannot give what it asks for."""
     config, corpus = variant.config, texts[_text_of(variant)]
-    budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
+    budget, context = variant.where(*(f"train.{name}" for name in BUDGETS)), variant.where("model.context_length")
     if config.train.precision == "fp16" and not config.resources.gpu:
         raise ConfigError(
             f"{variant.where('train.precision')}: train.precision = 'fp16' needs a GPU, and resources.gpu is 0: CPUs "

@@ -75,7 +75,7 @@ def with_values(variant: Variant, values: Mapping[str, Any]) -> Variant:
     """The variant with what was drawn, which stands among its axes."""
     axes = {path.rpartition(".")[2]: value for path, value in values.items()}
     cell = replace(variant.cell, axes={**variant.cell.axes, **axes})
-    return replace(variant.settled(values), cell=cell)
+    return replace(variant.with_values(values), cell=cell)
 
 
 def _drawn_before(

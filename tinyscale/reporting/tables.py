@@ -20,9 +20,9 @@ from tinyscale.fitting.frontier import frontier
 from tinyscale.formatting import compact, duration
 from tinyscale.results.launches import LaunchRecord, forecast_error
 from tinyscale.results.store import Results, SweepRecord, over_seeds
+from tinyscale.spec.config import BUDGETS
 from tinyscale.spec.state import State
 
-BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget")  # beside these stand the tokens themselves
 COUNTED = ("n_non_embedding", "tokens", "flops", "c", "n", "n_low", "n_high", "d", "d_low", "d_high")
 
 

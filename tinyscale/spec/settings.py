@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import ALTERNATIVES, TrialConfig
+from tinyscale.spec.config import TrialConfig, alternatives
 from tinyscale.spec.document import Document, Keys
 
 
@@ -97,11 +97,6 @@ def read_layer(values: Mapping[str, Any], document: Document, *keys: str | int) 
                 raise ConfigError(f"{setting.origin}: {path} is set a second time, after {settings[path].origin}")
             settings[path] = setting
     return settings
-
-
-def alternatives(path: str) -> set[str]:
-    """The field and those that say the same thing in other words."""
-    return {path}.union(*(group for group in ALTERNATIVES if path in group))
 
 
 def over(below: Layer, above: Layer) -> Layer:

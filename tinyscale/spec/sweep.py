@@ -18,14 +18,13 @@ from pydantic import BaseModel, Field, ValidationError
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
 from tinyscale.spec.cell import DEFAULT_ARM, Cell
-from tinyscale.spec.config import STRICT, Int, TrialConfig, quantity
+from tinyscale.spec.config import STRICT, Int, TrialConfig, alternatives, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 from tinyscale.spec.settings import (
     TOKENIZER,
     Layer,
     Setting,
-    alternatives,
     config_value,
     field_path,
     flatten,
@@ -93,14 +92,10 @@ class Variant:
     autos: tuple[str, ...] = ()  # fields that planning settles
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
-    def settled(self, values: Mapping[str, Any]) -> Variant:
-        """The variant with values for fields that were open; choosers choose legal ones."""
-        config = self.config
-        for path, value in values.items():
-            part, leaf = path.split(".")
-            config = config.model_copy(update={part: getattr(config, part).model_copy(update={leaf: value})})
-        still = tuple(path for path in self.autos if path not in values)
-        return replace(self, config=config, autos=still)
+    def with_values(self, values: Mapping[str, Any]) -> Variant:
+        """The variant with values for these fields, which are open no longer."""
+        autos = tuple(path for path in self.autos if path not in values)
+        return replace(self, config=self.config.with_values(values), autos=autos)
 
     def where(self, *paths: str) -> str:
         """Where the first of these fields that is set was written, and which cell of the grid this is."""
@@ -270,7 +265,7 @@ def _search(search: Search, arms: Mapping[str, Layer], document: Document) -> Se
     if combinations > MAX_COMBINATIONS:
         origin = document.origin(("search",))
         raise ConfigError(f"{origin}: {combinations:,} combinations of choices, more than {MAX_COMBINATIONS:,}")
-    return search.model_copy(update={"fields": fields})
+    return Search(fields=fields, trials=search.trials, scheduler=search.scheduler)
 
 
 def _drawn(values: Mapping[str, Any], varied: Mapping[str, str]) -> Layer:

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from tinyscale.spec.config import ALTERNATIVES, TrainConfig, TrialConfig
+from pydantic import ValidationError
+
+from tinyscale.errors import ConfigError
+from tinyscale.spec.config import TrainConfig, TrialConfig
 from tinyscale.spec.costs import Parameters, decay_steps, flops_per_token, memory_bytes, parameters, training_steps
 from tinyscale.spec.facts import TextFacts
 
@@ -99,8 +102,7 @@ class Trial:
 
     def with_share(self, gpu: float) -> Trial:
         """The same trial on another share of a GPU, which its identity does not depend on."""
-        resources = self.config.resources.model_copy(update={"gpu": gpu})
-        return replace(self, config=self.config.model_copy(update={"resources": resources}))
+        return replace(self, config=self.config.with_values({"resources.gpu": gpu}))
 
 
 def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
@@ -110,9 +112,10 @@ def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
     ConfigError when the budget allows no step.
     """
     steps = training_steps(config.model, config.train, facts.vocab_size, _unique_tokens(config, facts))
-    budget: dict[str, Any] = {name.removeprefix("train."): None for name in ALTERNATIVES[0]}
-    budget["tokens_budget"] = steps * config.train.batch_tokens
-    resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
+    try:
+        resolved = config.with_values({"train.tokens_budget": steps * config.train.batch_tokens})
+    except ValidationError as error:
+        raise ConfigError(f"the budget allows {steps * config.train.batch_tokens:,} tokens; lower it") from error
     left_out: Any = {
         "resources": True,
         "data": {"corpus", "max_bytes", "zipf", "tokenizer"},  # hashes say what these hold
