@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import subprocess
+import sys
 
 import pytest
-from making import known_trial
+from making import ROOT, known_trial
 
 from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket, reserved
-from tinyscale.planning.plan import PlannedTrial
-from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import Resources
-from tinyscale.spec.state import State
 
 SETTINGS = LaunchSettings(
     sweep="width",
@@ -23,27 +21,28 @@ SETTINGS = LaunchSettings(
 )
 
 
-def planned(**axes: int) -> PlannedTrial:
-    return PlannedTrial(known_trial(**axes), Cell("a/b", axes, 0), State.NEW, None)
-
-
 def test_an_assignment_is_the_same_after_its_way_to_a_worker() -> None:
-    together = [planned(d_model=width) for width in (16, 32)]
-    together[1] = together[1].with_share(0.25)
-    sent = Assignment.of(together, SETTINGS)
-    arrived = Assignment.of_json(sent.as_json())
-    assert arrived == sent
+    together = (known_trial(d_model=16), known_trial(d_model=32).with_share(0.25))
+    arrived = Assignment.of_json(Assignment(together, SETTINGS).as_json())
+    assert arrived == Assignment(together, SETTINGS)
     assert arrived.trials[1].config.resources.gpu == 0.25
 
 
 def test_a_ticket_names_its_assignments_first_trial_in_a_text_that_stays_short() -> None:
-    trial = planned(d_model=16)
-    ticket = Ticket.of(trial)
+    trial = known_trial(d_model=16)
+    ticket = Ticket.of(trial, "a/b d_model=16 seed=0")
     assert ticket == Ticket.in_config({"ticket": ticket.as_json()})
-    assert ticket.key == trial.trial.identity
+    assert ticket.key == trial.identity
     assert ticket.name == f"a-b_d_model=16_seed=0_{ticket.key[:6]}", "a folder can be called so"
     assert len(ticket.as_json()) < 200
-    assert len(replace(ticket, reserved={}).as_json()) < len(Assignment.of([trial], SETTINGS).as_json()) / 5
+    assert len(ticket.as_json()) < len(Assignment((trial,), SETTINGS).as_json()) / 5
+
+
+def test_a_worker_loads_neither_planning_nor_fitting() -> None:
+    program = "import sys, tinyscale.orchestration.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "tinyscale.training.loop" in done.stdout.split(), done.stderr
+    assert not {"tinyscale.planning", "tinyscale.fitting", "matplotlib"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(

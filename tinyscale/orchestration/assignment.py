@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from tinyscale.orchestration.ray_internals import HEAD_NODE
-from tinyscale.planning.plan import PlannedTrial
 from tinyscale.spec.config import Resources
 from tinyscale.spec.trial import Trial
 
@@ -39,11 +38,6 @@ class Assignment:
     settings: LaunchSettings
 
     @classmethod
-    def of(cls, planned: Sequence[PlannedTrial], settings: LaunchSettings) -> Self:
-        """The assignment to train these trials."""
-        return cls(tuple(each.trial for each in planned), settings)
-
-    @classmethod
     def of_json(cls, text: str) -> Self:
         """What `as_json` wrote."""
         written = json.loads(text)
@@ -69,10 +63,10 @@ class Ticket:
     reserved: Mapping[str, float]
 
     @classmethod
-    def of(cls, planned: PlannedTrial) -> Self:
-        """The ticket of an assignment whose first trial this is."""
-        identity, label = planned.trial.identity, planned.label.replace(" ", "_").replace("/", "-")
-        return cls(identity, f"{label}_{identity[:6]}", reserved(planned.trial.config.resources))
+    def of(cls, trial: Trial, label: str) -> Self:
+        """The ticket of an assignment whose first trial this is. label: its cell in words."""
+        name = f"{label.replace(' ', '_').replace('/', '-')}_{trial.identity[:6]}"
+        return cls(trial.identity, name, reserved(trial.config.resources))
 
     @classmethod
     def in_config(cls, config: Mapping[str, Any]) -> Self:

@@ -105,11 +105,12 @@ class Launch:
 
     def _grid(self, sets: Sets, stop: Stop) -> list[PlannedTrial]:
         """Train these sets; those of their trials that need a larger share of a GPU come back."""
-        tickets = [Ticket.of(together[0]).as_json() for together in sets.values()]
-        assignments = {key: Assignment.of(together, self.settings).as_json() for key, together in sets.items()}
+        tickets = [Ticket.of(first.trial, first.label).as_json() for first, *_ in sets.values()]
+        trials_of = {key: tuple(planned.trial for planned in together) for key, together in sets.items()}
+        assignments = {key: Assignment(trials, self.settings).as_json() for key, trials in trials_of.items()}
         order = {"search_alg": Grid(stop, max_concurrent=self._most_at_once())}
-        trials = [planned for together in sets.values() for planned in together]
-        return self._tune(trials, sets, order, assignments, {"ticket": tune.grid_search(tickets)})
+        planned = [each for together in sets.values() for each in together]
+        return self._tune(planned, sets, order, assignments, {"ticket": tune.grid_search(tickets)})
 
     def _search(self, stop: Stop) -> list[PlannedTrial]:
         """Train what the sweep's search samples, as `_grid` trains sets."""

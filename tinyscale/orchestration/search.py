@@ -67,8 +67,9 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
                 if planned.trial.identity not in self.sets:
                     self.sets[planned.trial.identity] = [planned]
                     record_sampled(self.plan, self.results, planned)
-                assignment = Assignment.of([planned], self.settings)
-                return {"ticket": Ticket.of(planned).as_json(), "assignment": assignment.as_json()}
+                assignment = Assignment((planned.trial,), self.settings)
+                ticket = Ticket.of(planned.trial, planned.label)
+                return {"ticket": ticket.as_json(), "assignment": assignment.as_json()}
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
