@@ -56,18 +56,19 @@ def launch(
     provenance = launch_provenance()
     record_sweep(plan, results, provenance)
     clear_void(results.leases)
-    if not plan.to_run:
+    to_run = plan.to_run
+    if not to_run:
         return Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     assert cluster is not None, "trials to run need a Ray to run on"
-    _refuse_unplaceable(plan.to_run, cluster)
+    _refuse_unplaceable(to_run, cluster)
     with tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch:
         halving = bool(plan.sweep.search and plan.sweep.search.scheduler == "asha")
         settings = LaunchSettings(plan.sweep.name, results.location, provenance, keep_weights, scratch, halving)
-        summary = Launch(plan, results, cluster, settings, train, loggers, console, quiet).run()
+        summary = Launch(plan, to_run, results, cluster, settings, train, loggers, console, quiet).run()
         if log == "tensorboard":
             keep_events(Path(scratch), plan.sweep.name, results)
     with suppress(ResultsError):  # the rows are there, and the summary is still to be shown
-        write_launch(results.launches, _record(summary, plan, provenance))
+        write_launch(results.launches, _record(summary, plan.sweep.name, len(to_run), provenance))
     return summary
 
 
@@ -76,6 +77,7 @@ class Launch:
     """A launch under way: runs trials through Ray Tune and gathers what comes of them in its summary."""
 
     plan: Plan
+    to_run: list[PlannedTrial]
     results: Results
     cluster: Cluster
     settings: LaunchSettings
@@ -85,7 +87,6 @@ class Launch:
     quiet: bool
 
     def __post_init__(self) -> None:
-        self.to_run = self.plan.to_run
         self.sets = self._sets_of(self.to_run)  # a search adds what it samples
         self.summary = Summary(slots=max(1, self.plan.at_once), expected_seconds=self.plan.seconds)
 
@@ -182,11 +183,11 @@ def _has_one_worker(planned: PlannedTrial) -> bool:
     return planned.trial.config.resources.workers == 1
 
 
-def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> LaunchRecord:
+def _record(summary: Summary, sweep: str, trials: int, provenance: Mapping[str, Any]) -> LaunchRecord:
     """The summary as the results keep it."""
     return LaunchRecord(
-        sweep=plan.sweep.name,
-        trials=len(plan.to_run),
+        sweep=sweep,
+        trials=trials,
         states=dict(Counter(summary.states.values())),
         slots=summary.slots,
         wall_seconds=summary.wall_seconds,
