@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tinyscale.machine import Capacity
-from tinyscale.orchestration.launch import record_sweep
+from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.reporting.page import write_report
 from tinyscale.results.status import read_status
@@ -69,7 +69,7 @@ def main() -> None:
         timed("plan, nothing done", plan, figures)
         for each in made.trials:
             results.write_trial(each.trial, [point(each.trial)], "finished", None, {})
-        record_sweep(made, results)
+        record_sweep(made, results, {})
         timed("read_results, first", lambda: read_results(results.location), figures)
         timed("read_results, again", lambda: read_results(results.location), figures)
         timed("status", lambda: read_status(results), figures)

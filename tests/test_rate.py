@@ -58,7 +58,7 @@ def searched(plan: Callable[..., Plan], results: Results, *overrides: str) -> No
         point |= {"decayed": True, "wall_seconds": 1.0, "tokens_per_second": 1.0}
         results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, PROVENANCE)
         trials.append(drawn)
-    record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results)
+    record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results, {})
 
 
 def test_the_rate_of_a_sweep_is_that_of_the_law_at_each_size_and_is_kept(
@@ -79,7 +79,7 @@ def test_the_rate_of_a_sweep_is_that_of_the_law_at_each_size_and_is_kept(
     assert len(told) == 3
     assert all("by the law rates-lr" in line for line in told)
 
-    record_sweep(made, results)
+    record_sweep(made, results, {})
     entry = json.loads((tmp_path / "results/fits/fits.json").read_text())
     entry[0]["params"]["k"]["value"] *= 2  # fitted again, it says another rate
     (tmp_path / "results/fits/fits.json").write_text(json.dumps(entry))

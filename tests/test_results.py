@@ -263,6 +263,15 @@ def test_marking_a_trial_failed_keeps_the_points_it_wrote(results: Results) -> N
         assert set(frame["reason"]) == {"the process died"}
 
 
+def test_marking_a_trial_failed_keeps_the_machine_that_its_rows_of_the_same_launch_name(results: Results) -> None:
+    launched = {**PROVENANCE, "launched": "2026-01-02T03:04:05+00:00"}
+    trial = known_trial()
+    for machine, kept in (({"host": "node"}, {"host": "node"}), ({"host": "node", "launched": "before"}, {})):
+        results.write_trial(trial, [point(trial)], "running", None, {**launched, **machine})
+        results.mark_failed(trial, "the process died", launched)
+        assert results.read_trial(trial.identity)[1]["provenance"] == {**launched, **kept}
+
+
 def test_marking_a_trial_failed_keeps_the_points_of_a_later_schema(results: Results) -> None:
     trial = known_trial()
     results.write_trial(trial, [point(trial)], "running", None, PROVENANCE)

@@ -62,7 +62,7 @@ def test_what_was_launched_is_chosen_again_also_for_trials_that_are_added(
     with monkeypatch.context() as patch:
         patch.setattr(forecast, "trial_seconds", seconds)
         first = plan("precision=auto")
-    record_sweep(first, Results(str(tmp_path / "results")))
+    record_sweep(first, Results(str(tmp_path / "results")), {})
     larger = plan("precision=auto", text=OPEN.replace("[16, 32]", "[16, 32, 48]"), measure=False)
     assert precisions(larger) == [chosen] * 3
     assert any("as when the sweep was first launched" in note for note in larger.notes)
@@ -130,7 +130,7 @@ def test_a_share_is_what_the_memory_forecast_needs_and_is_chosen_anew_on_another
     made = plan("gpu=auto", *large_batch, text=wide, measure=False, capacity=ON_GPU)
     assert shares(made) == [0.125, 0.5], "0.3 and 3 GB of 8, each beside a context"
     assert made.at_once == 6, "of two GPUs, the mean over 16 and 4"
-    record_sweep(made, Results(str(tmp_path / "results")))
+    record_sweep(made, Results(str(tmp_path / "results")), {})
     on_cores = plan("gpu=auto", *large_batch, text=wide, measure=False)
     assert shares(on_cores) == [0.0, 0.0]
     assert "resources.gpu auto is 0.0 for 2 of 2 trials: there is no GPU" in on_cores.notes

@@ -32,7 +32,7 @@ def plan(tmp_path, results) -> Plan:
         points = [] if state == "failed" else [POINT]
         results.write_trial(each.trial, points, state, "why" if state in ("failed", "diverged") else None, {})
     assert Lease(results.folder / "leases", made.trials[4].trial.identity).claim()
-    record_sweep(made, results)
+    record_sweep(made, results, {})
     return made
 
 

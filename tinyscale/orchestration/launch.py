@@ -26,7 +26,7 @@ from tinyscale.planning import forecast
 from tinyscale.planning.plan import Plan, PlannedTrial, grouped
 from tinyscale.results.launches import LaunchRecord, write_launch
 from tinyscale.results.leases import clear_void
-from tinyscale.results.provenance import launch_provenance
+from tinyscale.results.provenance import launch_provenance, machine_provenance
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 from tinyscale.training.loop import train as train_trial
@@ -52,8 +52,9 @@ def launch(
     train: what trains a trial, called as `tinyscale.training.loop.train` is.
     """
     loggers = [build_logger(log, plan.sweep.name)] if log else []
-    record_sweep(plan, results)
-    clear_void(results.folder / "leases")
+    provenance = launch_provenance()
+    record_sweep(plan, results, provenance)
+    clear_void(results.leases)
     to_run, search = plan.to_run, plan.sweep.search
     summary = Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     if not to_run:
@@ -67,12 +68,13 @@ def launch(
         interruptible(plan.sweep.name, console) as stop,
     ):
         halving = bool(search and search.scheduler == "asha")
-        shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch, train, halving)
+        shared = Launch(plan.sweep.name, results.location, provenance, keep_weights, scratch, train, halving)
 
         def run(trials: list[PlannedTrial], groups: Groups, **chosen: Any) -> list[PlannedTrial]:
             """Train them; those that need a larger share of a GPU come back."""
             with Monitor(trials, console, quiet=quiet) as monitor:
-                watch = Watch(groups, monitor, summary, results)
+                machine = machine_provenance() if cluster.own else {}  # of several, none knows who trained
+                watch = Watch(groups, monitor, summary, results, {**provenance, **machine})
                 _fit(trials, groups, shared, [watch, *loggers], chosen)
             return watch.again
 
@@ -96,7 +98,7 @@ def launch(
     summary.wall_seconds = time.monotonic() - began
     _learn(summary, groups, again, plan.at_once)
     with suppress(ResultsError):  # the rows are there, and the summary is still to be told
-        write_launch(results.launches, _record(summary, plan, shared.provenance))
+        write_launch(results.launches, _record(summary, plan, provenance))
     return summary
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from tinyscale.orchestration.record import record_draw
-from tinyscale.orchestration.studies import GroupStudy, StudyFile
+from tinyscale.orchestration.ray_internals import clear_flag, set_flag
+from tinyscale.orchestration.record import record_sampled
+from tinyscale.orchestration.studies import CellStudy, StudyFile
 from tinyscale.orchestration.watch import place
-from tinyscale.orchestration.worker import NAMESPACE, placed, stop_key
+from tinyscale.orchestration.worker import placed, stop_key
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.results.store import Results
 
@@ -53,30 +53,31 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
             assert each.draw is not None, "each trial of a search has a place in a study"
             by_study.setdefault(each.draw.study, []).append(each)
         self.studies = [
-            GroupStudy(plan.sweep.search, trials, self.file.storage, results)
+            CellStudy(plan.sweep.search, trials, self.file.storage, results)
             for trials in by_study.values()
             if any(each.will_run for each in trials)
         ]
-        self.study_of: dict[str, GroupStudy] = {}  # by Tune's name for a trial
+        self.study_of: dict[str, CellStudy] = {}  # by Tune's name for a trial
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, which travels with its config."""
         while not self.stopping() and (open_ := [study for study in self.studies if study.work_left]):
             study = min(open_, key=lambda study: (len(study.running), -study.work_left))
-            drawn = study.next(trial_id)
+            drawn = study.suggest(trial_id)
             if drawn is not None:
                 self.study_of[trial_id] = study
                 if drawn.trial.identity not in self.groups:
                     self.groups[drawn.trial.identity] = [drawn]
-                    record_draw(self.plan, self.results, drawn)
+                    record_sampled(self.plan, self.results, drawn)
                 return {"placed": place(drawn), "drawn": drawn.trial}
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.study_of[trial_id].on_trial_result(trial_id, result)
+        if "val_loss" in result:
+            self.study_of[trial_id].report(trial_id, result["val_loss"], result["tokens"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.study_of.pop(trial_id).on_trial_complete(trial_id, result, error)
+        self.study_of.pop(trial_id).end(trial_id)
         self.file.keep()
 
     def save(self, checkpoint_path: str) -> None:
@@ -98,7 +99,7 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
         self.asked_to_stop: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
+        clear_flag(stop_key(placed(trial.config)["trial"]))
         self._study(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -108,11 +109,11 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
             decision = self._study(trial).on_trial_result(tune_controller, trial, result)
             if decision == TrialScheduler.STOP:
                 self.asked_to_stop.add(identity)
-                _internal_kv_put(stop_key(identity), b"behind", namespace=NAMESPACE)
+                set_flag(stop_key(identity), b"behind")
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
+        clear_flag(stop_key(placed(trial.config)["trial"]))
 
     def _study(self, trial: Any) -> ASHAScheduler:
         (planned,) = self.groups[placed(trial.config)["trial"]]

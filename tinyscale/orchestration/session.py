@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -11,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import grpc
-
 from tinyscale.errors import LaunchError
 from tinyscale.machine import Capacity, gpu_bytes, this_machine
+from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2
 
 # Read by Ray when it is imported or when a trial starts; what each one is for stands beside it.
 ENVIRONMENT = {
@@ -54,7 +52,7 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     os.environ |= {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     if address:
         _require_answer(address)
-        _use_token_if_it_is_asked_for(address)
+        _use_token_if_asked_for(address)
     import ray  # reads the environment
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failures are shown by the launch, with their reasons
@@ -89,23 +87,13 @@ def _cluster(dashboard: str | None, *, own: bool) -> Cluster:
 
 
 def _has_autoscaler() -> bool:
-    """Whether nodes are added as trials wait. The second autoscaler leaves a flag, the first reports its node types.
-
-    The first one's monitor also runs where nobody adds nodes; it then names a type after each node.
-    """
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.autoscaler._private.util import format_readonly_node_type
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    if is_autoscaler_v2(fetch_from_server=True):
+    """Whether nodes are added as trials wait: the second autoscaler leaves a flag, the first reports its node types."""
+    if has_autoscaler_v2():
         return True
-    types, deadline = None, time.monotonic() + REPORT_SECONDS
-    while not types and time.monotonic() < deadline:
-        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
-        types = status.get("autoscaler_report", {}).get("active_nodes")
-        time.sleep(0 if types else 0.5)
-    return any(not name.startswith(format_readonly_node_type("")) for name in types or ())
+    deadline = time.monotonic() + REPORT_SECONDS
+    while (types := autoscaled_node_types()) is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return bool(types)
 
 
 def _require_answer(address: str) -> None:
@@ -119,17 +107,10 @@ def _require_answer(address: str) -> None:
         raise LaunchError(_explain(address, error)) from error
 
 
-def _use_token_if_it_is_asked_for(address: str) -> None:
+def _use_token_if_asked_for(address: str) -> None:
     """Ray looks for its token by itself only at address auto, and a token breaks a cluster that has none."""
-    method = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-    if "/" in address or ":" not in address:
-        return
-    with grpc.insecure_channel(address) as channel:
-        try:
-            channel.unary_unary(method)(b"", timeout=ANSWER_SECONDS)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "/" not in address and ":" in address and asks_for_token(address, ANSWER_SECONDS):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _explain(address: str | None, error: Exception) -> str:

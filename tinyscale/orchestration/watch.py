@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 
 from tinyscale.errors import ResultsError
 from tinyscale.orchestration.monitor import Monitor
+from tinyscale.orchestration.ray_internals import HEAD_NODE, clear_flag, set_flag
 from tinyscale.orchestration.summary import Summary, Timing
-from tinyscale.orchestration.worker import MAX_RESTARTS, NAMESPACE, STOP_KEY, placed
+from tinyscale.orchestration.worker import MAX_RESTARTS, STOP_KEY, placed
 from tinyscale.planning.plan import PlannedTrial
-from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 
-DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers sits on the head and takes no core
+DRIVER_SHARE = {HEAD_NODE: 0.001}  # a driver of several workers sits on the head and takes no core
 LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
 
 
@@ -37,10 +36,15 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     """
 
     def __init__(
-        self, groups: Mapping[str, list[PlannedTrial]], monitor: Monitor, summary: Summary, results: Results
+        self,
+        groups: Mapping[str, list[PlannedTrial]],
+        monitor: Monitor,
+        summary: Summary,
+        results: Results,
+        provenance: Mapping[str, Any],
     ) -> None:
         self.groups, self.monitor, self.summary, self.results = groups, monitor, summary, results
-        self.provenance = launch_provenance()
+        self.provenance = provenance
         self.again: list[PlannedTrial] = []
         self.ended: set[str] = set()  # in this run: what is trained again has a state from the run before
 
@@ -138,7 +142,7 @@ def interruptible(name: str, console: Console) -> Iterator[Stop]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        _internal_kv_put(STOP_KEY, name.encode(), namespace=NAMESPACE)
+        set_flag(STOP_KEY, name.encode())
         console.print("stopping: running trials write a checkpoint first (Ctrl-C again: stop now)")
 
     on_main_thread = threading.current_thread() is threading.main_thread()
@@ -146,7 +150,7 @@ def interruptible(name: str, console: Console) -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        _internal_kv_del(STOP_KEY, namespace=NAMESPACE)
+        clear_flag(STOP_KEY)
         if on_main_thread:
             signal.signal(signal.SIGINT, before)
 

@@ -22,13 +22,12 @@ import torch
 import torch._dynamo  # here, not by the first optimizer in the middle of a process's first trial
 from ray import train as ray_train
 from ray import tune
-from ray._private.state import state as ray_state
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import DataError, LaunchError, ResultsError
+from tinyscale.orchestration.ray_internals import draining_nodes, read_flag
 from tinyscale.results.leases import Lease
 from tinyscale.results.provenance import machine_provenance
 from tinyscale.results.store import Results, point_columns
@@ -40,9 +39,9 @@ from tinyscale.training.evaluate import rank_and_world
 from tinyscale.training.loop import WEIGHTS, peak_memory
 from tinyscale.training.progress import Outcome, Point
 
-STOP_KEY, NAMESPACE = b"stop", b"tinyscale"
+STOP_KEY = b"stop"
 HEARTBEAT_SECONDS = 1.0  # between reports of progress
-STOP_POLL_SECONDS = 0.25  # a look at the stop flag costs about a millisecond
+STOP_POLL_SECONDS = 0.25  # between looks at the stop flags
 PATIENCE_SECONDS = 5.0  # for a trial's process that outlives a killed launcher by a moment
 MAX_RESTARTS = 2  # of a trial whose process died; what raises would raise again
 BYTES = {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}  # units in torch's messages
@@ -91,7 +90,7 @@ def run_trial(config: Mapping[str, Any], groups: Mapping[str, bytes], launch: La
     began, results, claimed = time.time(), Results(launch.results), []
     with ExitStack() as leases:
         for trial in group:
-            lease = Lease(results.folder / "leases", trial.identity)
+            lease = Lease(results.leases, trial.identity)
             if not lease.claim(PATIENCE_SECONDS):
                 _leave(trial, "another launch is training it")
                 continue
@@ -202,10 +201,10 @@ class Recorders:
         self.looked = now
         if not all(recorder.lease.keep() for recorder in self.each):
             raise LaunchError("another launch took this trial over, because this one seemed dead; it goes on there")
-        self.draining = ray.get_runtime_context().get_node_id() in ray_state.get_draining_nodes()
+        self.draining = ray.get_runtime_context().get_node_id() in draining_nodes()
         if first.launch.halving:
-            self.behind = _internal_kv_get(stop_key(first.trial.identity), namespace=NAMESPACE) is not None
-        stop = _internal_kv_get(STOP_KEY, namespace=NAMESPACE) == first.launch.name.encode()
+            self.behind = read_flag(stop_key(first.trial.identity)) is not None
+        stop = read_flag(STOP_KEY) == first.launch.name.encode()
         return self.draining or self.behind or stop
 
     def end(self, place: int, outcome: Outcome) -> None:

@@ -67,7 +67,7 @@ class Status:
 def read_status(results: Results) -> Status:
     """Read a results folder: one pass over the trials' files, without Ray."""
     states, set_aside = results.states_and_unreadable()
-    held = held_trials(results.folder / "leases")
+    held = held_trials(results.leases)
     shown = {
         trial: (State.INTERRUPTED, reason) if state == State.RUNNING and trial not in held else (state, reason)
         for trial, (state, reason) in states.items()

@@ -227,6 +227,7 @@ class Results:
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
+        self.leases = self.folder / "leases"
         self.cache = self.folder / ".cache"
 
     def checkpoints(self, trial: str) -> Folder:
@@ -280,10 +281,15 @@ class Results:
             raise ResultsError(f"{file}: written by another version of tinyscale ({_first_line(error)})") from error
 
     def mark_failed(self, trial: Trial, reason: str, provenance: Mapping[str, Any]) -> None:
-        """Record that a trial failed without being able to say so itself; the points it wrote are kept."""
+        """Record that a trial failed without being able to say so itself; the points it wrote are kept.
+
+        provenance: the launch's; that of rows which the same launch wrote is kept, since it names the machine.
+        """
         points = []
         with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
-            rows, _ = self.read_trial(trial.identity)
+            rows, metadata = self.read_trial(trial.identity)
+            written = metadata.get("provenance", {})
+            provenance = written if written.get("launched", "") == provenance.get("launched") else provenance
             points = [{name: row.get(name) for name in SCHEMA.names} for row in rows if row["val_loss"] is not None]
         self.write_trial(trial, points, State.FAILED, reason, provenance)
 
