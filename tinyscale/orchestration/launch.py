@@ -23,7 +23,7 @@ from tinyscale.orchestration.summary import Summary
 from tinyscale.orchestration.watch import Grid, Watch, as_reserved, interruptible, place, trains_alone, trial_name
 from tinyscale.orchestration.worker import MAX_RESTARTS, Launch, run_trial
 from tinyscale.planning import forecast
-from tinyscale.planning.plan import Plan, PlannedTrial, grouped
+from tinyscale.planning.plan import Plan, PlannedTrial, batched_sets
 from tinyscale.results.launches import LaunchRecord, write_launch
 from tinyscale.results.leases import clear_void
 from tinyscale.results.provenance import launch_provenance, machine_provenance
@@ -111,8 +111,8 @@ def _learn(summary: Summary, groups: Groups, again: list[PlannedTrial], at_once:
 
 def _groups(trials: list[PlannedTrial], plan: Plan) -> Groups:
     """The trials as they are trained, alone or fused; what a search has not drawn yet is not among them."""
-    known = [each for each in trials if each.state != State.UNDRAWN]
-    return {group[0].trial.identity: group for group in grouped(known, plan.sweep.fuse)}
+    known = [each for each in trials if each.state != State.UNSAMPLED]
+    return {group[0].trial.identity: group for group in batched_sets(known, plan.sweep.fuse)}
 
 
 def _fit(

@@ -50,8 +50,8 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
         self.file = StudyFile(results, plan.sweep.name, scratch)
         by_study: dict[str, list[PlannedTrial]] = {}
         for each in plan.trials:
-            assert each.draw is not None, "each trial of a search has a place in a study"
-            by_study.setdefault(each.draw.study, []).append(each)
+            assert each.sample is not None, "each trial of a search has a place in a study"
+            by_study.setdefault(each.sample.study, []).append(each)
         self.studies = [
             CellStudy(plan.sweep.search, trials, self.file.storage, results)
             for trials in by_study.values()
@@ -117,10 +117,10 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
 
     def _study(self, trial: Any) -> ASHAScheduler:
         (planned,) = self.groups[placed(trial.config)["trial"]]
-        assert planned.draw is not None, "each trial of a search has a place in a study"
-        if planned.draw.study not in self.studies:
+        assert planned.sample is not None, "each trial of a search has a place in a study"
+        if planned.sample.study not in self.studies:
             tokens = planned.trial.tokens
-            self.studies[planned.draw.study] = ASHAScheduler(
+            self.studies[planned.sample.study] = ASHAScheduler(
                 time_attr="tokens",
                 metric="val_loss",
                 mode="min",
@@ -128,4 +128,4 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
                 grace_period=max(1, int(0.9 * tokens / self.REDUCTION**2)),  # an evaluation is a step early or late
                 reduction_factor=self.REDUCTION,
             )
-        return self.studies[planned.draw.study]
+        return self.studies[planned.sample.study]
