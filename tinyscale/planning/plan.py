@@ -225,7 +225,7 @@ def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:
 def _planned(
     each: Filled, sample: Sample | None, context: PlanningContext, states: Mapping[str, tuple[State, str | None]]
 ) -> PlannedTrial:
-    """A trial with where it stands."""
+    """The variant as a trial, with its state."""
     variant, trial = each.variant, context.resolve(each.variant)
     state, reason = states.get(trial.identity, (State.NEW, None))
     if sample is None and state == State.STOPPED:
@@ -267,7 +267,7 @@ def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
 def _explain_changes(
     results: Results, recorded_at: Mapping[str, SweepEntry], trials: list[PlannedTrial]
 ) -> list[PlannedTrial]:
-    """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
+    """Say of a new trial how it differs from the trial that was recorded in its cell."""
 
     def explained(planned: PlannedTrial) -> PlannedTrial:
         twin = recorded_at.get(planned.cell.key)

@@ -1,4 +1,4 @@
-"""The texts of a sweep, tokenized, and what each of its variants is on its text."""
+"""The tokenized texts of a sweep, and each of its variants resolved against its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results folder: one Parquet file a trial, one row a point, one schema that only grows.
+"""The results folder: one Parquet file per trial, one row per point, one schema that only grows.
 
     trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config, facts of the text and provenance, as JSON
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
@@ -242,7 +242,7 @@ class Results:
         reason: str | None,
         provenance: Mapping[str, Any],
     ) -> None:
-        """Put a trial's file in place: a row a point; for one that failed or diverged a last row that has no loss."""
+        """Put a trial's file in place: one row per point, and a last row without a loss if it failed or diverged."""
         assert State(state).is_recorded, state
         ends_without_loss: list[Mapping[str, Any]] = [{}] if State(state).lacks_loss or not points else []
         fixed = {**trial_columns(trial), "trial": trial.identity, "state": state, "reason": reason}

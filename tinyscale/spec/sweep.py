@@ -207,7 +207,7 @@ def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Do
 
 
 def _file_problem(error: ValidationError, document: Document) -> ConfigError:
-    """What is wrong with the keys of the file itself; a key misspelt is told before the one that is then missing."""
+    """What is wrong with the keys of the file itself; misspelt keys come before those that are then missing."""
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     keys = tuple(part for part in first["loc"] if part != "[key]")
     name, origin = ".".join(map(str, keys)), document.origin(keys)
@@ -301,7 +301,7 @@ Axis = list[Layer]
 
 
 def _axis(name: str, values: list[Any], document: Document, *block: str) -> Axis:
-    """The layers an axis steps through, one a value."""
+    """The layers of an axis, one per value."""
     keys = (*block, name) if block != ("seeds",) else block
     if not values:
         raise ConfigError(f"{document.origin(keys)}: {name} has no values")
