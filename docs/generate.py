@@ -61,8 +61,8 @@ Of a field:
 |---|---|---|
 {values}
 
-Each group, a cell of arms and axes, has a study of its own, in which the seeds take turns. A draw is a trial like any
-other, with what was drawn, in three digits, among its axes. Launched again, a search goes on where it stood:
+Each cell of arms and axes has a study of its own, in which the seeds follow each other round-robin. A sample is a trial
+like any other, with the sampled values, in three digits, among its axes. Launched again, a search goes on where it was:
 `results/optuna/<sweep>.log` holds its studies, for `optuna-dashboard` to show. Fields that may be searched:
 {searchable}. On the command line, `--set search.trials=8`.
 
@@ -91,9 +91,9 @@ frame = pd.read_parquet("results/trials")
 |---|---|---|
 {columns}
 
-The file's own metadata hold the full configuration (`tinyscale.config`) and where it comes from
-(`tinyscale.provenance`: commit, packages, machine, command) as JSON. Sweeps stand in `results/sweeps/<name>.json`,
-fits in `results/fits/fits.json`.
+The file's own metadata hold, as JSON, the full configuration (`tinyscale.config`), the facts of the text
+(`tinyscale.facts`) and the provenance (`tinyscale.provenance`: commit, packages, machine, command). Sweeps are in
+`results/sweeps/<name>.json`, fits in `results/fits/fits.json`.
 
 ## Launches
 

@@ -61,7 +61,7 @@ GRID = "axes: {d_model: [16, 32], lr: [1e-3, 1e-2]}\n"
 
 def test_trials_that_differ_only_in_what_is_fused_are_grouped(planned: Any, tmp_path: Path) -> None:
     def groups(fuse: str) -> list[list[str]]:
-        return [[p.label for p in group] for group in planned(f"{GRID}seeds: [0, 1]\nfuse: {fuse}\n").groups]
+        return [[p.label for p in group] for group in planned(f"{GRID}seeds: [0, 1]\nfuse: {fuse}\n").batched_sets]
 
     assert [len(group) for group in groups("[]")] == [1] * 8
     assert groups("[seed]")[0] == ["d_model=32 lr=0.001 seed=0", "d_model=32 lr=0.001 seed=1"], "the longest first"
@@ -71,7 +71,7 @@ def test_trials_that_differ_only_in_what_is_fused_are_grouped(planned: Any, tmp_
     plan = planned(f"{GRID}seeds: [0, 1]\nfuse: [seed]\n")
     Results(str(tmp_path / "results")).write_trial(plan.trials[0].trial, [POINT], "finished", None, {})
     again = planned(f"{GRID}seeds: [0, 1]\nfuse: [seed]\n")
-    assert sorted(len(group) for group in again.groups) == [1, 2, 2, 2], "what is done is left out"
+    assert sorted(len(group) for group in again.batched_sets) == [1, 2, 2, 2], "what is done is left out"
 
 
 def test_a_new_sweep_runs_all_of_its_trials_the_longest_first(planned: Any) -> None:

@@ -51,7 +51,7 @@ def searched(plan: Callable[..., Plan], results: Results, *overrides: str) -> No
     """A search as its launch would leave it, its losses a bowl about the best rate of each size."""
     made, rng, trials = plan(SEARCHED, *overrides), np.random.default_rng(0), []
     for planned in made.trials:
-        drawn = planned.drawn({"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}")})
+        drawn = planned.with_sample({"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}")})
         trial, n = drawn.trial, drawn.trial.parameters.n_non_embedding
         loss = 3 * n**-0.05 * (1 + 0.02 * np.log(trial.config.train.lr / best(n)) ** 2)
         point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss * np.exp(1e-4 * rng.standard_normal())}
@@ -121,12 +121,12 @@ def test_the_plan_of_a_search_counts_by_group_and_forecasts_from_the_middle(
     tmp_path: Path, plan: Callable[..., Plan]
 ) -> None:
     made = plan(SEARCHED)
-    assert [planned.state for planned in made.trials] == ["undrawn"] * 96
+    assert [planned.state for planned in made.trials] == ["unsampled"] * 96
     assert {planned.trial.config.train.lr for planned in made.trials} == {0.00316}
     assert len(made.to_run) == 96
-    assert plan_summary(made)[:2] == ["96 trials: 0 done, 96 to run, 2 at a time", "  96: to be drawn by the search"]
+    assert plan_summary(made)[:2] == ["96 trials: 0 done, 96 to run, 2 at a time", "  96: to be sampled by the search"]
     searched(plan, Results(str(tmp_path / "results")))
     more: Any = plan(SEARCHED, "search.trials=30")
     assert [planned.state for planned in more.trials].count("finished") == 96
-    assert [planned.state for planned in more.to_run] == ["undrawn"] * 24
-    assert all(entry["trial"] is None for entry in more.as_json()["trials"] if entry["state"] == "undrawn")
+    assert [planned.state for planned in more.to_run] == ["unsampled"] * 24
+    assert all(entry["trial"] is None for entry in more.as_json()["trials"] if entry["state"] == "unsampled")

@@ -74,7 +74,7 @@ def test_each_draw_is_a_trial_of_the_sweep_and_a_relaunch_draws_only_what_is_mis
 ) -> None:
     results = Results(str(tmp_path / "results"))
     plan = planned(write(tmp_path), results)
-    assert [each.state for each in plan.trials] == ["undrawn"] * 6
+    assert [each.state for each in plan.trials] == ["unsampled"] * 6
     assert set(run(plan, results, cluster).states.values()) == {"finished"}
     first = record_of(results)
     assert (first.axes, first.searched) == (("d_model", "lr"), ("lr",))

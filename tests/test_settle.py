@@ -11,8 +11,7 @@ from making import SWEEP, write_sweep
 from tinyscale.errors import ConfigError
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning import auto as settle
-from tinyscale.planning import forecast
+from tinyscale.planning import auto, forecast
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
@@ -146,7 +145,7 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(plan: Any, mon
         return [max(10.0, 4.9 * at_once) for _ in trials]
 
     monkeypatch.setattr(forecast, "trial_seconds", seconds)
-    monkeypatch.setattr(settle, "this_machine", lambda: Capacity(16, 2))
+    monkeypatch.setattr(auto, "this_machine", lambda: Capacity(16, 2))
     made = plan("gpu=auto", "compile=false", capacity=ON_GPU)
     assert shares(made) == [0.5, 0.5]
     assert asked[:3] == [(1, {1.0}), (2, {0.5}), (4, {0.25})]

@@ -92,7 +92,7 @@ def launch(
     more values to extend it. Ctrl-C lets running trials write a checkpoint; Ctrl-C again stops now.
     Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
     """
-    from tinyscale.cli.tables import best_draws, launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.cli.tables import best_samples, launch_summary, plan_summary, plan_table, results_table
     from tinyscale.results.store import sweep_points
 
     console = open_console()
@@ -120,8 +120,8 @@ def launch(
     record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
     points = sweep_points(store.read()[0], record)
     if made.sweep.search:
-        console.print("the best trial of each group:")
-        points = best_draws(points, made.sweep.search, made.sweep.axes)
+        console.print("the best trial of each cell:")
+        points = best_samples(points, made.sweep.search, made.sweep.axes)
     console.print(results_table(points, record.axes))
     for line in launch_summary(summary, len(made.to_run)):
         console.print(line)

@@ -29,7 +29,7 @@ PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
 
 
 def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
-    """One row a named corpus."""
+    """One row per named corpus."""
     table = Table(**PLAIN)
     for name in ("corpus", "bytes", "licence", "from", "here"):
         table.add_column(name, justify="right" if name == "bytes" else "left", no_wrap=True)
@@ -40,7 +40,7 @@ def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
 
 
 def plan_table(plan: Plan, width: int | None = None) -> Table:
-    """One row a cell of the grid, its seeds together, and of a search its draws.
+    """One row per cell of the grid, which holds its seeds and the samples of a search.
 
     width: of the terminal; what matters least is left out to fit.
     """
@@ -111,16 +111,16 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
         cost = f", ${hours * price:,.2f} at ${price:g} a {device}-hour" if price is not None else ""
         lines.append(f"{hours:.3g} {device}-hours{cost}")
     if to_run and plan.sweep.fuse:
-        groups = plan.groups
+        sets = plan.batched_sets
         lines.append(
-            f"fused over {' and '.join(plan.sweep.fuse)}: {plural(len(groups), 'batched model')} of up to "
-            f"{plural(max(map(len, groups)), 'trial')}; the expected time is that of training them one after another"
+            f"fused over {' and '.join(plan.sweep.fuse)}: {plural(len(sets), 'batched model')} of up to "
+            f"{plural(max(map(len, sets)), 'trial')}; the expected time is that of training them one after another"
         )
     return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
 
 
 def status_table(status: Status) -> Table:
-    """One row a sweep: how many of its trials are in which state."""
+    """One row per sweep: how many of its trials are in which state."""
     table = Table(**PLAIN)
     counts = {sweep.name: status.counts(sweep) for sweep in status.sweeps}
     present = [state for state in State if any(each[state] for each in counts.values())]
@@ -132,7 +132,7 @@ def status_table(status: Status) -> Table:
 
 
 def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
-    """Mean and standard deviation over seeds of the final losses, a row a cell."""
+    """Mean and standard deviation over seeds of the final losses, one row per cell."""
     final = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]
     by = ["arm", *(name for name in axes if name in final.columns), "n_non_embedding", "tokens"]
     rows = over_seeds(final, list(dict.fromkeys(by)))
@@ -147,8 +147,8 @@ def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
     return table
 
 
-def best_draws(points: pd.DataFrame, search: Search, axes: Sequence[str]) -> pd.DataFrame:
-    """The points of the best trial of each group of a search."""
+def best_samples(points: pd.DataFrame, search: Search, axes: Sequence[str]) -> pd.DataFrame:
+    """The points of the best trial of each cell of a search."""
     ended = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]
     by = ["arm", *(name for name in axes if name in ended.columns and name not in search.names)]
     return ended.loc[ended.groupby(by, dropna=False)["val_loss"].idxmin()]

@@ -25,7 +25,7 @@ from tinyscale.orchestration.summary import Summary
 from tinyscale.orchestration.watch import Watch
 from tinyscale.orchestration.worker import MAX_RESTARTS, Train, run_trial
 from tinyscale.planning import forecast
-from tinyscale.planning.plan import Plan, PlannedTrial, grouped
+from tinyscale.planning.plan import Plan, PlannedTrial, batched_sets
 from tinyscale.results.launches import LaunchRecord, write_launch
 from tinyscale.results.leases import clear_void
 from tinyscale.results.provenance import launch_provenance, machine_provenance
@@ -151,8 +151,8 @@ class Launch:
 
     def _sets_of(self, trials: list[PlannedTrial]) -> Sets:
         """The trials as they are trained, alone or as a batched model; without those that a search has to sample."""
-        known = [planned for planned in trials if planned.state != State.UNDRAWN]
-        return {together[0].trial.identity: together for together in grouped(known, self.plan.sweep.fuse)}
+        known = [planned for planned in trials if planned.state != State.UNSAMPLED]
+        return {together[0].trial.identity: together for together in batched_sets(known, self.plan.sweep.fuse)}
 
     def _most_at_once(self) -> int:
         """Most trials that Tune holds at a time, running or waiting for resources; 0: any number.

@@ -19,7 +19,7 @@ def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) ->
 
     Of a search, trials that another launch has sampled since, or that a selection leaves out, stay.
     """
-    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != State.UNDRAWN]
+    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != State.UNSAMPLED]
     searched = tuple(sweep.search.names) if sweep.search else ()
     axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
     with _alone(results):

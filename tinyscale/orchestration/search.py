@@ -48,8 +48,8 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
         self.file = StudyFile(results, plan.sweep.name, settings.ray_storage)
         by_study: dict[str, list[PlannedTrial]] = {}
         for planned in plan.trials:
-            assert planned.draw is not None, "each trial of a search belongs to a study"
-            by_study.setdefault(planned.draw.study, []).append(planned)
+            assert planned.sample is not None, "each trial of a search belongs to a study"
+            by_study.setdefault(planned.sample.study, []).append(planned)
         self.studies = [
             CellStudy(search, trials, self.file.storage, results)
             for trials in by_study.values()
@@ -117,10 +117,10 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
 
     def _study(self, trial: Any) -> ASHAScheduler:
         (planned,) = self.sets[Ticket.in_config(trial.config).key]
-        assert planned.draw is not None, "each trial of a search belongs to a study"
-        if planned.draw.study not in self.studies:
+        assert planned.sample is not None, "each trial of a search belongs to a study"
+        if planned.sample.study not in self.studies:
             tokens = planned.trial.tokens
-            self.studies[planned.draw.study] = ASHAScheduler(
+            self.studies[planned.sample.study] = ASHAScheduler(
                 time_attr="tokens",
                 metric="val_loss",
                 mode="min",
@@ -128,4 +128,4 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
                 grace_period=max(1, int(0.9 * tokens / self.REDUCTION**2)),  # an evaluation is a step early or late
                 reduction_factor=self.REDUCTION,
             )
-        return self.studies[planned.draw.study]
+        return self.studies[planned.sample.study]

@@ -62,18 +62,18 @@ class CellStudy:
     """
 
     def __init__(self, search: Search, trials: Sequence[PlannedTrial], storage: BaseStorage, results: Results) -> None:
-        assert trials[0].draw is not None, "each trial of a search belongs to a study"
+        assert trials[0].sample is not None, "each trial of a search belongs to a study"
         self.search, self.results, self.wanted = search, results, len(trials)
         self.distributions = {path: _distribution(values) for path, values in search.fields.items()}
         self.study: Study = optuna.create_study(
             storage=storage,
-            study_name=trials[0].draw.study,
+            study_name=trials[0].sample.study,
             direction="minimize",
             pruner=NopPruner(),  # trials that are behind are stopped by Tune's scheduler
             load_if_exists=True,
         )
-        self.stand_ins = [planned for planned in trials if planned.state == State.UNDRAWN]
-        self.sampled = {planned.trial.identity: planned for planned in trials if planned.state != State.UNDRAWN}
+        self.stand_ins = [planned for planned in trials if planned.state == State.UNSAMPLED]
+        self.sampled = {planned.trial.identity: planned for planned in trials if planned.state != State.UNSAMPLED}
         self.unfinished = [planned for planned in self.sampled.values() if planned.will_run]
         self.running: dict[str, PlannedTrial] = {}  # by key, as the two below
         self.asked: dict[str, optuna.Trial] = {}
@@ -114,7 +114,7 @@ class CellStudy:
         """Sample until the trial is a new one. One that another sweep has trained is recorded and not trained."""
         for _ in range(REPEATS):
             asked = self.study.ask(self.distributions)
-            planned = self.stand_ins[0].drawn({path: asked.params[path] for path in self.search.fields})
+            planned = self.stand_ins[0].with_sample({path: asked.params[path] for path in self.search.fields})
             asked.set_user_attr("trial", planned.trial.identity)
             if planned.trial.identity not in self.sampled:
                 self.sampled[planned.trial.identity] = self.running[key] = planned
@@ -158,7 +158,7 @@ class CellStudy:
                 optuna.trial.create_trial(
                     state=state,
                     value=value,
-                    params=self.search.drawn(planned.cell.axes),
+                    params=self.search.sampled(planned.cell.axes),
                     distributions=self.distributions,
                     user_attrs={"trial": identity},
                     intermediate_values=on_the_way,

@@ -14,9 +14,9 @@ import pandas as pd
 from tinyscale.errors import ConfigError, ResultsError
 from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
-from tinyscale.planning.auto import Choice, Means, Settled, settle, settled_notes
+from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
 from tinyscale.planning.resolve import prepare_texts, resolve_against
-from tinyscale.planning.samples import Draw, Draws, known_draws, with_values
+from tinyscale.planning.samples import Sample, Samples, known_samples, with_sample
 from tinyscale.results.store import PARAMETER_COLUMNS, Results, SweepEntry
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
@@ -32,7 +32,7 @@ WHY = {
     State.FAILED: "failed before",
     State.RUNNING: "was interrupted; goes on from its last checkpoint",
     State.CHANGED: "was trained under another configuration",
-    State.UNDRAWN: "to be drawn by the search",
+    State.UNSAMPLED: "to be sampled by the search",
 }
 
 
@@ -44,21 +44,24 @@ class PlannedTrial:
     cell: Cell
     state: State
     reason: str | None
-    choices: Mapping[str, Choice] = field(default_factory=dict)  # what planning chose for fields that were `auto`
-    draw: Draw | None = None  # its place in a search
+    auto_values: Mapping[str, AutoValue] = field(default_factory=dict)  # what planning chose for open fields
+    sample: Sample | None = None  # of a search
     seconds: float | None = None  # expected, of training; None: not forecast
 
     @property
     def entry(self) -> SweepEntry:
         """What the sweep's record holds of it."""
-        settled = {path: choice.value for path, choice in self.choices.items()}
-        return SweepEntry(self.trial.identity, self.cell, settled)
+        return SweepEntry(self.trial.identity, self.cell, self._chosen)
+
+    @property
+    def _chosen(self) -> dict[str, Any]:
+        return {path: auto.value for path, auto in self.auto_values.items()}
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """What is alike only of the same trial: its identity, or of a stand-in its place in the study."""
-        if self.draw and self.draw.undrawn:
-            return self.draw.study, self.draw.number
+        """Equal only for the same trial: its identity, or for a placeholder its study and number."""
+        if self.sample and self.sample.template:
+            return self.sample.study, self.sample.number
         return self.trial.identity, None
 
     @property
@@ -68,10 +71,10 @@ class PlannedTrial:
 
     @property
     def label(self) -> str:
-        """Its cell in words, such as `d_model=64 seed=1`; of a stand-in with its number in the study."""
-        if self.state != State.UNDRAWN or self.draw is None:
+        """Its cell in words, such as `d_model=64 seed=1`; for a placeholder with its number in the study."""
+        if self.state != State.UNSAMPLED or self.sample is None:
             return self.cell.label
-        return replace(self.cell, axes={**self.cell.axes, "draw": self.draw.number + 1}).label
+        return replace(self.cell, axes={**self.cell.axes, "sample": self.sample.number + 1}).label
 
     def with_share(self, gpu: float) -> PlannedTrial:
         """The same trial on another share of a GPU."""
@@ -81,21 +84,21 @@ class PlannedTrial:
         """What `plan --json` lists."""
         trial = self.trial
         counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
-        identity = None if self.state == State.UNDRAWN else trial.identity
+        identity = None if self.state == State.UNSAMPLED else trial.identity
         cell = {"trial": identity, "arm": self.cell.arm, "seed": self.cell.seed, **self.cell.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
         costs["memory_bytes"] = trial.memory_bytes
-        settled = {path: choice.value for path, choice in self.choices.items()}
-        ends = {"state": self.state, "reason": self.reason, "settled": settled, "seconds": self.seconds}
+        ends = {"state": self.state, "reason": self.reason, "settled": self._chosen, "seconds": self.seconds}
         return {**cell, **costs, **ends}
 
-    def drawn(self, values: Mapping[str, Any]) -> PlannedTrial:
-        """The trial that a search makes of a stand-in, when it has drawn these values: field -> value."""
-        assert self.draw is not None, "only trials of a search are drawn"
-        assert self.draw.undrawn is not None, "each trial is drawn once"
-        variant, middle = with_values(self.draw.undrawn, values), self.trial
+    def with_sample(self, values: Mapping[str, Any]) -> PlannedTrial:
+        """The trial that a placeholder becomes with sampled values: field -> value."""
+        assert self.sample is not None, "only trials of a search are sampled"
+        assert self.sample.template is not None, "each trial is sampled once"
+        variant, middle = with_sample(self.sample.template, values), self.trial
         trial = resolve(variant.config.with_values({"resources": middle.config.resources}), middle.facts)
-        return replace(self, trial=trial, cell=variant.cell, state=State.NEW, draw=replace(self.draw, undrawn=None))
+        sample = replace(self.sample, template=None)
+        return replace(self, trial=trial, cell=variant.cell, state=State.NEW, sample=sample)
 
 
 @dataclass(frozen=True)
@@ -116,19 +119,19 @@ class Plan:
         return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
 
     @property
-    def groups(self) -> list[list[PlannedTrial]]:
-        """What a launch trains, in its order; each group in one process at the same time (see `fuse`), most alone."""
-        return grouped(self.to_run, self.sweep.fuse)
+    def batched_sets(self) -> list[list[PlannedTrial]]:
+        """What a launch trains, in its order: sets that one batched model trains (see `fuse`), most of one trial."""
+        return batched_sets(self.to_run, self.sweep.fuse)
 
     @property
     def seconds(self) -> float | None:
         """Expected seconds of the launch, Ray's start included; None where a trial has no forecast.
 
-        Of a fused group it is the time of its trials one after another, the most that it should take.
+        Of a batched set it is the time of its trials one after another, the most that it should take.
         """
         if any(planned.seconds is None for planned in self.to_run):
             return None
-        known = [sum(planned.seconds or 0.0 for planned in group) for group in self.groups]
+        known = [sum(planned.seconds or 0.0 for planned in each) for each in self.batched_sets]
         return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
 
     @property
@@ -182,27 +185,29 @@ def make_plan(
     texts = prepare_texts(sweep)
     recorded = [entry for record in results.read_sweeps() if record.name == sweep.name for entry in record.entries]
     searched = sweep.search.names if sweep.search else ()
-    former = {entry.cell.without(searched).key: entry for entry in recorded}
-    notify("settling what the sweep leaves open")
-    before = [former[key].settled if (key := variant.cell.key) in former else {} for variant in sweep.variants]
-    means = Means(results, _once(partial(resolve_against, texts)), before, capacity, measure)
+    recorded_at = {entry.cell.without(searched).key: entry for entry in recorded}
+    notify("choosing what the sweep leaves open")
+    chosen = {key: entry.auto_values for key, entry in recorded_at.items()}
+    chosen_before = [chosen.get(variant.cell.key, {}) for variant in sweep.variants]
+    once = _once(partial(resolve_against, texts))
+    context = PlanningContext(results, once, chosen_before, capacity, measure)
     states = results.states()
-    settled = settle(sweep.variants, means)
-    draws = Draws(tuple((each, None) for each in settled), frozenset())
+    filled = resolve_autos(sweep.variants, context)
+    samples = Samples(tuple((each, None) for each in filled), frozenset())
     if sweep.search:
-        _refuse_idle_axes(sweep, _corners(sweep.search, settled, means.resolve))
-        draws = known_draws(sweep.search, settled, recorded, means.resolve, whole=sweep.whole)
-    trials = [_planned(each, draw, means, states) for each, draw in draws.variants]
+        _refuse_idle_axes(sweep, _corners(sweep.search, filled, context.resolve))
+        samples = known_samples(sweep.search, filled, recorded, context.resolve, whole=sweep.whole)
+    trials = [_planned(each, sample, context, states) for each, sample in samples.variants]
     if not sweep.search:
         _refuse_idle_axes(sweep, trials)
-    trials = _explain_changes(results, former, trials)
+    trials = _explain_changes(results, recorded_at, trials)
     at_once = forecast.side_by_side([planned.trial.config for planned in trials], capacity)
     if measure and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
         trials = _timed(trials, at_once)
-    notes = settled_notes([planned.choices for planned in trials])
+    notes = auto_notes([planned.auto_values for planned in trials])
     warnings = (*_warnings(trials), *_unplaceable(trials, capacity))
-    return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), draws.stale)
+    return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), samples.stale)
 
 
 def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:
@@ -218,16 +223,16 @@ def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:
 
 
 def _planned(
-    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[State, str | None]]
+    each: Filled, sample: Sample | None, context: PlanningContext, states: Mapping[str, tuple[State, str | None]]
 ) -> PlannedTrial:
-    """A trial with where it stands."""
-    variant, trial = each.variant, means.resolve(each.variant)
+    """The variant as a trial, with its state."""
+    variant, trial = each.variant, context.resolve(each.variant)
     state, reason = states.get(trial.identity, (State.NEW, None))
-    if draw is None and state == State.STOPPED:
+    if sample is None and state == State.STOPPED:
         state = State.RUNNING  # what a search gave up is here trained to its end
-    if draw and draw.undrawn:
-        state, reason = State.UNDRAWN, None
-    return PlannedTrial(trial, variant.cell, state, reason, each.choices, draw)
+    if sample and sample.template:
+        state, reason = State.UNSAMPLED, None
+    return PlannedTrial(trial, variant.cell, state, reason, each.auto_values, sample)
 
 
 def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
@@ -238,19 +243,19 @@ def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
     return [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
 
 
-def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
-    """The ends of what a search may draw, resolved, so that what is wrong with one is found before it is drawn."""
-    variants = [with_values(each.variant, values) for each in settled for values in search.corners()]
+def _corners(search: Search, filled: Sequence[Filled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
+    """The ends of what a search may sample, resolved, so that what is wrong with one is found before it is sampled."""
+    variants = [with_sample(each.variant, values) for each in filled for values in search.corners()]
     return [PlannedTrial(resolve(variant), variant.cell, State.NEW, None) for variant in variants]
 
 
-def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
-    """The trials in groups that differ only in the fields of `fuse`, the longest first; without any, each alone."""
-    groups: dict[Any, list[PlannedTrial]] = {}
+def batched_sets(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
+    """The trials in sets that differ only in the fields of `fuse`, the longest first; without any, each alone."""
+    sets: dict[Any, list[PlannedTrial]] = {}
     for planned in trials:
         key = _apart_from(planned.trial.config, fuse) if fuse else planned.key
-        groups.setdefault(key, []).append(planned)
-    return sorted(groups.values(), key=lambda group: sum(p.seconds or p.trial.flops for p in group), reverse=True)
+        sets.setdefault(key, []).append(planned)
+    return sorted(sets.values(), key=lambda each: sum(p.seconds or p.trial.flops for p in each), reverse=True)
 
 
 def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
@@ -260,12 +265,12 @@ def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
 
 
 def _explain_changes(
-    results: Results, former: Mapping[str, SweepEntry], trials: list[PlannedTrial]
+    results: Results, recorded_at: Mapping[str, SweepEntry], trials: list[PlannedTrial]
 ) -> list[PlannedTrial]:
-    """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
+    """Say of a new trial how it differs from the trial that was recorded in its cell."""
 
     def explained(planned: PlannedTrial) -> PlannedTrial:
-        twin = former.get(planned.cell.key)
+        twin = recorded_at.get(planned.cell.key)
         if planned.state == State.NEW and twin is not None:
             with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
                 reason = "; ".join(_differences(results.load_trial(twin.trial), planned.trial))

@@ -1,4 +1,4 @@
-"""The texts of a sweep, tokenized, and what each of its variants is on its text."""
+"""The tokenized texts of a sweep, and each of its variants resolved against its text."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Mapping
 
 from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
-from tinyscale.spec.config import BUDGETS, DataConfig
+from tinyscale.spec.config import BUDGETS, DataConfig, TrialConfig
 from tinyscale.spec.sweep import Sweep, Variant
 from tinyscale.spec.trial import Trial, resolve
 
 
-def _text_of(variant: Variant) -> DataConfig:
-    return variant.config.with_values({"data.unique_tokens": None}).data
+def _text_of(config: TrialConfig) -> DataConfig:
+    """The whole text that a trial reads, or reads a part of."""
+    return config.data if config.data.unique_tokens is None else config.with_values({"data.unique_tokens": None}).data
 
 
 def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
     """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
     corpora: dict[DataConfig, TokenizedCorpus] = {}
     for variant in sweep.variants:
-        data = _text_of(variant)
+        data = _text_of(variant.config)
         if data in corpora:
             continue
         try:
@@ -38,7 +39,7 @@ def _blamed(variant: Variant, error: TinyscaleError) -> str:
 
 def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Variant) -> Trial:
     """The variant as a trial; ConfigError when the text cannot give what it asks for."""
-    config, corpus = variant.config, texts[_text_of(variant)]
+    config, corpus = variant.config, texts[_text_of(variant.config)]
     budget, context = variant.where(*(f"train.{name}" for name in BUDGETS)), variant.where("model.context_length")
     if config.train.precision == "fp16" and not config.resources.gpu:
         raise ConfigError(

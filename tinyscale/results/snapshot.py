@@ -1,7 +1,7 @@
 """Rows of trials that ended, of thousands of files in one, so that each file is opened once.
 
 Only a cache: a file whose size or time of change differs is read again, and without the snapshot everything works as
-before. It lies beside `trials/`, never in it.
+before. It lies next to `trials/`, never in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the trials of a results folder stand, read from its files alone."""
+"""The states of the trials in a results folder, read from its files alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Status:
         return Counter(self.of(trial)[0] for trial in dict.fromkeys(sweep.trials))
 
     def failures(self) -> list[str]:
-        """A line for each trial that failed or diverged: where it stands, and why."""
+        """One line per trial that failed or diverged: its cell, and why."""
         return [
             f"{state}: {sweep.name} {entry.cell.label}: {reason}"
             for sweep in self.sweeps

@@ -1,4 +1,4 @@
-"""The results folder: one Parquet file a trial, one row a point, one schema that only grows.
+"""The results folder: one Parquet file per trial, one row per point, one schema that only grows.
 
     trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config, facts of the text and provenance, as JSON
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
@@ -138,11 +138,11 @@ FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False} 
 
 @dataclass(frozen=True)
 class SweepEntry:
-    """A trial of a sweep: its identity and its cell. settled: field -> value, where the file leaves it to planning."""
+    """A trial of a sweep: its identity, its cell, and field -> value of what the file left to planning as `auto`."""
 
     trial: str
     cell: Cell
-    settled: Mapping[str, Any] = field(default_factory=dict)
+    auto_values: Mapping[str, Any] = field(default_factory=dict)  # in the file, `settled`
 
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
@@ -151,7 +151,7 @@ class SweepEntry:
 
     def as_json(self) -> dict[str, Any]:
         """As the sweep's file holds it."""
-        return {"trial": self.trial, **self.cell.as_json(), "settled": dict(self.settled)}
+        return {"trial": self.trial, **self.cell.as_json(), "settled": dict(self.auto_values)}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class SweepRecord:
     axes: tuple[str, ...]
     entries: tuple[SweepEntry, ...]  # in the file, `groups`
     provenance: Mapping[str, Any]
-    searched: tuple[str, ...] = ()  # axes whose values a search draws
+    searched: tuple[str, ...] = ()  # axes whose values a search samples
 
     @property
     def trials(self) -> list[str]:
@@ -242,7 +242,7 @@ class Results:
         reason: str | None,
         provenance: Mapping[str, Any],
     ) -> None:
-        """Put a trial's file in place: a row a point; for one that failed or diverged a last row that has no loss."""
+        """Put a trial's file in place: one row per point, and a last row without a loss if it failed or diverged."""
         assert State(state).is_recorded, state
         ends_without_loss: list[Mapping[str, Any]] = [{}] if State(state).lacks_loss or not points else []
         fixed = {**trial_columns(trial), "trial": trial.identity, "state": state, "reason": reason}

@@ -1,4 +1,4 @@
-"""Where a trial stands in its sweep: the arm, the values of the axes, the seed."""
+"""The cell of a trial in its sweep's grid: the arm, the values of the axes, the seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_ARM = "base"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a sweep's grid, with its seed. axes: what the sweep varies, as axes are called (d_model) -> value."""
+    """One cell of a sweep's grid, its seed included. axes: name of an axis, such as d_model -> value."""
 
     arm: str
     axes: Mapping[str, Any]
@@ -20,7 +20,7 @@ class Cell:
 
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
-        """The cell that a sweep's record holds, whatever else stands there."""
+        """The cell in an entry of a sweep's record."""
         return cls(str(written["arm"]), dict(written["axes"]), int(written["seed"]))
 
     def as_json(self) -> dict[str, Any]:

@@ -15,20 +15,19 @@ from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-# A layer that sets one member of a group drops the others of lower layers: they say one thing in other words.
-BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")  # of the training, one of them
+BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")  # a training gives exactly one
+# Mutually exclusive fields: setting one removes the others of its group that a lower layer set.
 ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "model.head_dim"))
-
-
-def alternatives(path: str) -> set[str]:
-    """The field and those that say the same thing in other words."""
-    return {path}.union(*(group for group in ALTERNATIVES if path in group))
-
 
 MUP_BASE_WIDTH = 64
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", re.IGNORECASE)
+
+
+def alternatives(path: str) -> set[str]:
+    """The field and those that exclude it."""
+    return {path}.union(*(group for group in ALTERNATIVES if path in group))
 
 
 def quantity(value: Any) -> Any:

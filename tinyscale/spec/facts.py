@@ -1,4 +1,4 @@
-"""What a trial's numbers depend on of its text, in five facts."""
+"""The facts of a text that the numbers of a trial on it depend on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pydantic.dataclasses import dataclass
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class TextFacts:
-    """A text in a tokenizer's tokens, as the trials on it know it.
+    """The facts of a tokenized text that enter a trial and its identity.
 
-    split_rule: what separates training from validation text. vocab_size: the end-of-text token included.
+    split_rule: how training and validation text are separated. vocab_size: the end-of-text token included.
     train_tokens: of the whole training stream.
     """
 

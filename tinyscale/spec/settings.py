@@ -74,17 +74,17 @@ def flatten(name: str, value: Any, origin: str, document: Document | None, keys:
             yield from flatten(f"{name}.{key}", inner, place, document, (*keys, key))
     else:
         path = field_path(name, origin)
-        yield path, Setting(_beside(value, document) if path == "data.corpus" and document else value, origin)
+        yield path, Setting(_relative_to_file(value, document) if path == "data.corpus" and document else value, origin)
 
 
-def _beside(corpus: Any, document: Document) -> Any:
+def _relative_to_file(corpus: Any, document: Document) -> Any:
     """A corpus path that the file gives is relative to the file."""
     if isinstance(corpus, list):
-        return [_beside(each, document) for each in corpus]
+        return [_relative_to_file(each, document) for each in corpus]
     if isinstance(corpus, str) and corpus:
         with suppress(OSError):  # a name too long for a path is none
-            if (beside := Path(document.path).parent / corpus).exists():
-                return str(beside)
+            if (found := Path(document.path).parent / corpus).exists():
+                return str(found)
     return corpus
 
 

@@ -17,7 +17,7 @@ class State(StrEnum):
     DIVERGED = "diverged"
     NEW = "new"  # planned, and without rows
     CHANGED = "changed"  # planned where another trial was trained before
-    UNDRAWN = "undrawn"  # planned for a search, which has not chosen its values yet
+    UNSAMPLED = "unsampled"  # planned for a search, which has not sampled its values yet
     ELSEWHERE = "elsewhere"  # another launch has trained it or is training it
 
     @property

@@ -53,7 +53,7 @@ class SweepFile(BaseModel):
         default={}, description="named overrides; a list for a field that takes one value is an axis of that arm"
     )
     search: Search | None = Field(
-        default=None, description="fields whose values Optuna draws for each cell of arms and axes: see below"
+        default=None, description="fields whose values Optuna samples for each cell of arms and axes: see below"
     )
     seeds: list[Int] | None = Field(
         default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
@@ -66,7 +66,7 @@ class SweepFile(BaseModel):
     )
 
 
-# Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
+# Fields that may be `auto`: planning fills them in from measurements or results. What a variant holds until then.
 AUTO: Mapping[str, Any] = {
     "train.precision": "fp32",
     "train.lr": 1e-3,
@@ -89,7 +89,7 @@ class Variant:
 
     config: TrialConfig
     cell: Cell
-    autos: tuple[str, ...] = ()  # fields that planning settles
+    autos: tuple[str, ...] = ()  # fields that planning fills in
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def with_values(self, values: Mapping[str, Any]) -> Variant:
@@ -107,7 +107,7 @@ class Variant:
 class Sweep:
     """A sweep file, read and checked. Variants stand in the file's order, the last axis and then the seed fastest.
 
-    search: what is drawn for each cell; a variant then holds the middle of what may be drawn. whole: not a selection.
+    search: what is sampled for each cell; a variant then holds the middle of its range. whole: not a selection.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Sweep:
         over = ", ".join(self.axes) or "seeds"
         if self.search is None:
             return f"Sweep({self.name!r}: {len(self.variants)} trials over {over})"
-        return f"Sweep({self.name!r}: {self.search.trials} trials a group over {over}, in search of {self.search})"
+        return f"Sweep({self.name!r}: {self.search.trials} trials per cell over {over}, in search of {self.search})"
 
     def _repr_html_(self) -> str:
         title = f": {html.escape(self.title)}" if self.title else ""
@@ -166,14 +166,14 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     base = over(base, set_here)
     arms = {arm: read_layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
     search = _search(file.search, arms, document) if file.search else None
-    drawn = [_drawn(values, varied) for values in (search.middle, *search.corners())] if search else []
-    base = over(base, drawn[0]) if drawn else base
+    sampled = [_sampled(values, varied) for values in (search.middle, *search.corners())] if search else []
+    base = over(base, sampled[0]) if sampled else base
     grid = [_axis(name, values, document, "axes") for name, values in file.axes.items()]
     if file.zip:
         grid.append(_zipped([_axis(name, values, document, "zip") for name, values in file.zip.items()], document))
     seeds: Axis = [{}] if file.seeds is None else _axis("seed", file.seeds, document, "seeds")
     variants = [
-        variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, drawn, document)
+        variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, sampled, document)
     ]
     kept = _select(variants, select)
     _refuse_without_effect(set_here, kept)
@@ -189,12 +189,12 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
 
 
 def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Document) -> None:
-    """ConfigError when trials that are to be fused are drawn, or trained in a way that one batched model cannot be."""
+    """ConfigError when trials to fuse are sampled, or trained in a way that one batched model cannot be."""
     origin = document.origin(("fuse",))
     if file.search:
         raise ConfigError(
-            f"{origin}: fuse = {file.fuse!r} beside search ({document.origin(('search',))}): a search draws its trials "
-            "one by one, so there are none to train together; remove fuse, or the search"
+            f"{origin}: fuse = {file.fuse!r} beside search ({document.origin(('search',))}): a search samples "
+            "its trials one by one, so there are none to train together; remove fuse, or the search"
         )
     for variant in variants:
         for path, illegal, legal in UNFUSABLE:
@@ -207,7 +207,7 @@ def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Do
 
 
 def _file_problem(error: ValidationError, document: Document) -> ConfigError:
-    """What is wrong with the keys of the file itself; a key misspelt is told before the one that is then missing."""
+    """What is wrong with the keys of the file itself; misspelt keys come before those that are then missing."""
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     keys = tuple(part for part in first["loc"] if part != "[key]")
     name, origin = ".".join(map(str, keys)), document.origin(keys)
@@ -268,8 +268,8 @@ def _search(search: Search, arms: Mapping[str, Layer], document: Document) -> Se
     return Search(fields=fields, trials=search.trials, scheduler=search.scheduler)
 
 
-def _drawn(values: Mapping[str, Any], varied: Mapping[str, str]) -> Layer:
-    """Values that a search may draw, as settings."""
+def _sampled(values: Mapping[str, Any], varied: Mapping[str, str]) -> Layer:
+    """Values that a search may sample, as settings."""
     return {path: Setting(value, varied[path]) for path, value in values.items()}
 
 
@@ -301,7 +301,7 @@ Axis = list[Layer]
 
 
 def _axis(name: str, values: list[Any], document: Document, *block: str) -> Axis:
-    """The layers an axis steps through, one a value."""
+    """The layers of an axis, one per value."""
     keys = (*block, name) if block != ("seeds",) else block
     if not values:
         raise ConfigError(f"{document.origin(keys)}: {name} has no values")
@@ -319,9 +319,9 @@ def _zipped(axes: list[Axis], document: Document) -> Axis:
 
 
 def _expand(
-    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, drawn: list[Layer], document: Document
+    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, sampled: list[Layer], document: Document
 ) -> Iterator[Variant]:
-    """All variants of one arm: its lists are axes of its own. drawn: what a search may draw, to be checked as well."""
+    """All variants of one arm: its lists are axes of its own. sampled: what a search may sample, checked as well."""
     own = {path: setting for path, setting in overrides.items() if _is_axis(path, setting.value)}
     own_axes = [[dict(flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
     axes = [*axes, *own_axes]
@@ -340,7 +340,7 @@ def _expand(
                 raise ConfigError(f"{settings[varied_auto[0]].origin}: auto is no value to vary {varied_auto[0]} by")
             held = {path: replace(settings[path], value=AUTO[path]) for path in autos}
             config = read_config(settings | held, document)
-            for layer in drawn if seed is seeds[0] else []:
+            for layer in sampled if seed is seeds[0] else []:
                 read_config(settings | held | layer, document)
             shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
             origins = {path: setting.origin for path, setting in settings.items()}

@@ -138,6 +138,6 @@ def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:
 
 
 def _idle(train: TrainConfig) -> set[str]:
-    """Fields of the training that no number depends on, as the others are set."""
+    """Fields of the training that have no effect, given the other fields."""
     of_schedule = {"constant": {"min_lr_ratio", "decay_fraction"}, "wsd": set[str]()}
     return {"repeats"} | of_schedule.get(train.schedule, {"decay_fraction"})  # repeats is a permission
