@@ -19,6 +19,7 @@ import pandas as pd
 
 from tinyscale.data import prepare
 from tinyscale.fitting.fit import fit_law
+from tinyscale.machine import Capacity
 from tinyscale.planning.plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
@@ -48,7 +49,7 @@ def losses(way: str, widths: list[int], seeds: int, steps: int, lr: float) -> pd
         path = Path(folder, "fast_path.yaml")
         fields = {"tokens": 2048 * steps, "lr": lr, "widths": widths, "seeds": list(range(seeds)), **WAYS[way]}
         path.write_text(SWEEP.format(**fields))
-        plan = make_plan(load_sweep(path), Results(folder), cpus=1, gpus=0, with_forecast=False)
+        plan = make_plan(load_sweep(path), Results(folder), Capacity(1, 0), measure=False)
     rows = []
     for planned in plan.trials:
         config = planned.trial.config

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from tinyscale.data import SPLIT_RULE, TokenizedCorpus, prepare
+from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial, resolve
 from tinyscale.training.batched import Fused
@@ -58,15 +58,7 @@ class Shape:
         parts = {"data": data, "model": {**model, "positions": "rotary"}, "train": {**train, "repeats": True}}
         config = TrialConfig.model_validate({**parts, "seed": self.seed, "resources": resources})
         corpus = prepare(config.data)
-        trial = resolve(
-            config,
-            corpus_hash=corpus.corpus_hash,
-            split_rule=SPLIT_RULE,
-            tokenizer_hash=corpus.tokenizer_hash,
-            vocab_size=corpus.vocab_size,
-            train_tokens=corpus.train_tokens,
-        )
-        return trial, corpus
+        return resolve(config, corpus.facts), corpus
 
     def run(self) -> Run:
         """One trial, about to begin."""

@@ -67,7 +67,7 @@ def launch_nothing(folder: Path, count: int, cluster: Cluster) -> Summary:
     """A launch of so many trials into a new folder."""
     folder.mkdir()
     results = Results(str(folder / "results"))
-    plan = make_plan(load_sweep(write_many(folder, count)), results, **cluster.room, with_forecast=False)
+    plan = make_plan(load_sweep(write_many(folder, count)), results, cluster.capacity, measure=False)
     return launch(plan, results, cluster, console=Console(quiet=True), quiet=True, train=train_nothing)
 
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tinyscale.orchestration.launch import record_sweep
+from tinyscale.machine import Capacity
+from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.reporting.page import write_report
 from tinyscale.results.status import read_status
@@ -62,13 +63,13 @@ def main() -> None:
         results = Results(f"{folder}/results")
 
         def plan() -> Plan:
-            return make_plan(load_sweep(path), results, cpus=2, gpus=0, with_forecast=False)
+            return make_plan(load_sweep(path), results, Capacity(2, 0), measure=False)
 
         made = plan()  # tokens are cached from here on
         timed("plan, nothing done", plan, figures)
         for each in made.trials:
             results.write_trial(each.trial, [point(each.trial)], "finished", None, {})
-        record_sweep(made, results)
+        record_sweep(made, results, {})
         timed("read_results, first", lambda: read_results(results.location), figures)
         timed("read_results, again", lambda: read_results(results.location), figures)
         timed("status", lambda: read_status(results), figures)

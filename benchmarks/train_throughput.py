@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from tinyscale.data import TokenizedCorpus
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.trial import Trial, resolve
 from tinyscale.training.loop import Run
 
@@ -66,12 +67,17 @@ def write_corpus(shape: Shape, folder: Path) -> TokenizedCorpus:
     tokens[:: TOKENS // 100] = tokens[-1] = eot
     for name in ("train", "val"):
         tokens.tofile(folder / f"{name}.bin")
-    hashes = {"corpus_hash": "none", "tokenizer_hash": "none", "tokenizer_kind": "byte"}
-    part = {"documents": 100, "bytes": TOKENS, "tokens": TOKENS}
+    part = {"documents": 100, "bytes": TOKENS}
     sizes = {f"{name}_{what}": count for name in ("train", "val") for what, count in part.items()}
+    longest = TOKENS // 100
     return TokenizedCorpus(
-        **hashes, **sizes, vocab_size=shape.vocab_size, eot=eot, longest_document=TOKENS // 100, folder=str(folder)
+        facts_of(shape), "byte", eot, **sizes, val_tokens=TOKENS, longest_document=longest, folder=str(folder)
     )
+
+
+def facts_of(shape: Shape) -> TextFacts:
+    """The facts of the text in the shape's tokens."""
+    return TextFacts("none", "none", "none", shape.vocab_size, TOKENS)
 
 
 def make_trial(shape: Shape, precision: str, compiled: bool, threads: int) -> Trial:
@@ -87,14 +93,7 @@ def make_trial(shape: Shape, precision: str, compiled: bool, threads: int) -> Tr
         "train": {"tokens_budget": 1e12, "batch_tokens": shape.tokens, "lr": 1e-3, "precision": precision},
         "resources": {"cpu": threads, "compile": compiled},
     }
-    return resolve(
-        TrialConfig.model_validate(config),
-        corpus_hash="none",
-        split_rule="none",
-        tokenizer_hash="none",
-        vocab_size=shape.vocab_size,
-        train_tokens=TOKENS,
-    )
+    return resolve(TrialConfig.model_validate(config), facts_of(shape))
 
 
 def plain_step(model: nn.Module, shape: Shape, corpus: TokenizedCorpus, precision: str, compiled: bool) -> Step:

@@ -61,8 +61,8 @@ Of a field:
 |---|---|---|
 {values}
 
-Each group, a cell of arms and axes, has a study of its own, in which the seeds take turns. A draw is a trial like any
-other, with what was drawn, in three digits, among its axes. Launched again, a search goes on where it stood:
+Each cell of arms and axes has a study of its own, in which the seeds follow each other round-robin. A sample is a trial
+like any other, with the sampled values, in three digits, among its axes. Launched again, a search goes on where it was:
 `results/optuna/<sweep>.log` holds its studies, for `optuna-dashboard` to show. Fields that may be searched:
 {searchable}. On the command line, `--set search.trials=8`.
 
@@ -91,9 +91,9 @@ frame = pd.read_parquet("results/trials")
 |---|---|---|
 {columns}
 
-The file's own metadata hold the full configuration (`tinyscale.config`) and where it comes from
-(`tinyscale.provenance`: commit, packages, machine, command) as JSON. Sweeps stand in `results/sweeps/<name>.json`,
-fits in `results/fits/fits.json`.
+The file's own metadata hold, as JSON, the full configuration (`tinyscale.config`), the facts of the text
+(`tinyscale.facts`) and the provenance (`tinyscale.provenance`: commit, packages, machine, command). Sweeps are in
+`results/sweeps/<name>.json`, fits in `results/fits/fits.json`.
 
 ## Launches
 
@@ -188,7 +188,7 @@ def _ends(value: dict[str, float | None]) -> str:
 
 def _commits(store: Results, record: SweepRecord, arm: str | None) -> str:
     """The commits that trained an arm of a sweep; without an arm, all of it."""
-    trials = {group["trial"] for group in record.groups if arm in (None, group["arm"])}
+    trials = {entry.trial for entry in record.entries if arm in (None, entry.cell.arm)}
     found = {store.read_trial(trial)[1]["provenance"].get("commit") for trial in trials}
     return ", ".join(sorted(f"`{commit[:7]}`" if commit else "unknown" for commit in found))
 

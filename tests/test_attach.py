@@ -67,6 +67,6 @@ def test_a_trial_that_only_a_node_to_come_can_hold_waits_for_the_autoscaler(tmp_
     head = ray_head("--num-cpus=1", f"--autoscaling-config={scaling}", port=port, RAY_FAKE_CLUSTER="1")
     path, results = write_sweep(tmp_path, widths="[8]"), Results(str(tmp_path / "r"))
     with head as running, ray_session(running.address) as cluster:
-        assert (cluster.cpus, cluster.grows) == (1, True)
+        assert (cluster.capacity.cpus, cluster.capacity.grows) == (1, True)
         summary = run(planned(path, results, "resources.cpu=2"), results, cluster)
     assert set(summary.states.values()) == {"finished"}

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning import auto as settle
-from tinyscale.planning import forecast
+from tinyscale.planning import auto, forecast
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial
 
 OPEN = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K") + "axes: {d_model: [16, 32]}\n"
+CORES = Capacity(2, 0)
 
 
 @pytest.fixture
 def plan(tmp_path: Path, long_corpus: Path) -> Callable[..., Plan]:
-    def make(*overrides: str, text: str = OPEN, measure: bool = True, **room: Any) -> Plan:
+    def make(*overrides: str, text: str = OPEN, measure: bool = True, capacity: Capacity = CORES) -> Plan:
         sweep = load_sweep(write_tiny_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
-        room = {"cpus": 2, "gpus": 0, **room}
-        return make_plan(sweep, Results(str(tmp_path / "results")), **room, with_forecast=measure)
+        return make_plan(sweep, Results(str(tmp_path / "results")), capacity, measure=measure)
 
     return make
 
@@ -62,7 +61,7 @@ def test_what_was_launched_is_chosen_again_also_for_trials_that_are_added(
     with monkeypatch.context() as patch:
         patch.setattr(forecast, "trial_seconds", seconds)
         first = plan("precision=auto")
-    record_sweep(first, Results(str(tmp_path / "results")))
+    record_sweep(first, Results(str(tmp_path / "results")), {})
     larger = plan("precision=auto", text=OPEN.replace("[16, 32]", "[16, 32, 48]"), measure=False)
     assert precisions(larger) == [chosen] * 3
     assert any("as when the sweep was first launched" in note for note in larger.notes)
@@ -120,17 +119,17 @@ def shares(plan: Plan) -> list[float]:
     return [planned.trial.config.resources.gpu for planned in plan.trials]
 
 
-ON_GPU: dict[str, Any] = {"cpus": 16, "gpus": 2, "gpu_bytes": 8e9}
+ON_GPU = Capacity(16, 2, gpu_bytes=8e9)
 
 
 def test_a_share_is_what_the_memory_forecast_needs_and_is_chosen_anew_on_another_machine(
     plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     wide, large_batch = OPEN.replace("[16, 32]", "[16, 512]"), ("batch_tokens=65536", "tokens_budget=655360")
-    made = plan("gpu=auto", *large_batch, text=wide, measure=False, **ON_GPU)
+    made = plan("gpu=auto", *large_batch, text=wide, measure=False, capacity=ON_GPU)
     assert shares(made) == [0.125, 0.5], "0.3 and 3 GB of 8, each beside a context"
     assert made.at_once == 6, "of two GPUs, the mean over 16 and 4"
-    record_sweep(made, Results(str(tmp_path / "results")))
+    record_sweep(made, Results(str(tmp_path / "results")), {})
     on_cores = plan("gpu=auto", *large_batch, text=wide, measure=False)
     assert shares(on_cores) == [0.0, 0.0]
     assert "resources.gpu auto is 0.0 for 2 of 2 trials: there is no GPU" in on_cores.notes
@@ -148,12 +147,12 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(
         return [max(10.0, 4.9 * at_once) for _ in trials]
 
     monkeypatch.setattr(forecast, "trial_seconds", seconds)
-    monkeypatch.setattr(settle, "this_machine", lambda: (16, 2))
-    made = plan("gpu=auto", "compile=false", **ON_GPU)
+    monkeypatch.setattr(auto, "this_machine", lambda: Capacity(16, 2))
+    made = plan("gpu=auto", "compile=false", capacity=ON_GPU)
     assert shares(made) == [0.5, 0.5]
     assert asked[:3] == [(1, {1.0}), (2, {0.5}), (4, {0.25})]
     assert any("more side by side would be no faster" in note for note in made.notes)
 
 
 def test_a_cluster_that_will_have_gpus_gets_whole_ones_until_their_memory_is_known(plan: Callable[..., Plan]) -> None:
-    assert shares(plan("gpu=auto", measure=False, grows=True)) == [1.0, 1.0]
+    assert shares(plan("gpu=auto", measure=False, capacity=Capacity(2, 0, grows=True))) == [1.0, 1.0]

@@ -14,6 +14,7 @@ from helpers.results import PROVENANCE
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.cli.tables import plan_summary
 from tinyscale.errors import ConfigError
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.reporting.page import write_report
@@ -37,7 +38,7 @@ AUTO = BODY.replace("lr: 1e-2", "lr: auto") + "axes: {d_model: [16, 48, 96]}\nse
 def plan(tmp_path: Path, long_corpus: Path) -> Callable[..., Plan]:
     def make(text: str, *overrides: str) -> Plan:
         sweep = load_sweep(write_tiny_sweep(tmp_path, text, corpus=long_corpus), overrides=overrides)
-        return make_plan(sweep, Results(str(tmp_path / "results")), cpus=2, gpus=0, with_forecast=False)
+        return make_plan(sweep, Results(str(tmp_path / "results")), Capacity(2, 0), measure=False)
 
     return make
 
@@ -50,14 +51,14 @@ def searched(plan: Callable[..., Plan], results: Results, *overrides: str) -> No
     """A search as its launch would leave it, its losses a bowl about the best rate of each size."""
     made, rng, trials = plan(SEARCHED, *overrides), np.random.default_rng(0), []
     for planned in made.trials:
-        drawn = planned.drawn({"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}")})
+        drawn = planned.with_sample({"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}")})
         trial, n = drawn.trial, drawn.trial.parameters.n_non_embedding
         loss = 3 * n**-0.05 * (1 + 0.02 * np.log(trial.config.train.lr / best(n)) ** 2)
         point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss * np.exp(1e-4 * rng.standard_normal())}
         point |= {"decayed": True, "wall_seconds": 1.0, "tokens_per_second": 1.0}
         results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, PROVENANCE)
         trials.append(drawn)
-    record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results)
+    record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results, {})
 
 
 def test_the_rate_of_a_sweep_is_that_of_the_law_at_each_size_and_is_kept(
@@ -78,7 +79,7 @@ def test_the_rate_of_a_sweep_is_that_of_the_law_at_each_size_and_is_kept(
     assert len(told) == 3
     assert all("by the law rates-lr" in line for line in told)
 
-    record_sweep(made, results)
+    record_sweep(made, results, {})
     entry = json.loads((tmp_path / "results/fits/fits.json").read_text())
     entry[0]["params"]["k"]["value"] *= 2  # fitted again, it says another rate
     (tmp_path / "results/fits/fits.json").write_text(json.dumps(entry))
@@ -109,7 +110,7 @@ def test_status_and_report_tell_of_a_search(tmp_path: Path, plan: Callable[..., 
     searched(plan, results)
     status = read_status(results)
     assert status.counts(status.sweeps[0])["finished"] == 96
-    assert all("lr" in group["axes"] for group in status.sweeps[0].groups)
+    assert all("lr" in entry.cell.axes for entry in status.sweeps[0].entries)
     write_report(str(tmp_path / "results"))
     page = (tmp_path / "results/report.html").read_text()
     assert "lr* = " in page
@@ -120,12 +121,12 @@ def test_the_plan_of_a_search_counts_by_group_and_forecasts_from_the_middle(
     tmp_path: Path, plan: Callable[..., Plan]
 ) -> None:
     made = plan(SEARCHED)
-    assert [planned.state for planned in made.trials] == ["undrawn"] * 96
+    assert [planned.state for planned in made.trials] == ["unsampled"] * 96
     assert {planned.trial.config.train.lr for planned in made.trials} == {0.00316}
     assert len(made.to_run) == 96
-    assert plan_summary(made)[:2] == ["96 trials: 0 done, 96 to run, 2 at a time", "  96: to be drawn by the search"]
+    assert plan_summary(made)[:2] == ["96 trials: 0 done, 96 to run, 2 at a time", "  96: to be sampled by the search"]
     searched(plan, Results(str(tmp_path / "results")))
     more: Any = plan(SEARCHED, "search.trials=30")
     assert [planned.state for planned in more.trials].count("finished") == 96
-    assert [planned.state for planned in more.to_run] == ["undrawn"] * 24
-    assert all(entry["trial"] is None for entry in more.as_json()["trials"] if entry["state"] == "undrawn")
+    assert [planned.state for planned in more.to_run] == ["unsampled"] * 24
+    assert all(entry["trial"] is None for entry in more.as_json()["trials"] if entry["state"] == "unsampled")

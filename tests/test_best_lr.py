@@ -14,7 +14,8 @@ from helpers.trials import known_trial
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.runs import Group, free_settings
 from tinyscale.analysis.study import Analysis, find_laws
-from tinyscale.results.store import Results, SweepRecord
+from tinyscale.results.store import Results, SweepEntry, SweepRecord
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.sweep import load_sweep
 
 WIDTHS = (16, 32, 64)
@@ -27,7 +28,7 @@ def found_in(folder: Path, *, seeds: int = 3, lucky: bool = False, lost: float =
 
     changes: of rates tried or of the best rate: `lion_rates=...`, `lion_best=...`.
     """
-    results, groups, noise = Results(str(folder)), [], np.random.default_rng(0)
+    results, entries, noise = Results(str(folder)), [], np.random.default_rng(0)
     for arm, rates in RATES.items():
         for width in WIDTHS:
             for lr in changes.get(f"{arm}_rates", rates):
@@ -42,8 +43,8 @@ def found_in(folder: Path, *, seeds: int = 3, lucky: bool = False, lost: float =
                     state = ("diverged", "not finite") if diverged else ("finished", None)
                     results.write_trial(trial, points, *state, PROVENANCE)
                     axes = {"lr": lr, "d_model": width}
-                    groups.append({"trial": trial.identity, "arm": arm, "seed": seed, "axes": axes})
-    results.write_sweep(SweepRecord("optimizer", "", "", ("lr", "d_model"), tuple(groups), PROVENANCE))
+                    entries.append(SweepEntry(trial.identity, Cell(arm, axes, seed)))
+    results.write_sweep(SweepRecord("optimizer", "", "", ("lr", "d_model"), tuple(entries), PROVENANCE))
     return find_laws(str(folder))
 
 
@@ -89,7 +90,7 @@ def test_unequal_tries_give_no_verdict(tmp_path: Path) -> None:
 def test_the_shipped_comparison_of_optimizers_has_the_form_that_is_compared() -> None:
     (path,) = (path for path in SWEEPS if path.stem == "ablation_optimizer")
     rows = pd.DataFrame([
-        {"arm": v.arm, "seed": v.config.seed, "lr": v.config.train.lr, "n_non_embedding": v.config.model.d_model**2}
+        {"arm": v.cell.arm, "seed": v.cell.seed, "lr": v.config.train.lr, "n_non_embedding": v.config.model.d_model**2}
         for v in load_sweep(path).variants
     ])  # fmt: skip
     middle = rows.groupby("arm")["lr"].transform("median")

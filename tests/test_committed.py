@@ -11,6 +11,7 @@ from helpers import ROOT
 from tinyscale.analysis.records import read_records, record
 from tinyscale.analysis.study import find_laws
 from tinyscale.results.store import Results
+from tinyscale.spec.trial import resolve
 
 STUDIES = sorted(fits.parent.parent for fits in (ROOT / "results").glob("*/fits/fits.json"))
 by_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
@@ -33,3 +34,12 @@ def test_every_trial_of_a_study_finished_on_code_that_was_committed(study: Path)
     trials = [store.read_trial(name) for name in store.states()]
     assert {rows[-1]["state"] for rows, _ in trials} == {"finished"}
     assert {metadata["provenance"]["dirty"] for _, metadata in trials} == {False}
+
+
+@by_study
+def test_every_trial_of_a_study_is_named_by_its_configuration_and_the_facts_of_its_text(study: Path) -> None:
+    store = Results(str(study))
+    trials = [store.load_trial(name) for name in store.states()]
+    assert trials
+    for trial in trials:
+        assert resolve(trial.config, trial.facts) == trial, trial.identity

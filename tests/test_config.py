@@ -145,3 +145,27 @@ def test_models_are_frozen_refuse_unknown_keys_and_describe_every_field(model: t
     assert model.model_config["frozen"]
     assert "Extra inputs are not permitted" in refused(model, {"surprise": 1})
     assert all(field.description for field in model.model_fields.values())
+
+
+def test_a_copy_with_other_values_is_validated_as_a_whole() -> None:
+    config = trial_config(DATA, betas=[0.9, 0.99], head_dim=8)
+    assert config.with_values({}) == config
+    changed = config.with_values({"train.lr": 1e-3, "seed": 3, "resources.gpu": 0.5})
+    assert (changed.train.lr, changed.seed, changed.resources.gpu) == (1e-3, 3, 0.5)
+    assert changed.with_values({"train.lr": config.train.lr, "seed": 0, "resources": config.resources}) == config
+    for illegal in (
+        {"train.lr": -1},
+        {"resources.gpu": 0.3},
+        {"train.batch_tokens": 33},
+        {"train.rate": 1},
+        {"sead": 1},
+    ):
+        with pytest.raises(ValidationError):
+            config.with_values(illegal)
+
+
+def test_a_copy_drops_what_says_the_same_as_a_value_that_is_set() -> None:
+    config = trial_config(DATA)
+    by_ratio = config.with_values({"train.tokens_per_param": 20, "model.head_dim": 4})
+    assert (by_ratio.train.tokens_budget, by_ratio.train.tokens_per_param) == (None, 20)
+    assert (by_ratio.model.n_heads, by_ratio.model.head_dim) == (4, 4)

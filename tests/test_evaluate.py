@@ -44,12 +44,12 @@ def zipf() -> TokenizedCorpus:
 
 @pytest.mark.parametrize("context", [16, 48])
 def test_the_excess_is_the_loss_above_the_oracles_on_the_same_targets(zipf: TokenizedCorpus, context: int) -> None:
-    scores = Evaluation(zipf, context, CPU).scores(token_losses(Uniform(zipf.vocab_size)), nullcontext())
+    scores = Evaluation(zipf, context, CPU).scores(token_losses(Uniform(zipf.facts.vocab_size)), nullcontext())
     oracle = zipf.oracle()
     assert oracle is not None
-    assert scores.val_loss == pytest.approx(np.log(zipf.vocab_size), rel=1e-6)
-    assert scores.excess == pytest.approx(np.log(zipf.vocab_size) - oracle[1:-1].mean(), rel=1e-6)
-    by_record = np.log(zipf.vocab_size) - oracle[1:-1].reshape(-1, 16).mean(axis=1)
+    assert scores.val_loss == pytest.approx(np.log(zipf.facts.vocab_size), rel=1e-6)
+    assert scores.excess == pytest.approx(np.log(zipf.facts.vocab_size) - oracle[1:-1].mean(), rel=1e-6)
+    by_record = np.log(zipf.facts.vocab_size) - oracle[1:-1].reshape(-1, 16).mean(axis=1)
     assert scores.excess_se == pytest.approx(by_record.std(ddof=1) / len(by_record) ** 0.5, rel=1e-4)
 
 
@@ -82,7 +82,7 @@ def test_a_targets_bucket_is_how_much_of_its_document_it_sees() -> None:
 def test_the_loss_by_position_is_the_mean_over_the_targets_of_a_bucket(tiny_corpus: DataConfig, context: int) -> None:
     _, corpus = make_trial(trial_config(tiny_corpus))
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(corpus.vocab_size, corpus.vocab_size))
+    model = nn.Sequential(nn.Embedding(corpus.facts.vocab_size, corpus.facts.vocab_size))
     evaluation = Evaluation(corpus, context, CPU)
 
     def as_ours(tokens: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -25,6 +25,7 @@ from helpers.launches import (
 )
 from helpers.programs import tinyscale, wait_for
 from helpers.sweeps import write_sweep
+from tinyscale.machine import Capacity
 from tinyscale.orchestration import session
 from tinyscale.orchestration.session import ray_session
 from tinyscale.planning.plan import make_plan
@@ -146,9 +147,9 @@ def test_a_trial_out_of_memory_on_its_share_of_a_gpu_is_trained_once_more_on_a_l
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return Outcome("finished", None, [], 0.0)
 
-    monkeypatch.setattr(session, "this_machine", lambda: (2, 1))
+    monkeypatch.setattr(session, "this_machine", lambda: Capacity(2, 1))
     with ray_session(None) as cluster:
-        plan = make_plan(load_sweep(path, overrides=["gpu=0.25"]), results, **cluster.room, with_forecast=False)
+        plan = make_plan(load_sweep(path, overrides=["gpu=0.25"]), results, cluster.capacity, measure=False)
         summary = run(plan, results, cluster, train=train_in_memory)
     assert summary.states == {small: "finished", tight: "finished", hopeless: "failed"}
     assert [results.read_trial(trial)[0][-1]["gpu"] for trial in (small, tight, hopeless)] == [0.25, 0.5, 0.5]

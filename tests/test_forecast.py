@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.trials import known_trial, make_trial, trial_config
-from tinyscale.machine import this_machine
+from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
 from tinyscale.planning.calibrate import FLOPS, lighten, measure
 from tinyscale.planning.forecast import learn, makespan, shape_key, slots, trial_seconds
@@ -31,7 +30,7 @@ def test_as_many_trials_run_at_once_as_fit(
     resources: dict[str, float], cpus: float, gpus: float, expected: int
 ) -> None:
     config = trial_config({"corpus": "x", "tokenizer": {"kind": "byte"}}, resources=resources)
-    assert slots(config, cpus, gpus) == expected
+    assert slots(config, Capacity(cpus, gpus)) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,22 +74,8 @@ def test_trials_of_one_shape_share_a_measurement_and_others_do_not() -> None:
     assert shape_key(known_trial(), 1) != key
 
 
-@pytest.mark.parametrize(("visible", "expected"), [(None, 2), ("0", 1), ("0,1,3", 3), ("", 0), ("-1", 0)])
-def test_the_gpus_of_this_machine_are_those_it_may_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: int
-) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: 1)'\necho 'GPU 1: B (UUID: 2)'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert this_machine()[1] == expected
-
-
 def test_without_a_gpu_trials_of_one_have_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(forecast, "this_machine", lambda: Capacity(2, 0))
     assert trial_seconds([known_trial(resources={"gpu": 0.5})], 2) is None
 
 

@@ -10,6 +10,7 @@ import torch
 from helpers.sweeps import write_tiny_sweep
 from helpers.trials import make_trial, trial_config
 from tinyscale.errors import ConfigError
+from tinyscale.machine import Capacity
 from tinyscale.planning.plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.config import DataConfig
@@ -21,7 +22,7 @@ from tinyscale.training.loop import Run, train
 def test_fp16_without_a_gpu_is_refused_and_says_why(long_corpus: Path, tmp_path: Path) -> None:
     sweep = load_sweep(write_tiny_sweep(tmp_path, corpus=long_corpus), overrides=["precision=fp16", "val_bytes=110K"])
     with pytest.raises(ConfigError, match=r"--set precision=fp16: .*needs a GPU.* set precision to bf16 or fp32"):
-        make_plan(sweep, Results(str(tmp_path)), cpus=2, gpus=0, with_forecast=False)
+        make_plan(sweep, Results(str(tmp_path)), Capacity(2, 0), measure=False)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

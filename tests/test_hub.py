@@ -179,7 +179,7 @@ def test_what_is_here_needs_no_network(content: dict[str, bytes], server: Hub, m
     tokenizer = TokenizerConfig(kind="bpe", vocab_size=300)
     config = DataConfig(corpus="tinystories", tokenizer=tokenizer, val_bytes=20_000, max_bytes=200_000)
     first = prepare(config)
-    assert first.corpus_hash == content_hash(documents("tinystories", 200_000))
+    assert first.facts.corpus_hash == content_hash(documents("tinystories", 200_000))
     server.files.clear()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert prepare(config) == first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ from helpers.launches import RAY_WARNS, final_losses, planned, run
 from helpers.sweeps import write_sweep
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import LaunchError
+from tinyscale.reporting.tables import provenance_of
 from tinyscale.results.launches import read_launches
 from tinyscale.results.store import Results, read_results
 from tinyscale.spec.trial import Trial
@@ -53,7 +56,7 @@ def test_an_extended_sweep_trains_only_what_is_new(tmp_path, cluster):
     results = Results(str(tmp_path / "results"))
     run(planned(write_sweep(tmp_path, widths="[8]"), results), results, cluster)
     extended = planned(write_sweep(tmp_path, widths="[8, 16]"), results)
-    assert [each.axes["d_model"] for each in extended.to_run] == [16]
+    assert [each.cell.axes["d_model"] for each in extended.to_run] == [16]
 
 
 def test_a_process_that_served_other_trials_gives_the_numbers_of_a_fresh_one(tmp_path, cluster):
@@ -120,6 +123,27 @@ def test_a_trial_too_large_for_the_machine_is_refused_before_anything_starts(tmp
         run(planned(path, results, "resources.cpu=999"), results, cluster)
     with pytest.raises(LaunchError, match="needs 1 GPUs"):
         run(planned(path, results, "resources.gpu=1"), results, cluster)
+
+
+def test_all_trials_of_a_launch_have_one_provenance_also_one_whose_process_died(tmp_path, cluster):
+    path, results = write_sweep(tmp_path, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
+    plan = planned(path, results)
+    doomed = plan.to_run[0].trial.identity
+
+    def train_or_die(trial: Trial, *arguments: Any, **options: Any) -> Outcome:
+        if trial.identity == doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(trial, *arguments, **options)
+
+    summary = run(plan, results, cluster, train=train_or_die)
+    assert sorted(summary.states.values()) == ["failed", "finished"]
+    origins = [results.read_trial(each.trial.identity)[1]["provenance"] for each in plan.trials]
+    assert origins[0] == origins[1]
+    (sweep,), (launched,) = results.read_sweeps(), read_launches(results.launches)
+    assert sweep.provenance == launched.provenance
+    assert {**origins[0], **launched.provenance} == origins[0]
+    table = provenance_of(results, [each.trial.identity for each in plan.trials]).frame
+    assert set(table["launch"]) == {"all"}
 
 
 def test_final_weights_are_kept_unless_told_otherwise(tmp_path, cluster):

@@ -29,7 +29,7 @@ def test_a_fused_group_is_one_process_and_each_of_its_trials_a_trial_like_any_ot
     path.write_text(path.read_text().replace("model.d_model: [8]", "train.lr: [1e-3, 10]"))
     results = Results(str(tmp_path / "results"))
     plan = planned(path, results)
-    assert [len(group) for group in plan.groups] == [4]
+    assert [len(group) for group in plan.batched_sets] == [4]
     summary = run(plan, results, cluster)
     assert len({timing.process for timing in summary.timings}) == 1
     frame = read_results(results.location)

@@ -100,7 +100,7 @@ def test_the_loop_is_the_textbooks(tiny_corpus: DataConfig) -> None:
     config = trial_config(tiny_corpus, tokens_budget=5 * 256, eval_points=1, grad_clip=0.1, weight_decay=0)
     trial, corpus = make_trial(config)
     torch.manual_seed(0)
-    gpt = GPT(config.model, corpus.vocab_size)
+    gpt = GPT(config.model, corpus.facts.vocab_size)
     adamw = torch.optim.AdamW(gpt.parameters(), lr=1.0, betas=config.train.betas, weight_decay=0)
     batches, seen = TrainBatches(corpus.train(), 32, 8, seed=0), []
     for step in range(5):

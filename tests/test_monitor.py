@@ -11,15 +11,17 @@ from rich.console import Console
 from helpers.trials import known_trial
 from tinyscale.orchestration.monitor import Monitor, devices
 from tinyscale.planning.plan import PlannedTrial
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import Resources
+from tinyscale.spec.state import State
 
 
 def planned(**axes: int) -> PlannedTrial:
-    return PlannedTrial(known_trial(**axes), "base", axes, "new", None, seconds=10.0)
+    return PlannedTrial(known_trial(**axes), Cell("base", axes, 0), State.NEW, None, seconds=10.0)
 
 
 TRIALS = [planned(d_model=width) for width in (16, 32)]
-LONG = replace(TRIALS[0], axes={f"a_field_with_a_long_name_{k}": 1_000_000 for k in range(5)})
+LONG = replace(TRIALS[0], cell=Cell("base", {f"a_field_with_a_long_name_{k}": 1_000_000 for k in range(5)}, 0))
 
 
 def watch(width: int = 80, *, terminal: bool = True, quiet: bool = False) -> tuple[Monitor, io.StringIO]:
@@ -43,8 +45,8 @@ def test_each_running_trial_is_one_line_that_fits_the_terminal(width: int) -> No
         monitor.started(each)
         identity = each.trial.identity
         for tokens in (0, each.trial.tokens // 4):
-            monitor.running[identity].told -= 2.0  # two seconds ago
-            monitor.heard(identity, {"tokens": tokens, "val_loss": 3.21987})
+            monitor.running[identity].reported -= 2.0  # two seconds ago
+            monitor.on_report(identity, {"tokens": tokens, "val_loss": 3.21987})
     lines = shown(monitor)
     assert len(lines) == 2, "both are one trial"
     assert all(len(line) <= width for line in lines)
@@ -64,8 +66,8 @@ def test_totals_count_what_ended_runs_and_failed() -> None:
     monitor, _ = watch()
     monitor.started(TRIALS[0])
     monitor.started(TRIALS[1])
-    monitor.end(TRIALS[0], "finished", None)
-    monitor.end(TRIALS[1], "failed", "the disk is full")
+    monitor.end(TRIALS[0], State.FINISHED, None)
+    monitor.end(TRIALS[1], State.FAILED, "the disk is full")
     assert shown(monitor)[0].startswith("2/3 ended, 0 running, 1 failed; ")
 
 
@@ -75,7 +77,7 @@ def test_a_failure_is_told_at_once_with_its_reason(terminal: bool, quiet: bool) 
     monitor, out = watch(terminal=terminal, quiet=quiet)
     with monitor:
         monitor.started(TRIALS[0])
-        monitor.end(TRIALS[0], "failed", "out of GPU memory at a peak of 3.1 GiB")
+        monitor.end(TRIALS[0], State.FAILED, "out of GPU memory at a peak of 3.1 GiB")
         assert "failed: d_model=16 seed=0: out of GPU memory at a peak of 3.1 GiB" in out.getvalue()
 
 
@@ -84,7 +86,7 @@ def test_without_a_terminal_each_end_is_a_plain_line(monkeypatch: pytest.MonkeyP
     monitor, out = watch(terminal=False)
     with monitor:
         monitor.started(TRIALS[0])
-        monitor.end(TRIALS[0], "finished", None)
+        monitor.end(TRIALS[0], State.FINISHED, None)
     assert out.getvalue() == "1/3 finished: d_model=16 seed=0, unknown time left\n"
 
 
@@ -93,7 +95,7 @@ def test_continuous_integration_gets_plain_lines_even_on_a_terminal(monkeypatch:
     monitor, out = watch(terminal=True)
     with monitor:
         monitor.started(TRIALS[0])
-        monitor.end(TRIALS[0], "finished", None)
+        monitor.end(TRIALS[0], State.FINISHED, None)
     assert out.getvalue() == "1/3 finished: d_model=16 seed=0, unknown time left\n"
 
 
@@ -101,7 +103,7 @@ def test_quiet_says_nothing_of_what_goes_well() -> None:
     monitor, out = watch(terminal=False, quiet=True)
     with monitor:
         monitor.started(TRIALS[0])
-        monitor.end(TRIALS[0], "finished", None)
+        monitor.end(TRIALS[0], State.FINISHED, None)
     assert out.getvalue() == ""
 
 

@@ -12,12 +12,18 @@ import pytest
 
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError, DataError
+from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
+from tinyscale.planning import plan as plan_module
 from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.resolve import resolve_against
 from tinyscale.results.store import Results
-from tinyscale.spec.sweep import load_sweep
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.sweep import Variant, load_sweep
+from tinyscale.spec.trial import Trial
 
 HELD_OUT = ("{kind: byte}", "{kind: byte}, val_bytes: 101K")
+CORES = Capacity(2, 0)
 POINT = {"step": 1, "tokens": 256, "val_loss": 3.0, "decayed": False}
 Planner = Callable[..., Plan]
 
@@ -27,12 +33,16 @@ def planned(tmp_path: Path, long_corpus: Path) -> Planner:
     """Plan the tiny sweep with more lines, on the long corpus, against results in the test's own folder."""
 
     def make(
-        more: str = "", *, replace: tuple[str, str] = ("", ""), overrides: tuple[str, ...] = (), **options: Any
+        more: str = "",
+        *,
+        replace: tuple[str, str] = ("", ""),
+        overrides: tuple[str, ...] = (),
+        capacity: Capacity = CORES,
+        **options: Any,
     ) -> Plan:
         path = write_tiny_sweep(tmp_path, SWEEP.replace(*HELD_OUT).replace(*replace) + more, corpus=long_corpus)
         sweep = load_sweep(path, overrides=overrides)
-        options = {"cpus": 2, "gpus": 0, "with_forecast": False, **options}
-        return make_plan(sweep, Results(str(tmp_path / "results")), **options)
+        return make_plan(sweep, Results(str(tmp_path / "results")), capacity, **{"measure": False, **options})
 
     return make
 
@@ -53,7 +63,7 @@ GRID = "axes: {d_model: [16, 32], lr: [1e-3, 1e-2]}\n"
 
 def test_trials_that_differ_only_in_what_is_fused_are_grouped(planned: Planner, tmp_path: Path) -> None:
     def groups(fuse: str) -> list[list[str]]:
-        return [[p.label for p in group] for group in planned(f"{GRID}seeds: [0, 1]\nfuse: {fuse}\n").groups]
+        return [[p.label for p in group] for group in planned(f"{GRID}seeds: [0, 1]\nfuse: {fuse}\n").batched_sets]
 
     assert [len(group) for group in groups("[]")] == [1] * 8
     assert groups("[seed]")[0] == ["d_model=32 lr=0.001 seed=0", "d_model=32 lr=0.001 seed=1"], "the longest first"
@@ -63,7 +73,7 @@ def test_trials_that_differ_only_in_what_is_fused_are_grouped(planned: Planner, 
     plan = planned(f"{GRID}seeds: [0, 1]\nfuse: [seed]\n")
     Results(str(tmp_path / "results")).write_trial(plan.trials[0].trial, [POINT], "finished", None, {})
     again = planned(f"{GRID}seeds: [0, 1]\nfuse: [seed]\n")
-    assert sorted(len(group) for group in again.groups) == [1, 2, 2, 2], "what is done is left out"
+    assert sorted(len(group) for group in again.batched_sets) == [1, 2, 2, 2], "what is done is left out"
 
 
 def test_a_new_sweep_runs_all_of_its_trials_the_longest_first(planned: Planner) -> None:
@@ -93,7 +103,7 @@ def test_a_larger_sweep_runs_only_what_it_adds(planned: Planner, tmp_path: Path)
     assert planned(GRID).to_run == []
     assert planned(GRID).seconds == 0.0
     more = planned("axes: {d_model: [16, 32, 64], lr: [1e-3, 1e-2]}\nseeds: [0, 1]\n")
-    assert [(p.axes["d_model"], p.trial.config.seed) for p in more.trials if not p.will_run] == [(16, 0)] * 2 + [
+    assert [(p.cell.axes["d_model"], p.trial.config.seed) for p in more.trials if not p.will_run] == [(16, 0)] * 2 + [
         (32, 0)
     ] * 2
     assert len(more.to_run) == 8
@@ -179,10 +189,10 @@ def test_few_steps_are_warned_of(planned: Planner) -> None:
 
 
 def test_slots_follow_the_most_demanding_trial(planned: Planner) -> None:
-    assert planned(cpus=8).at_once == 8
-    assert planned("resources: {cpu: 3}\n", cpus=8).at_once == 2
-    assert planned("resources: {gpu: 0.25}\n", cpus=8, gpus=1).at_once == 4
-    assert planned("resources: {gpu: 1}\n", cpus=8, gpus=0).at_once == 0
+    assert planned(capacity=Capacity(8, 0)).at_once == 8
+    assert planned("resources: {cpu: 3}\n", capacity=Capacity(8, 0)).at_once == 2
+    assert planned("resources: {gpu: 0.25}\n", capacity=Capacity(8, 1)).at_once == 4
+    assert planned("resources: {gpu: 1}\n", capacity=Capacity(8, 0)).at_once == 0
 
 
 @pytest.mark.parametrize(
@@ -192,9 +202,13 @@ def test_slots_follow_the_most_demanding_trial(planned: Planner) -> None:
 def test_a_plan_of_which_nothing_can_run_says_which_resource_is_missing(
     planned: Planner, resources: str, lack: str
 ) -> None:
-    (warning,) = planned(f"resources: {resources}\n", overrides=("tokens_budget=51200",), cpus=8).warnings
+    (warning,) = planned(
+        f"resources: {resources}\n", overrides=("tokens_budget=51200",), capacity=Capacity(8, 0)
+    ).warnings
     assert re.match(f"seed=0 {lack}", warning)
-    later = planned(f"resources: {resources}\n", overrides=("tokens_budget=51200",), cpus=8, grows=True)
+    later = planned(
+        f"resources: {resources}\n", overrides=("tokens_budget=51200",), capacity=Capacity(8, 0, grows=True)
+    )
     assert "wait for the autoscaler" in later.warnings[0]
 
 
@@ -217,8 +231,20 @@ def test_the_json_lists_each_trial_with_place_counts_and_costs(planned: Planner)
 
 
 def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(planned: Planner) -> None:
-    plan = planned("axes: {d_model: [16, 32]}\n", with_forecast=True, cpus=1)
+    plan = planned("axes: {d_model: [16, 32]}\n", measure=True, capacity=Capacity(1, 0))
     seconds = [p.seconds for p in plan.trials]
     assert all(each > 0 for each in seconds)
     assert plan.seconds == pytest.approx(sum(seconds) + forecast.LAUNCH_SECONDS)
     assert [p.seconds for p in plan.to_run] == sorted(seconds, reverse=True)
+
+
+def test_each_configuration_of_a_plan_is_resolved_once(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrialConfig] = []
+
+    def counted(texts: Any, variant: Variant) -> Trial:
+        asked.append(variant.config)
+        return resolve_against(texts, variant)
+
+    monkeypatch.setattr(plan_module, "resolve_against", counted)
+    planned("search: {fields: {train.weight_decay: {low: 0.01, high: 0.2}}, trials: 4}\nseeds: [0, 1]\n")
+    assert len(asked) == len(set(asked)) > 2

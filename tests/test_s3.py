@@ -104,7 +104,7 @@ def test_a_launch_on_s3_rides_out_a_minute_without_it_and_a_second_one_trains_on
     assert set(run(plan, results, cluster).states.values()) == {"finished"}
     outage.join()
     extended = planned(write_sweep(tmp_path, tokens="100K", widths="[8, 16]"), results)
-    assert [each.axes["d_model"] for each in extended.to_run] == [16]
+    assert [each.cell.axes["d_model"] for each in extended.to_run] == [16]
     assert set(run(extended, results, cluster).states.values()) == {"finished"}
     assert results.checkpoints(identity).names() == [WEIGHTS]
     rows = pd.read_parquet(results.trials.path, filesystem=results.trials.fs)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from helpers.sweeps import SWEEP, write_tiny_sweep
+from helpers.trials import FACTS
 from tinyscale.errors import ConfigError
-from tinyscale.planning.auto import Settled
-from tinyscale.planning.samples import Draws, known_draws, with_values
+from tinyscale.planning.auto import Filled
+from tinyscale.planning.samples import Samples, known_samples, with_sample
+from tinyscale.results.store import SweepEntry
 from tinyscale.spec.search_space import Search, Values
 from tinyscale.spec.sweep import Sweep, Variant, load_sweep
 from tinyscale.spec.trial import Trial, resolve
@@ -128,39 +130,40 @@ def test_corners_are_all_combinations_of_ends_and_choices() -> None:
     corners = list(search.corners())
     assert len(corners) == 6
     assert {"train.lr": 1.0, "train.optimizer": "lion"} in corners
-    assert search.drawn({"d_model": 8, "lr": 0.5, "optimizer": "lion"}) == {"train.lr": 0.5, "train.optimizer": "lion"}
-    assert search.drawn({"d_model": 8, "lr": 5.0, "optimizer": "lion"}) is None
-    assert search.cell({"d_model": 8, "lr": 5.0, "optimizer": "lion"}) == {"d_model": 8}
+    assert search.sampled({"d_model": 8, "lr": 0.5, "optimizer": "lion"}) == {
+        "train.lr": 0.5,
+        "train.optimizer": "lion",
+    }
+    assert search.sampled({"d_model": 8, "lr": 5.0, "optimizer": "lion"}) is None
 
 
 def as_trial(variant: Variant) -> Trial:
-    text = {"corpus_hash": "c", "tokenizer_hash": "t", "split_rule": "s", "vocab_size": 257}
-    return resolve(variant.config, **text, train_tokens=10**6)
+    return resolve(variant.config, FACTS)
 
 
-def draws(sweep: Sweep, recorded: list[dict[str, Any]]) -> Draws:
+def samples(sweep: Sweep, recorded: list[SweepEntry]) -> Samples:
     assert sweep.search is not None
-    return known_draws(sweep.search, [Settled(v) for v in sweep.variants], recorded, as_trial, whole=sweep.whole)
+    return known_samples(sweep.search, [Filled(v) for v in sweep.variants], recorded, as_trial, whole=sweep.whole)
 
 
-def recorded(sweep: Sweep, *rates: float) -> list[dict[str, Any]]:
+def recorded(sweep: Sweep, *rates: float) -> list[SweepEntry]:
     """What the sweep's record would hold had each variant drawn these rates."""
-    drawn = [with_values(variant, {"train.lr": lr}) for variant in sweep.variants for lr in rates]
-    return [{"trial": as_trial(variant).identity, **variant.place} for variant in drawn]
+    drawn = [with_sample(variant, {"train.lr": lr}) for variant in sweep.variants for lr in rates]
+    return [SweepEntry(as_trial(variant).identity, variant.cell) for variant in drawn]
 
 
 def test_each_group_has_its_trials_and_the_seeds_take_turns(tmp_path: Path) -> None:
-    found = draws(load(tmp_path), []).variants
-    assert Counter(draw.study.split()[0] for _, draw in found if draw) == {"d_model=16": 4, "d_model=32": 4}
+    found = samples(load(tmp_path), []).variants
+    assert Counter(sample.study.split()[0] for _, sample in found if sample) == {"d_model=16": 4, "d_model=32": 4}
     assert [each.variant.config.seed for each, _ in found] == [0, 1, 0, 1] * 2
     assert {each.variant.config.train.lr for each, _ in found} == {0.00316}, "the middle of the range stands in"
 
 
 def test_what_was_drawn_stands_and_only_the_rest_is_drawn(tmp_path: Path) -> None:
     sweep = load(tmp_path)
-    found = draws(sweep, recorded(sweep, 2e-3)).variants
-    drawn = [each.variant for each, draw in found if draw and draw.undrawn is None]
-    assert [(v.axes["d_model"], v.axes["lr"], v.config.train.lr, v.config.seed) for v in drawn] == [
+    found = samples(sweep, recorded(sweep, 2e-3)).variants
+    drawn = [each.variant for each, sample in found if sample and sample.template is None]
+    assert [(v.cell.axes["d_model"], v.cell.axes["lr"], v.config.train.lr, v.config.seed) for v in drawn] == [
         (16, 2e-3, 2e-3, 0), (16, 2e-3, 2e-3, 1), (32, 2e-3, 2e-3, 0), (32, 2e-3, 2e-3, 1),
     ]  # fmt: skip
     assert len(found) == 8
@@ -170,25 +173,25 @@ def test_a_change_of_what_trials_share_begins_the_study_anew(tmp_path: Path) -> 
     sweep = load(tmp_path)
     before = recorded(sweep, 2e-3)
     longer = load(tmp_path, SEARCHED.replace("5120", "10240"))
-    found = draws(longer, before)
-    assert all(draw and draw.undrawn for _, draw in found.variants)
-    assert found.stale == {group["trial"] for group in before}
-    studies = [{draw.study for _, draw in draws(each, []).variants if draw} for each in (sweep, longer)]
+    found = samples(longer, before)
+    assert all(sample and sample.template for _, sample in found.variants)
+    assert found.stale == {entry.trial for entry in before}
+    studies = [{sample.study for _, sample in samples(each, []).variants if sample} for each in (sweep, longer)]
     assert not studies[0] & studies[1]
 
 
 def test_draws_outside_a_new_range_are_no_longer_part_of_the_search(tmp_path: Path) -> None:
     sweep = load(tmp_path)
     narrow = load(tmp_path, SEARCHED.replace("high: 1e-1", "high: 1e-2"))
-    found = draws(narrow, recorded(sweep, 2e-3, 5e-2))
-    assert sum(draw is not None and draw.undrawn is None for _, draw in found.variants) == 4
+    found = samples(narrow, recorded(sweep, 2e-3, 5e-2))
+    assert sum(sample is not None and sample.template is None for _, sample in found.variants) == 4
     assert len(found.stale) == 4
 
 
 def test_a_selection_keeps_what_it_leaves_out_and_a_whole_sweep_does_not(tmp_path: Path) -> None:
     sweep = load(tmp_path)
     before = recorded(sweep, 2e-3)
-    assert draws(load(tmp_path, select=["d_model=16"]), before).stale == frozenset()
-    smaller = draws(load(tmp_path, SEARCHED.replace("[16, 32]", "[16]")), before)
-    assert smaller.stale == {group["trial"] for group in before if group["axes"]["d_model"] == 32}
-    assert draws(replace(sweep, whole=False), before).stale == frozenset()
+    assert samples(load(tmp_path, select=["d_model=16"]), before).stale == frozenset()
+    smaller = samples(load(tmp_path, SEARCHED.replace("[16, 32]", "[16]")), before)
+    assert smaller.stale == {entry.trial for entry in before if entry.cell.axes["d_model"] == 32}
+    assert samples(replace(sweep, whole=False), before).stale == frozenset()

@@ -9,6 +9,7 @@ import pytest
 from helpers.launches import RAY_WARNS, planned, run
 from helpers.sweeps import write_sweep
 from tinyscale.errors import LaunchError
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results.store import Results
 
@@ -36,6 +37,6 @@ def test_an_address_where_no_ray_listens_is_an_error_that_says_what_to_do():
 )
 def test_trials_that_no_node_can_ever_hold_are_refused_with_what_is_missing(tmp_path, overrides, missing):
     results = Results(str(tmp_path / "results"))
-    attached = Cluster(cpus=8, gpus=0, dashboard_url=None, own=False, nodes=((4, 0), (4, 0)))
+    attached = Cluster(Capacity(8, 0), dashboard_url=None, own=False, nodes=((4, 0), (4, 0)))
     with pytest.raises(LaunchError, match=missing):
         run(planned(write_sweep(tmp_path), results, *overrides), results, attached)

@@ -7,10 +7,12 @@ import json
 import pytest
 
 from helpers.sweeps import write_sweep
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.plan import WHY, Plan, make_plan
 from tinyscale.results.leases import Lease
 from tinyscale.results.status import read_status
+from tinyscale.spec.state import State
 from tinyscale.spec.sweep import load_sweep
 
 POINT = {"tokens": 512, "val_loss": 2.0, "decayed": True}
@@ -24,13 +26,13 @@ def plan(tmp_path, results) -> Plan:
         points = [] if state == "failed" else [POINT]
         results.write_trial(each.trial, points, state, "why" if state in ("failed", "diverged") else None, {})
     assert Lease(results.folder / "leases", made.trials[4].trial.identity).claim()
-    record_sweep(made, results)
+    record_sweep(made, results, {})
     return made
 
 
 def planned(folder, results, *overrides: str) -> Plan:
     sweep = load_sweep(write_sweep(folder, seeds="[0, 1, 2]"), overrides=overrides)
-    return make_plan(sweep, results, cpus=2, gpus=0, with_forecast=False)
+    return make_plan(sweep, results, Capacity(2, 0), measure=False)
 
 
 def test_each_trial_is_in_its_state_and_failures_have_reasons(results, plan):
@@ -69,3 +71,9 @@ def test_a_plan_says_that_the_text_changed(tmp_path, results, plan):
     with (tmp_path / "text.txt").open("a") as text:
         text.write(" and more")
     assert planned(tmp_path, results).trials[0].reason == "the text changed"
+
+
+def test_a_launch_trains_what_is_neither_kept_nor_given_up() -> None:
+    recorded = {state for state in State if state.is_recorded}
+    assert {state for state in recorded if not state.is_trained} == {"finished", "diverged", "stopped"}
+    assert all(state.is_trained for state in WHY)

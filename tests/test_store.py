@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from helpers.trials import known_trial
 from tinyscale.errors import ResultsError
 from tinyscale.results.store import (
     COLUMNS,
+    FIRST_SPLIT_RULE,
     SCHEMA,
     SCHEMA_VERSION,
     Results,
+    SweepEntry,
     SweepRecord,
     over_seeds,
     point_columns,
@@ -28,8 +31,9 @@ from tinyscale.results.store import (
     sweep_points,
     trial_columns,
 )
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.settings import FIELDS
-from tinyscale.spec.trial import Trial
+from tinyscale.spec.trial import Trial, resolve
 
 PROVENANCE = {"commit": "abc", "packages": {"torch": "2"}}
 
@@ -254,6 +258,15 @@ def test_marking_a_trial_failed_keeps_the_points_it_wrote(results: Results) -> N
         assert set(frame["reason"]) == {"the process died"}
 
 
+def test_marking_a_trial_failed_keeps_the_machine_that_its_rows_of_the_same_launch_name(results: Results) -> None:
+    launched = {**PROVENANCE, "launched": "2026-01-02T03:04:05+00:00"}
+    trial = known_trial()
+    for machine, kept in (({"host": "node"}, {"host": "node"}), ({"host": "node", "launched": "before"}, {})):
+        results.write_trial(trial, [point(trial)], "running", None, {**launched, **machine})
+        results.mark_failed(trial, "the process died", launched)
+        assert results.read_trial(trial.identity)[1]["provenance"] == {**launched, **kept}
+
+
 def test_marking_a_trial_failed_keeps_the_points_of_a_later_schema(results: Results) -> None:
     trial = known_trial()
     results.write_trial(trial, [point(trial)], "running", None, PROVENANCE)
@@ -270,6 +283,21 @@ def test_the_file_says_its_configuration_and_where_it_comes_from(results: Result
     assert metadata["config"]["train"]["lr"] == 3e-3
     assert type(trial.config).model_validate_json(json.dumps(metadata["config"])) == trial.config
     assert rows[0]["trial"] == trial.identity
+    assert results.load_trial(trial.identity) == trial
+
+
+def test_a_trial_whose_file_says_nothing_of_its_text_is_read_from_its_rows(results: Results) -> None:
+    trial = known_trial()
+    trial = resolve(trial.config, replace(trial.facts, split_rule=FIRST_SPLIT_RULE))
+    results.write_trial(trial, [point(trial)], "finished", None, PROVENANCE)
+    write_other_version(results, trial, without_facts)
+    assert results.load_trial(trial.identity) == trial
+
+
+def without_facts(table: pa.Table) -> pa.Table:
+    metadata = dict(table.schema.metadata)
+    del metadata[b"tinyscale.facts"]
+    return table.replace_schema_metadata(metadata)
 
 
 # Fields that are no column of their own, and why.
@@ -325,8 +353,8 @@ def test_columns_are_documented_unique_and_nullable() -> None:
 
 
 def record(name: str, *trials: Trial, arm: str = "base") -> SweepRecord:
-    groups = tuple({"trial": t.identity, "arm": arm, "seed": t.config.seed, "axes": {"d_model": 16}} for t in trials)
-    return SweepRecord(name, "a title", "name: x\n", ("d_model",), groups, PROVENANCE)
+    entries = tuple(SweepEntry(t.identity, Cell(arm, {"d_model": 16}, t.config.seed)) for t in trials)
+    return SweepRecord(name, "a title", "name: x\n", ("d_model",), entries, PROVENANCE)
 
 
 def test_a_sweeps_record_is_read_as_it_was_written(results: Results) -> None:

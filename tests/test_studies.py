@@ -44,23 +44,23 @@ def test_each_draw_is_a_trial_of_the_sweep_and_a_relaunch_draws_only_what_is_mis
 ) -> None:
     results = Results(str(tmp_path / "results"))
     plan = planned(write_search(tmp_path), results)
-    assert [each.state for each in plan.trials] == ["undrawn"] * 6
+    assert [each.state for each in plan.trials] == ["unsampled"] * 6
     assert set(run(plan, results, cluster).states.values()) == {"finished"}
     first = record_of(results)
     assert (first.axes, first.searched) == (("d_model", "lr"), ("lr",))
     frame, _ = results.read()
-    for group in first.groups:
-        rows = frame[frame["trial"] == group["trial"]]
-        assert set(rows["lr"]) == {group["axes"]["lr"]}
-        assert float(f"{group['axes']['lr']:.3g}") == group["axes"]["lr"]
-        assert set(rows["seed"]) == {group["seed"]}
+    for entry in first.entries:
+        rows, lr = frame[frame["trial"] == entry.trial], entry.cell.axes["lr"]
+        assert set(rows["lr"]) == {lr}
+        assert float(f"{lr:.3g}") == lr
+        assert set(rows["seed"]) == {entry.cell.seed}
     assert planned(tmp_path / "rates.yaml", results).to_run == []
 
     again = planned(tmp_path / "rates.yaml", results, "search.trials=5")
     assert len(again.to_run) == 4
     summary = run(again, results, cluster)
     second = record_of(results)
-    assert list(second.groups[:6]) == sorted(first.groups, key=lambda g: second.trials.index(g["trial"]))
+    assert list(second.entries[:6]) == sorted(first.entries, key=lambda entry: second.trials.index(entry.trial))
     assert len(set(second.trials)) == 10
     assert set(summary.states) == set(second.trials) - set(first.trials), "nothing that ended is trained again"
     last = frame[frame["decayed"]].set_index("trial")["val_loss"]
@@ -155,7 +155,7 @@ def test_asha_stops_trials_that_are_behind_and_no_fit_reads_them(tmp_path: Path,
     assert read_status(results).counts(record_of(results))["stopped"] == len(stopped)
     assert planned(path, results, "search.scheduler=asha").to_run == [], "a stopped draw has told what it was drawn for"
 
-    lr = next(group["axes"]["lr"] for group in record_of(results).groups if group["trial"] in stopped)
+    lr = next(entry.cell.axes["lr"] for entry in record_of(results).entries if entry.trial in stopped)
     grid = path.with_name("grid.yaml")
     text = path.read_text().partition("search:")[0].replace("rates", "grid").replace("eval", f"lr: {lr}, eval")
     grid.write_text(text + "seeds: [0, 1]")
@@ -169,6 +169,6 @@ def test_choices_that_run_out_end_the_search(tmp_path: Path, cluster: Cluster) -
     results, path = Results(str(tmp_path / "results")), write_search(tmp_path, trials=6)
     path.write_text(path.read_text().replace("{low: 1e-4, high: 1, log: true}", "{choices: [1e-3, 1e-2]}"))
     run(planned(path, results), results, cluster)
-    drawn = pd.DataFrame([{**group["axes"], "seed": group["seed"]} for group in record_of(results).groups])
+    drawn = pd.DataFrame([{**entry.cell.axes, "seed": entry.cell.seed} for entry in record_of(results).entries])
     assert not drawn.duplicated().any()
     assert set(drawn["lr"]) == {1e-3, 1e-2}

@@ -52,7 +52,7 @@ def values(sweep: Sweep, *paths: str) -> list[Any]:
 
 def test_a_sweep_without_axes_is_one_trial_of_seed_0(load: Loader) -> None:
     sweep = load()
-    assert [(v.arm, dict(v.axes), v.config.seed) for v in sweep.variants] == [("base", {}, 0)]
+    assert [(v.cell.arm, dict(v.cell.axes), v.config.seed) for v in sweep.variants] == [("base", {}, 0)]
     assert (sweep.name, sweep.axes) == ("tiny", ())
 
 
@@ -61,7 +61,7 @@ def test_axes_multiply_the_last_and_then_the_seed_fastest(load: Loader) -> None:
     cells = [(16, 1e-3), (16, 1e-2), (32, 1e-3), (32, 1e-2)]
     assert values(sweep, "model.d_model", "train.lr", "seed") == [(*cell, seed) for cell in cells for seed in (3, 1)]
     assert sweep.axes == ("d_model", "lr")
-    assert dict(sweep.variants[2].axes) == {"d_model": 16, "lr": 1e-2}
+    assert dict(sweep.variants[2].cell.axes) == {"d_model": 16, "lr": 1e-2}
 
 
 def test_zipped_fields_vary_together_and_multiply_with_axes(load: Loader) -> None:
@@ -73,7 +73,7 @@ def test_zipped_fields_vary_together_and_multiply_with_axes(load: Loader) -> Non
 
 def test_an_arm_overrides_base_and_its_lists_are_axes_of_its_own(load: Loader) -> None:
     sweep = load("arms: {plain: {}, lion: {optimizer: lion, lr: [1e-4, 3e-4]}}\naxes: {d_model: [16, 32]}\n")
-    assert [(v.arm, *map(str, v.axes.values())) for v in sweep.variants] == [
+    assert [(v.cell.arm, *map(str, v.cell.axes.values())) for v in sweep.variants] == [
         ("plain", "16"), ("plain", "32"),
         ("lion", "16", "0.0001"), ("lion", "16", "0.0003"), ("lion", "32", "0.0001"), ("lion", "32", "0.0003"),
     ]  # fmt: skip
@@ -83,7 +83,7 @@ def test_an_arm_overrides_base_and_its_lists_are_axes_of_its_own(load: Loader) -
 
 def test_betas_of_an_arm_are_one_value_and_a_list_of_betas_is_an_axis(load: Loader) -> None:
     sweep = load("arms: {one: {betas: [0.8, 0.9]}, two: {betas: [[0.8, 0.9], [0.9, 0.99]]}}\n")
-    assert [(v.arm, v.config.train.betas) for v in sweep.variants] == [
+    assert [(v.cell.arm, v.config.train.betas) for v in sweep.variants] == [
         ("one", (0.8, 0.9)), ("two", (0.8, 0.9)), ("two", (0.9, 0.99)),
     ]  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_arms_may_use_tokenizers_each_a_whole(load: Loader) -> None:
     sweep = load(
         "arms: {a: {tokenizer: [{kind: char}, {kind: bpe, vocab_size: 300}]}, b: {data.tokenizer.kind: char}}\n"
     )
-    assert [(v.arm, *v.axes.values()) for v in sweep.variants] == [("a", "char"), ("a", "bpe-300"), ("b",)]
+    assert [(v.cell.arm, *v.cell.axes.values()) for v in sweep.variants] == [("a", "char"), ("a", "bpe-300"), ("b",)]
     assert values(sweep, "data.tokenizer") == ["char", "bpe-300", "char"]
 
 
@@ -124,7 +124,7 @@ def test_a_tokenizer_with_a_kind_replaces_the_whole_one_below(load: Loader) -> N
     assert values(load(replace=bpe, overrides=["data.tokenizer={kind: char}"]), "data.tokenizer") == ["char"]
     assert values(load("axes: {tokenizer: [{kind: char}]}", replace=bpe), "data.tokenizer") == ["char"]
     sweep = load("axes: {vocab_size: [300, 400]}", replace=bpe)
-    assert [dict(v.axes) for v in sweep.variants] == [{"tokenizer": "bpe-300"}, {"tokenizer": "bpe-400"}]
+    assert [dict(v.cell.axes) for v in sweep.variants] == [{"tokenizer": "bpe-300"}, {"tokenizer": "bpe-400"}]
 
 
 def test_groups_may_be_written_dotted_nested_or_short(load: Loader) -> None:

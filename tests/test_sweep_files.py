@@ -13,6 +13,7 @@ from helpers.sweeps import SWEEPS
 from tinyscale.data.synthetic import RECORD, ZipfRecords
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.document import load_document
+from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.sweep import Sweep, Variant, load_sweep
 from tinyscale.spec.trial import Trial, resolve
 
@@ -28,8 +29,8 @@ def resolved(config: TrialConfig) -> Trial:
     """The trial on a text long enough for every sweep."""
     tokenizer = config.data.tokenizer
     vocab_size = tokenizer.vocab_size or {"byte": 257, "char": 100}[tokenizer.kind]
-    text = {"corpus_hash": config.data.corpus, "tokenizer_hash": tokenizer.model_dump_json()}
-    return resolve(config, **text, split_rule="rule", vocab_size=vocab_size, train_tokens=300_000_000)
+    facts = TextFacts(config.data.corpus, "rule", tokenizer.model_dump_json(), vocab_size, train_tokens=300_000_000)
+    return resolve(config, facts)
 
 
 @pytest.fixture(params=SWEEPS, ids=lambda path: path.stem)
@@ -50,23 +51,23 @@ def test_a_sweep_is_named_as_its_file_and_says_its_question(path: Path) -> None:
 
 def test_trials_are_distinct(path: Path) -> None:
     sweep = load_sweep(path)
-    cells = [(variant.arm, trial.identity) for variant, trial in zip(sweep.variants, trials(sweep), strict=True)]
+    cells = [(variant.cell.arm, trial.identity) for variant, trial in zip(sweep.variants, trials(sweep), strict=True)]
     assert len(set(cells)) == len(cells) > 1
 
 
 def test_each_axis_changes_the_resolved_trial(path: Path) -> None:
     sweep = load_sweep(path)
     found = list(zip(sweep.variants, trials(sweep), strict=True))
-    assert sweep.axes or len({variant.arm for variant, _ in found}) > 1
+    assert sweep.axes or len({variant.cell.arm for variant, _ in found}) > 1
     together = {name.rpartition(".")[2] for name in load_document(path).content.get("zip", {})}
     for axis in sweep.axes:
         groups: dict[object, dict[str, str]] = {}
         for variant, trial in found:
-            if axis in variant.axes:
+            if axis in variant.cell.axes:
                 beside = together if axis in together else {axis}
-                rest = {name: value for name, value in variant.axes.items() if name not in beside}
-                key = (variant.arm, str(rest), variant.config.seed)
-                groups.setdefault(key, {})[str([variant.axes[name] for name in sorted(beside)])] = trial.identity
+                rest = {name: value for name, value in variant.cell.axes.items() if name not in beside}
+                key = (variant.cell.arm, str(rest), variant.config.seed)
+                groups.setdefault(key, {})[str([variant.cell.axes[name] for name in sorted(beside)])] = trial.identity
         assert any(len(group) > 1 for group in groups.values()), f"{axis} has several values"
         for group in groups.values():
             assert len(set(group.values())) == len(group), axis
@@ -76,8 +77,8 @@ def test_n_strictly_grows_along_width(path: Path) -> None:
     sweep = load_sweep(path)
     groups: dict[object, dict[int, int]] = {}
     for variant, trial in zip(sweep.variants, trials(sweep), strict=True):
-        rest = {name: str(value) for name, value in variant.axes.items() if name != "d_model"}
-        widths = groups.setdefault((variant.arm, str(rest), variant.config.seed), {})
+        rest = {name: str(value) for name, value in variant.cell.axes.items() if name != "d_model"}
+        widths = groups.setdefault((variant.cell.arm, str(rest), variant.config.seed), {})
         widths[variant.config.model.d_model] = trial.parameters.n_non_embedding
     for widths in groups.values():
         counts = [widths[width] for width in sorted(widths)]
@@ -88,7 +89,7 @@ def test_the_width_study_is_the_one_promised() -> None:
     (path,) = (path for path in SWEEPS if path.stem == "width")
     sweep = load_sweep(path)
     for arm in ("ratio", "tokens"):
-        assert sorted({v.config.model.d_model for v in sweep.variants if v.arm == arm}) == [64, 128, 256, 512]
+        assert sorted({v.config.model.d_model for v in sweep.variants if v.cell.arm == arm}) == [64, 128, 256, 512]
     assert sorted({v.config.seed for v in sweep.variants}) == [0, 1, 2]
     options = {"overrides": ["resources.gpu=0", "precision=fp32"], "select": ["arm=ratio", "d_model=64", "seed=0"]}
     (small,) = load_sweep(path, **options).variants
@@ -113,7 +114,7 @@ def test_the_quickstart_spans_enough_sizes_for_a_law() -> None:
 def cells(name: str, *, arm: str | None = None, **options: list[str]) -> list[Cell]:
     """The sweep's cells with their first seed, as the file has them."""
     variants = load_sweep(SWEEPS[0].parent / f"{name}.yaml", **options).variants
-    kept = [v for v in variants if v.config.seed == variants[0].config.seed and arm in (None, v.arm)]
+    kept = [v for v in variants if v.config.seed == variants[0].config.seed and arm in (None, v.cell.arm)]
     return [(variant, resolved(variant.config)) for variant in kept]
 
 
@@ -121,7 +122,7 @@ def by(found: list[Cell], axis: str) -> list[list[Trial]]:
     """The trials in groups of one value of an axis."""
     groups: dict[object, list[Trial]] = {}
     for variant, trial in found:
-        groups.setdefault(variant.axes[axis], []).append(trial)
+        groups.setdefault(variant.cell.axes[axis], []).append(trial)
     return list(groups.values())
 
 
@@ -158,7 +159,7 @@ def test_a_sweep_asks_a_question_and_trains_three_seeds_of_distinct_trials(path:
     variants = load_sweep(path).variants
     assert "?" in path.read_text().splitlines()[0]
     assert {v.config.seed for v in variants} >= {0, 1, 2}
-    assert len({(v.arm, resolved(v.config).identity) for v in variants}) == len(variants)
+    assert len({(v.cell.arm, resolved(v.config).identity) for v in variants}) == len(variants)
     assert {v.config.resources.gpu for v in variants} == {0 if path.stem == "known_floor" else 0.25}
 
 
@@ -168,7 +169,7 @@ def test_the_command_for_two_cores_takes_a_part_that_they_can_train(path: Path) 
     assert arguments[0] == f"sweeps/{path.name}"
     variants = load_sweep(path, **options(arguments)).variants
     trials = [resolved(variant.config) for variant in variants]
-    assert len({(v.arm, t.identity) for v, t in zip(variants, trials, strict=True)}) == len(variants) > 1
+    assert len({(v.cell.arm, t.identity) for v, t in zip(variants, trials, strict=True)}) == len(variants) > 1
     assert all(v.config.resources.gpu == 0 for v in variants)
     assert {v.config.data.corpus for v in variants} <= {"sotu", "zipf_records"}
     assert sum(spent(trials)) < 3e13, "a quarter of an hour at 33 GFLOP/s"
@@ -296,7 +297,7 @@ def test_mup_lr_crosses_the_same_rates_and_widths_in_both_parametrizations() -> 
         for trials in by(found, "d_model"):
             rates = [trial.config.train.lr for trial in trials]
             assert all(b == pytest.approx(2 * a) for a, b in pairwise(rates))
-    assert [v.axes for v, _ in arms["standard"]] == [v.axes for v, _ in arms["mup"]]
+    assert [v.cell.axes for v, _ in arms["standard"]] == [v.cell.axes for v, _ in arms["mup"]]
 
 
 def test_lr_tries_the_same_rates_at_each_width_and_other_batches_at_the_ends() -> None:

@@ -7,6 +7,8 @@ from rich.console import Console
 from helpers.trials import known_trial
 from tinyscale.cli.tables import plan_table
 from tinyscale.planning.plan import Plan, PlannedTrial
+from tinyscale.spec.cell import Cell
+from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep
 
 
@@ -16,8 +18,8 @@ def plan(arms: tuple[str, ...] = ("adamw", "lion_with_a_name")) -> Plan:
     for arm in arms:
         for width, lr in ((128, 0.005), (16384, 0.00125)):
             trial = known_trial(d_model=width, lr=lr, tokens_budget=4_096_000, repeats=True)
-            state = "finished" if width == 128 else "new"
-            trials.append(PlannedTrial(trial, arm, {"d_model": width, "lr": lr}, state, None, seconds=7384.0))
+            state = State.FINISHED if width == 128 else State.NEW
+            trials.append(PlannedTrial(trial, Cell(arm, {"d_model": width, "lr": lr}, 0), state, None, seconds=7384.0))
     sweep = Sweep("made", "A question", "made.yaml", "", ("d_model", "lr"), ())
     return Plan(sweep, tuple(trials), 2, ())
 

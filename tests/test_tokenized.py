@@ -45,7 +45,7 @@ def test_the_streams_hold_the_split_documents(corpus: Path, kind: str) -> None:
     stream, numbers = made.val()
     assert [tokenizer.decode(stream[numbers == number]) for number in range(made.val_documents)] == val
     assert tokenizer.decode(made.train()) == "".join(train)
-    assert stream[0] == stream[-1] == made.train()[0] == made.train()[-1] == made.eot == made.vocab_size - 1
+    assert stream[0] == stream[-1] == made.train()[0] == made.train()[-1] == made.eot == made.facts.vocab_size - 1
 
 
 def test_the_counts_are_those_of_the_text_and_the_streams(corpus: Path) -> None:
@@ -53,10 +53,10 @@ def test_the_counts_are_those_of_the_text_and_the_streams(corpus: Path) -> None:
     train, val = split(TEXTS, 1000)
     assert (made.train_documents, made.val_documents) == (len(train), len(val))
     assert made.val_bytes == made.val_tokens == sum(map(len, val))
-    assert made.train_tokens == len(made.train()) == made.train_bytes + len(train) + 1
+    assert made.facts.train_tokens == len(made.train()) == made.train_bytes + len(train) + 1
     assert made.longest_document == max(map(len, TEXTS))
-    assert made.corpus_hash == content_hash(TEXTS)
-    assert made.tokenizer_hash == made.tokenizer().hash()
+    assert made.facts.corpus_hash == content_hash(TEXTS)
+    assert made.facts.tokenizer_hash == made.tokenizer().hash()
 
 
 def test_scored_tokens_are_the_documents_own(corpus: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_edited_corpus_has_another_hash_and_a_renamed_one_does_not(corpus: Pa
     before = prepare(config(corpus))
     assert prepare(config(corpus.rename(corpus.with_name("other.txt")))) == before
     corpus.write_text("<|endoftext|>".join([*TEXTS, "one more"]))
-    assert prepare(config(corpus)).corpus_hash != before.corpus_hash
+    assert prepare(config(corpus)).facts.corpus_hash != before.facts.corpus_hash
 
 
 def test_a_corpus_of_one_document_holds_out_its_tail(corpus: Path) -> None:

@@ -8,21 +8,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from helpers.trials import MODEL, TRAIN, known_trial, trial_config
+from helpers.trials import FACTS, MODEL, TRAIN, known_trial, trial_config
 from tinyscale.errors import ConfigError
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial, resolve
 
 DATA = {"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}
-TEXT: dict[str, Any] = {
-    "corpus_hash": "c0", "split_rule": "rule-1", "tokenizer_hash": "70", "vocab_size": 257, "train_tokens": 1_000_000,
-}  # fmt: skip
 
 # These may change only together with SCIENCE_VERSION: they name files in people's results folders.
 VECTORS = {
@@ -34,7 +33,7 @@ VECTORS = {
 
 
 def identity(config: TrialConfig, **text: Any) -> str:
-    return resolve(config, **{**TEXT, **text}).identity
+    return resolve(config, replace(FACTS, **text)).identity
 
 
 @pytest.mark.parametrize(("known", "changes"), VECTORS.items())
@@ -149,9 +148,25 @@ def test_a_trial_knows_its_steps_tokens_epochs_and_flops() -> None:
 def test_the_unique_tokens_are_the_subset_asked_for_or_the_whole_text() -> None:
     assert known_trial().unique_tokens == 1_000_000
     subset = trial_config({**DATA, "unique_tokens": 5000})
-    assert resolve(subset, **TEXT).unique_tokens == 5000
+    assert resolve(subset, FACTS).unique_tokens == 5000
 
 
 def test_a_budget_below_one_step_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"allows 100 tokens, less than one step of train.batch_tokens = 256"):
         known_trial(tokens_budget=100)
+
+
+@pytest.mark.parametrize("changes", [{}, *VECTORS.values(), {"data": {**DATA, "unique_tokens": 10_000}}], ids=str)
+def test_a_trial_comes_back_from_json_as_it_was(changes: dict[str, Any]) -> None:
+    trial = resolve(trial_config(**{"data": DATA, **changes}), FACTS)
+    again = Trial.of_json(json.loads(json.dumps(trial.as_json())))
+    assert again == trial
+    assert resolve(again.config, again.facts) == trial, "what is resolved stays as it is"
+
+
+@pytest.mark.parametrize(("part", "field"), [("facts", "vocab_size"), ("config", "seed")])
+def test_a_trial_in_json_is_validated(part: str, field: str) -> None:
+    written = known_trial().as_json()
+    written[part][field] = "many"
+    with pytest.raises(ValidationError, match=field):
+        Trial.of_json(written)

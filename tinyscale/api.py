@@ -9,7 +9,7 @@ import pandas as pd
 
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import read_records
-from tinyscale.machine import this_room
+from tinyscale.machine import this_machine
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Sweep, load_sweep
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def plan_launch(sweep: Sweep | str | Path, results: str = "results", *, forecast: bool = True) -> Plan:
     """What launching a sweep here would run. forecast: measure this machine's speed, for the expected time."""
-    return make_plan(_loaded(sweep), Results(results), **this_room(), with_forecast=forecast)
+    return make_plan(_loaded(sweep), Results(results), this_machine(), measure=forecast)
 
 
 def launch(
@@ -42,7 +42,7 @@ def launch(
 
     store = Results(results)
     with ray_session(address) as cluster:
-        made = make_plan(_loaded(sweep), store, **cluster.room, with_forecast=False)
+        made = make_plan(_loaded(sweep), store, cluster.capacity, measure=False)
         console = Console(quiet=quiet, highlight=False)
         return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet)
 

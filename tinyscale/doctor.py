@@ -16,14 +16,14 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from tinyscale.errors import ResultsError
-from tinyscale.machine import this_machine
+from tinyscale.machine import usable_cores
 from tinyscale.storage import Folder
 
 LEAST_FREE_BYTES = 2e9  # tokens of a corpus, checkpoints and Ray's own session
 RAY_SECONDS = 120
 START_RAY = (
     "from tinyscale.orchestration.session import ray_session\n"
-    "with ray_session(None) as cluster: print(f'{cluster.cpus:g} cores, {cluster.gpus:g} GPUs')"
+    "with ray_session(None) as cluster: print(f'{cluster.capacity.cpus:g} cores, {cluster.capacity.gpus:g} GPUs')"
 )
 COUNT_GPUS = (
     "import torch\n"
@@ -96,8 +96,7 @@ def _package(needed: Requirement) -> Check | None:
 
 
 def _threads() -> Check:
-    cores, _ = this_machine()
-    return Check("ok", "threads", f"{cores:g} cores for trials; each trial takes resources.cpu of them")
+    return Check("ok", "threads", f"{usable_cores()} cores for trials; each trial takes resources.cpu of them")
 
 
 def _gpus() -> Check:

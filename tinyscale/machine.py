@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 def usable_cores() -> int:
@@ -14,30 +15,51 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def this_machine() -> tuple[int, int]:
-    """CPU cores and GPUs of this machine, without starting Ray or importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return usable_cores(), 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+@dataclass(frozen=True)
+class Capacity:
+    """What trials may use of a machine or a cluster.
+
+    gpu_bytes: memory of the smallest GPU; None: unknown. grows: nodes are added while trials wait.
+    """
+
+    cpus: float
+    gpus: float
+    gpu_bytes: float | None = None
+    grows: bool = False
+
+
+def this_machine() -> Capacity:
+    """What this process may use of this machine, without starting Ray or importing torch."""
+    return Capacity(usable_cores(), _gpus(), gpu_bytes())
+
+
+def _gpus() -> int:
+    """GPUs that this process may use."""
+    listed = sum(line.startswith("GPU ") for line in _nvidia_smi("-L"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return usable_cores(), listed.count("GPU ")
-    return usable_cores(), len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if visible is None or not listed:
+        return listed
+    return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
 
 
 def gpu_bytes() -> float | None:
-    """Memory of the smallest GPU of this machine; None without one."""
-    if not this_machine()[1]:
+    """Memory of the smallest GPU of this machine; None without one, and where a GPU shares the machine's memory."""
+    if not _gpus():
         return None
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    return min((float(mebibytes) * 2**20 for mebibytes in listed), default=None)
+    mebibytes = _nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    try:
+        return min((float(each) * 2**20 for each in mebibytes), default=None)
+    except ValueError:  # [N/A]
+        return None
 
 
-def this_room() -> dict[str, Any]:
-    """What trials may use of this machine, as `make_plan` takes it."""
-    cpus, gpus = this_machine()
-    return {"cpus": cpus, "gpus": gpus, "gpu_bytes": gpu_bytes()}
+@functools.cache
+def _nvidia_smi(*arguments: str) -> tuple[str, ...]:
+    """The lines that nvidia-smi prints; none where it is not installed. Asked once, for it takes up to seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False)
+    return tuple(done.stdout.splitlines())
 
 
 def cache_folder() -> Path:

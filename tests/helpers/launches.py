@@ -20,6 +20,7 @@ from rich.console import Console
 
 from helpers.programs import free_port, listens, wait_for
 from tinyscale.data import prepare
+from tinyscale.machine import Capacity
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
@@ -40,8 +41,7 @@ RAY_WARNS = [
 
 
 def planned(path: Path, results: Results, *overrides: str) -> Plan:
-    """The plan of a sweep for two cores."""
-    return make_plan(load_sweep(path, overrides=overrides), results, cpus=2, gpus=0, with_forecast=False)
+    return make_plan(load_sweep(path, overrides=overrides), results, Capacity(2, 0), measure=False)
 
 
 def run(plan: Plan, results: Results, cluster: Cluster, **options: Any) -> Summary:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pyarrow.parquet as pq
 
 from helpers.trials import known_trial
 from tinyscale.results.launches import LaunchRecord, write_launch
-from tinyscale.results.store import SCHEMA, Results, SweepRecord, point_columns
+from tinyscale.results.store import SCHEMA, Results, SweepEntry, SweepRecord, point_columns
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.trial import Trial
 
 PROVENANCE = {
@@ -64,14 +68,14 @@ def add_sweep(
     results: Results, name: str, title: str, cells: list[tuple[str, dict[str, Any]]], seeds: int = 2, **states: str
 ) -> None:
     """Trials of cells (arm, varied fields) and seeds. The arm `lion` is better; states: `cell0` -> its state."""
-    groups = []
+    entries = []
     for index, (arm, axes) in enumerate(cells):
         for seed in range(seeds):
             more = {"optimizer": "lion"} if arm == "lion" else {}
             trial = known_trial(seed=seed, repeats=True, **axes, **more)
             write(results, trial, 1.3 if arm == "lion" else 1.0, states.get(f"cell{index}", "finished"))
-            groups.append({"trial": trial.identity, "arm": arm, "seed": seed, "axes": axes})
-    results.write_sweep(SweepRecord(name, title, "", tuple(cells[0][1]), tuple(groups), PROVENANCE))
+            entries.append(SweepEntry(trial.identity, Cell(arm, axes, seed)))
+    results.write_sweep(SweepRecord(name, title, "", tuple(cells[0][1]), tuple(entries), PROVENANCE))
 
 
 def _budget(flops: float, widths: tuple[int, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -114,12 +118,15 @@ CONFIG = TrialConfig.model_validate({
     "train": {"tokens_per_param": 20, "batch_tokens": 16384, "lr": 3e-3},
 })  # fmt: skip
 
+FACTS = TextFacts("a", "rule-1", "70", vocab_size=1024, train_tokens=10**9)
+
 
 def write_rows(results: Results, trial: str, rows: list[dict[str, Any]], config: TrialConfig = CONFIG) -> None:
     """A trial's file, from its rows."""
     buffer = io.BytesIO()
     rows = [{**row, "trial": trial, "vocab_size": 1024, "schema_version": 1} for row in rows]
-    schema = SCHEMA.with_metadata({"tinyscale.config": config.model_dump_json()})
+    footer = {"tinyscale.config": config.model_dump_json(), "tinyscale.facts": json.dumps(asdict(FACTS))}
+    schema = SCHEMA.with_metadata(footer)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     results.trials.write(f"{trial}.parquet", buffer.getvalue())
 
@@ -139,10 +146,10 @@ def write_results(folder: Path, *, sweep: bool = True, arms: tuple[str, ...] = (
                     {**common, "state": "finished", "tokens": 20 * n, "val_loss": loss, "decayed": True},
                 ]
                 write_rows(results, trial, rows)
-                entries.append({"trial": trial, "arm": arm, "seed": seed, "axes": {"d_model": width}})
+                entries.append(SweepEntry(trial, Cell(arm, {"d_model": width}, seed)))
     lost = {"state": "diverged", "reason": "loss is nan", "seed": 2, "n_non_embedding": 48 * 64**2, "tokens": 5}
     write_rows(results, "lost", [lost])
-    entries.append({"trial": "lost", "arm": arms[0], "seed": 2, "axes": {"d_model": 64}})
+    entries.append(SweepEntry("lost", Cell(arms[0], {"d_model": 64}, 2)))
     if sweep:
         results.write_sweep(SweepRecord("width", "", "", ("d_model",), tuple(entries), {}))
     return results

@@ -6,10 +6,13 @@ from typing import Any
 
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.spec.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
+from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.trial import Trial, resolve
 
 MODEL = {"d_model": 16, "n_layers": 2, "n_heads": 2, "context_length": 32}
 TRAIN = {"tokens_budget": 20 * 256, "batch_tokens": 256, "lr": 1e-2, "eval_points": 3}
+
+FACTS = TextFacts(corpus_hash="c0", split_rule="rule-1", tokenizer_hash="70", vocab_size=257, train_tokens=1_000_000)
 
 
 def model_config(**changes: Any) -> ModelConfig:
@@ -34,12 +37,10 @@ def trial_config(data: DataConfig | dict[str, Any], **changes: Any) -> TrialConf
 def make_trial(config: TrialConfig) -> tuple[Trial, TokenizedCorpus]:
     """The trial resolved against its text, and the text."""
     corpus = prepare(config.data)
-    return corpus.resolve(config), corpus
+    return resolve(config, corpus.facts), corpus
 
 
 def known_trial(**changes: Any) -> Trial:
     """A trial on a text that is nowhere: its hashes are given."""
     config = trial_config({"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}, **changes)
-    return resolve(
-        config, corpus_hash="c0", split_rule="rule-1", tokenizer_hash="70", vocab_size=257, train_tokens=1_000_000
-    )
+    return resolve(config, FACTS)

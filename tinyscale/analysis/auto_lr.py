@@ -9,7 +9,7 @@ from tinyscale.analysis.records import read_records
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.tuning import BATCH, HOLDS_FOR
 from tinyscale.formatting import compact
-from tinyscale.results.store import Results
+from tinyscale.results.store import Results, trial_columns
 from tinyscale.spec.trial import Trial
 
 LARGEST = 10.0  # that a configuration takes
@@ -31,8 +31,8 @@ def best_rate(trial: Trial, laws: Sequence[Mapping[str, Any]]) -> tuple[float, s
     Of laws for its text, tokenizer, optimizer and parametrization the one of most runs. FitError when there is none.
     """
     train = trial.config.train
-    of = (trial.corpus_hash, trial.tokenizer_hash, train.optimizer, trial.config.model.parametrization)
-    task = dict(zip(HOLDS_FOR, of, strict=True))
+    columns = trial_columns(trial)
+    task = {name: columns[name] for name in HOLDS_FOR}
     differ = {law["name"]: [name for name in task if law.get("of", {}).get(name) != task[name]] for law in laws}
     agree = [law for law in laws if not differ[law["name"]]]
     if not agree:

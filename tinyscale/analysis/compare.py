@@ -21,8 +21,8 @@ from tinyscale.fitting.forms import Index
 from tinyscale.fitting.points import COLUMNS, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
 from tinyscale.formatting import compact
+from tinyscale.spec.cell import DEFAULT_ARM
 
-BASE = "base"
 LEAST_SAMPLE = 4  # sizes from which on they can be a sample of sizes
 SAME_LENGTH = 0.05  # numbers of tokens whose logarithms differ by less are one: whole steps do not hit one exactly
 
@@ -59,7 +59,7 @@ class Contrast:
 
 def base_of(groups: Sequence[Group]) -> Group:
     """What a sweep's arms are compared with: the arm called base, or the first."""
-    return next((group for group in groups if group.arm == BASE), groups[0])
+    return next((group for group in groups if group.arm == DEFAULT_ARM), groups[0])
 
 
 def compare_arms(groups: Sequence[Group]) -> list[Contrast]:

@@ -10,8 +10,11 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.points import column_of, varying
+from tinyscale.fitting.choose import laws_for
+from tinyscale.fitting.laws import LAWS
+from tinyscale.fitting.points import COLUMNS, column_of, varying
 from tinyscale.results.store import Results, sweep_points
+from tinyscale.spec.config import BUDGETS, ModelConfig, TrainConfig
 from tinyscale.storage import Folder
 
 READERS: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
@@ -22,11 +25,13 @@ READERS: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
 
 # Losses compare only where these agree; a group that mixes them is refused.
 SAME_TASK = ("corpus_hash", "tokenizer_hash", "val_tokens")
-# Settings that no law reads. Where one size was run under several, each setting is a fit of its own.
+# Settings: all that tells runs of one size on one text apart, but what the size itself says and what moves no number.
+SIZE = ("d_model", "n_layers", "d_ff", *BUDGETS)
+NO_SETTING = (*SIZE, "head_dim", "repeats")  # n_heads says what head_dim would
 SETTINGS = (
-    "context_length", "positions", "norm", "activation", "tie_embeddings", "bias", "batch_tokens", "optimizer", "lr",
-    "min_lr_ratio", "warmup_fraction", "schedule", "decay_fraction", "weight_decay", "betas", "grad_clip", "precision",
-)  # fmt: skip
+    *(name for part in (ModelConfig, TrainConfig) for name in part.model_fields if name not in NO_SETTING),
+    "unique_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -127,17 +132,31 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def free_settings(frame: pd.DataFrame) -> list[str]:
-    """Settings (lr, context, ...) of which one size was run under several."""
+def free_settings(frame: pd.DataFrame, law: str | None = None) -> list[str]:
+    """Settings (lr, context, ...) of which one size was run under several, and that a joint law does not read.
+
+    law: left out, the one for what varies.
+    """
     sizes = ["n_non_embedding", "tokens"]
     if frame.empty or "n_non_embedding" not in frame or not varying(frame, sizes):
         return []  # of one size, the setting is what was swept
-    return [name for name in varying(frame, SETTINGS) if (frame.groupby(sizes)[name].nunique() > 1).any()]
+    free = [name for name in varying(frame, SETTINGS) if (frame.groupby(sizes)[name].nunique() > 1).any()]
+    return [name for name in free if name not in _read_jointly(law, frame)]
 
 
-def by_setting(group: Group) -> list[Group]:
+def _read_jointly(law: str | None, frame: pd.DataFrame) -> set[str]:
+    """The columns of a law of several variables, such as unique_tokens; a law of one reads the slice that is left."""
+    try:
+        name = law or laws_for(frame)[0]
+    except FitError:
+        return set()
+    variables = LAWS[name].variables if name in LAWS else ()
+    return {COLUMNS[variable] for variable in variables} if len(variables) > 1 else set()
+
+
+def by_setting(group: Group, law: str | None = None) -> list[Group]:
     """The group, split where one size was run under several settings: they are different curves."""
-    free = free_settings(group.frame)
+    free = free_settings(group.frame, law)
     if not free:
         return [group]
     parts = []

@@ -80,7 +80,7 @@ def find_laws(
     groups = read_groups(location, columns=columns, pool=pool)
     _refuse_misnamed(groups, named)
     for whole in groups:
-        parts = [whole] if law in SETTINGS else [] if whole.searched else by_setting(whole)
+        parts = [whole] if law in SETTINGS else [] if whole.searched else by_setting(whole, law)
         for group in parts:
             try:
                 found = fit_group(group, law, columns=columns, every_convention=convention == "all", **options)

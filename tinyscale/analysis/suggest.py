@@ -19,8 +19,9 @@ from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.points import COLUMNS
 from tinyscale.results.store import Results
-from tinyscale.spec.config import ALTERNATIVES, ModelConfig, TrialConfig
+from tinyscale.spec.config import BUDGETS, ModelConfig
 from tinyscale.spec.costs import flops_per_token, parameters, training_steps
+from tinyscale.spec.trial import Trial
 
 MOST_RUNS = 12
 LEAST_WIDTH = 4  # of a model
@@ -145,20 +146,18 @@ class Behind:
     held: what its widths keep, n_heads or head_dim; unused_seed: one that no trial of the sweep had.
     """
 
-    config: TrialConfig
-    vocab_size: int
-    unique_tokens: int
+    trial: Trial
     held: str
     unused_seed: int
 
 
 def candidates_of_trial(behind: Behind, entry: Mapping[str, Any]) -> list[Candidate]:
     """Runs like one trial but wider or narrower (N) and longer or shorter (D), with the fields that make them."""
-    model, variables, found = behind.config.model, tuple(entry["range"]), []
+    model, variables, found = behind.trial.config.model, tuple(entry["range"]), []
     for d_model in _widths(behind, *entry["range"]["n"]) if "n" in variables else [model.d_model]:
         shape = ModelConfig.model_validate({**_shape(behind), "d_model": d_model})
-        n = float(parameters(shape, behind.vocab_size).n_non_embedding)
-        per_token = flops_per_token(shape, behind.vocab_size)["flops"]
+        n = float(parameters(shape, behind.trial.vocab_size).n_non_embedding)
+        per_token = flops_per_token(shape, behind.trial.vocab_size)["flops"]
         for tokens in _tokens(behind, shape, entry["range"].get("d")):
             fields = {"model.d_model": d_model} if "n" in variables else {}
             fields |= {"train.tokens_budget": int(tokens)} if "d" in variables else {}
@@ -169,7 +168,7 @@ def candidates_of_trial(behind: Behind, entry: Mapping[str, Any]) -> list[Candid
 
 def _shape(behind: Behind) -> dict[str, Any]:
     """The model's fields that are not at their default, without those that follow from its width."""
-    model = behind.config.model
+    model = behind.trial.config.model
     given = model.model_dump(exclude_defaults=True, exclude={"d_model", "n_heads"})
     plain = ModelConfig.model_validate({**given, "d_ff": None, "d_model": model.d_model, "n_heads": model.n_heads})
     if plain.d_ff == model.d_ff:
@@ -179,8 +178,8 @@ def _shape(behind: Behind) -> dict[str, Any]:
 
 def _widths(behind: Behind, low: float, high: float) -> list[int]:
     """Up to 12 widths that the heads divide, from the smallest model fitted to four times the largest."""
-    model = behind.config.model
-    scale = model.d_model / np.sqrt(parameters(model, behind.vocab_size).n_non_embedding)  # N goes with width squared
+    model, n = behind.trial.config.model, behind.trial.parameters.n_non_embedding
+    scale = model.d_model / np.sqrt(n)  # N goes with width squared
     wanted = np.geomspace(scale * np.sqrt(low), scale * np.sqrt(REACH * high), 12)
     heads = model.n_heads * (2 if model.positions == "rotary" else 1)
     step = heads if behind.held == "n_heads" else model.head_dim
@@ -191,18 +190,18 @@ def _tokens(behind: Behind, shape: ModelConfig, fitted: Sequence[float] | None) 
     """Token counts for a size: a grid when the law has D, else what the trial's own budget gives."""
     if fitted is not None:
         return [float(tokens) for tokens in np.geomspace(fitted[0], REACH * fitted[1], 9).round()]
-    train = behind.config.train
-    return [float(train.batch_tokens * training_steps(shape, train, behind.vocab_size, behind.unique_tokens))]
+    trial, train = behind.trial, behind.trial.config.train
+    return [float(train.batch_tokens * training_steps(shape, train, trial.vocab_size, trial.unique_tokens))]
 
 
 def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, Any]:
     """A sweep file's content that trains the suggested runs, their varied fields zipped; defaults are left out."""
-    given = behind.config.model_dump(mode="json", exclude_defaults=True)
+    given = behind.trial.config.model_dump(mode="json", exclude_defaults=True)
     shape, varied = _shape(behind), list(suggestion.runs[0].fields)
     if "train.tokens_budget" in varied:
-        given["train"] = {field: v for field, v in given["train"].items() if f"train.{field}" not in ALTERNATIVES[0]}
+        given["train"] = {field: v for field, v in given["train"].items() if field not in BUDGETS}
     if "model.d_model" not in varied:
-        shape = {"d_model": behind.config.model.d_model, **shape}
+        shape = {"d_model": behind.trial.config.model.d_model, **shape}
     runs = sorted(suggestion.runs, key=lambda run: run.flops)
     resources = {"resources": given["resources"]} if given.get("resources") else {}
     return {
@@ -218,19 +217,14 @@ def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, A
 def trial_behind(results: Results, entry: Mapping[str, Any]) -> Behind | None:
     """The last trial of a fit's sweep and arm; None without its sweep."""
     records = [record for record in results.read_sweeps() if record.name == entry["sweep"]]
-    trials = [g for record in records for g in record.groups if g["arm"] == entry["arm"]]
+    trials = [each for record in records for each in record.entries if each.cell.arm == entry["arm"]]
     if not trials:
         return None
-    (_, one), (rows, other) = (results.read_trial(str(trials[index]["trial"])) for index in (0, -1))
-    first, last = (TrialConfig.model_validate(metadata["config"]) for metadata in (one, other))
-    same_heads = first.model.n_heads == last.model.n_heads and first.model.d_model != last.model.d_model
-    return Behind(
-        config=last,
-        vocab_size=int(rows[-1]["vocab_size"]),
-        unique_tokens=int(rows[-1]["unique_tokens"] or 0),
-        held="n_heads" if same_heads else "head_dim",
-        unused_seed=1 + max(int(g["seed"]) for g in trials),
-    )
+    first, last = (results.load_trial(trials[index].trial) for index in (0, -1))
+    one, other = first.config.model, last.config.model
+    same_heads = one.n_heads == other.n_heads and one.d_model != other.d_model
+    unused_seed = 1 + max(each.cell.seed for each in trials)
+    return Behind(last, "n_heads" if same_heads else "head_dim", unused_seed)
 
 
 def suggest_from(

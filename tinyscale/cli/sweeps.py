@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinyscale.cli.options import Command, open_console, results_argument, results_option
+from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +92,7 @@ def launch(
     more values to extend it. Ctrl-C lets running trials write a checkpoint; Ctrl-C again stops now.
     Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
     """
-    from tinyscale.cli.tables import best_draws, launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.cli.tables import best_samples, launch_summary, plan_summary, plan_table, results_table
     from tinyscale.results.store import sweep_points
 
     console = open_console()
@@ -119,8 +120,8 @@ def launch(
     record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
     points = sweep_points(store.read()[0], record)
     if made.sweep.search:
-        console.print("the best trial of each group:")
-        points = best_draws(points, made.sweep.search, made.sweep.axes)
+        console.print("the best trial of each cell:")
+        points = best_samples(points, made.sweep.search, made.sweep.axes)
     console.print(results_table(points, record.axes))
     for line in launch_summary(summary, len(made.to_run)):
         console.print(line)
@@ -156,7 +157,7 @@ def status(folder: str, as_json: bool) -> None:
 @click.option(
     "--state",
     "states",
-    type=click.Choice(["failed", "diverged", "running", "stopped", "finished"]),
+    type=click.Choice([state.value for state in State if state.is_recorded]),
     multiple=True,
     required=True,
     help="Forget trials in this state. Repeatable.",
@@ -174,7 +175,7 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
     store = Results(folder)
     store.folder.require_there()
     trials = read_status(store).trials_in(states, sweep)
-    if "finished" in states and trials and not yes:
+    if State.FINISHED in states and trials and not yes:
         click.confirm(f"Forget {len(trials)} trials, finished ones among them?", abort=True)
     for trial in trials:
         store.forget(trial)
@@ -192,7 +193,7 @@ def _plan(
     address: str | None,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results it was made against, and the cluster when one runs at the address."""
-    from tinyscale.machine import this_room
+    from tinyscale.machine import this_machine
     from tinyscale.planning.plan import make_plan
     from tinyscale.results.store import Results
     from tinyscale.spec.sweep import load_sweep
@@ -204,9 +205,9 @@ def _plan(
         from tinyscale.orchestration.session import ray_session
 
         cluster = stack.enter_context(ray_session(address))
-    room = this_room() if cluster is None else cluster.room
+    capacity = this_machine() if cluster is None else cluster.capacity
     with console.status("planning") as status:
-        return make_plan(sweep, store, **room, notify=status.update), store, cluster
+        return make_plan(sweep, store, capacity, notify=status.update), store, cluster
 
 
 COMMANDS = (plan, launch, status, retry)

@@ -17,6 +17,7 @@ from tinyscale.results.launches import forecast_error
 from tinyscale.results.status import Status
 from tinyscale.results.store import over_seeds
 from tinyscale.spec.search_space import Search
+from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Summary
@@ -25,11 +26,10 @@ MAX_ROWS = 60
 MAX_REASONS = 12
 LEAST_WANTED = ("memory", "steps", "FLOPs", "tokens")  # columns of a plan that a narrow terminal goes without
 PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
-STATUS_ORDER = ("finished", "stopped", "running", "interrupted", "missing", "failed", "diverged")
 
 
 def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
-    """One row a named corpus."""
+    """One row per named corpus."""
     table = Table(**PLAIN)
     for name in ("corpus", "bytes", "licence", "from", "here"):
         table.add_column(name, justify="right" if name == "bytes" else "left", no_wrap=True)
@@ -40,16 +40,16 @@ def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
 
 
 def plan_table(plan: Plan, width: int | None = None) -> Table:
-    """One row a cell of the grid, its seeds together, and of a search its draws.
+    """One row per cell of the grid, which holds its seeds and the samples of a search.
 
     width: of the terminal; what matters least is left out to fit.
     """
     search = plan.sweep.search
-    cells: dict[tuple[Any, ...], list[PlannedTrial]] = {}
+    cells: dict[str, list[PlannedTrial]] = {}
     for planned in plan.trials:
-        axes = search.cell(planned.axes) if search else planned.axes
-        cells.setdefault((planned.arm, *map(str, axes.values())), []).append(planned)
-    several = len({planned.arm for planned in plan.trials}) > 1
+        cell = planned.cell.without(search.names if search else ())
+        cells.setdefault(cell.key_of_seeds, []).append(planned)
+    several = len({planned.cell.arm for planned in plan.trials}) > 1
     rows = [_plan_row(plan, cell, several) for cell in list(cells.values())[:MAX_ROWS]]
     shown = list(rows[0])
     for name in LEAST_WANTED:
@@ -76,8 +76,8 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[
     states = [planned.state for planned in cell]
     search = plan.sweep.search
     return {
-        **({"arm": first.arm} if several_arms else {}),
-        **{name: str(first.axes.get(name, "")) for name in plan.sweep.axes},
+        **({"arm": first.cell.arm} if several_arms else {}),
+        **{name: str(first.cell.axes.get(name, "")) for name in plan.sweep.axes},
         **(
             {name: str(values) for name, values in zip(search.names, search.fields.values(), strict=True)}
             if search
@@ -100,7 +100,7 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
     lines = [f"{plural(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
     whys = Counter(": ".join(filter(None, [WHY[planned.state], planned.reason])) for planned in to_run)
-    if set(whys) != {WHY["new"]}:
+    if set(whys) != {WHY[State.NEW]}:
         lines += [f"  {number}: {why}" for why, number in whys.most_common(MAX_REASONS)]
     if to_run:
         tokens, flops = sum(p.trial.tokens for p in to_run), sum(p.trial.flops for p in to_run)
@@ -111,19 +111,19 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
         cost = f", ${hours * price:,.2f} at ${price:g} a {device}-hour" if price is not None else ""
         lines.append(f"{hours:.3g} {device}-hours{cost}")
     if to_run and plan.sweep.fuse:
-        groups = plan.groups
+        sets = plan.batched_sets
         lines.append(
-            f"fused over {' and '.join(plan.sweep.fuse)}: {plural(len(groups), 'batched model')} of up to "
-            f"{plural(max(map(len, groups)), 'trial')}; the expected time is that of training them one after another"
+            f"fused over {' and '.join(plan.sweep.fuse)}: {plural(len(sets), 'batched model')} of up to "
+            f"{plural(max(map(len, sets)), 'trial')}; the expected time is that of training them one after another"
         )
     return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
 
 
 def status_table(status: Status) -> Table:
-    """One row a sweep: how many of its trials are in which state."""
+    """One row per sweep: how many of its trials are in which state."""
     table = Table(**PLAIN)
     counts = {sweep.name: status.counts(sweep) for sweep in status.sweeps}
-    present = [state for state in STATUS_ORDER if any(each[state] for each in counts.values())]
+    present = [state for state in State if any(each[state] for each in counts.values())]
     for name in ("sweep", "trials", *present):
         table.add_column(name, justify="left" if name == "sweep" else "right")
     for name, each in counts.items():
@@ -132,7 +132,7 @@ def status_table(status: Status) -> Table:
 
 
 def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
-    """Mean and standard deviation over seeds of the final losses, a row a cell."""
+    """Mean and standard deviation over seeds of the final losses, one row per cell."""
     final = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]
     by = ["arm", *(name for name in axes if name in final.columns), "n_non_embedding", "tokens"]
     rows = over_seeds(final, list(dict.fromkeys(by)))
@@ -147,8 +147,8 @@ def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
     return table
 
 
-def best_draws(points: pd.DataFrame, search: Search, axes: Sequence[str]) -> pd.DataFrame:
-    """The points of the best trial of each group of a search."""
+def best_samples(points: pd.DataFrame, search: Search, axes: Sequence[str]) -> pd.DataFrame:
+    """The points of the best trial of each cell of a search."""
     ended = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]
     by = ["arm", *(name for name in axes if name in ended.columns and name not in search.names)]
     return ended.loc[ended.groupby(by, dropna=False)["val_loss"].idxmin()]

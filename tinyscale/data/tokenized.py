@@ -21,8 +21,8 @@ from tinyscale.data.split import SPLIT_RULE
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
-from tinyscale.spec.config import DataConfig, TrialConfig
-from tinyscale.spec.trial import Trial, resolve
+from tinyscale.spec.config import DataConfig
+from tinyscale.spec.facts import TextFacts
 
 MIN_VAL_TOKENS = 100_000  # with fewer, evaluation noise hides the differences that laws are fitted to
 _LAYOUT = 1  # version of the files in a cached folder
@@ -34,14 +34,11 @@ Stream = npt.NDArray[np.unsignedinteger[Any]]
 class TokenizedCorpus:
     """A corpus, split and tokenized. Its numbers are in meta.json of its folder, its tokens beside it."""
 
-    corpus_hash: str
-    tokenizer_hash: str
+    facts: TextFacts
     tokenizer_kind: str
-    vocab_size: int  # end-of-text included
     eot: int  # id of the end-of-text token
     train_documents: int
     train_bytes: int  # UTF-8
-    train_tokens: int  # of the stream, so with the end-of-text tokens
     val_documents: int
     val_bytes: int  # UTF-8
     val_tokens: int  # the targets that are scored: the documents' own tokens
@@ -67,17 +64,6 @@ class TokenizedCorpus:
         ends = stream == self.eot
         return stream, np.cumsum(ends) - ends - 1
 
-    def resolve(self, config: TrialConfig) -> Trial:
-        """The trial that a configuration makes of this text. ConfigError when its budget allows no step."""
-        return resolve(
-            config,
-            corpus_hash=self.corpus_hash,
-            split_rule=SPLIT_RULE,
-            tokenizer_hash=self.tokenizer_hash,
-            vocab_size=self.vocab_size,
-            train_tokens=self.train_tokens,
-        )
-
     def oracle(self) -> npt.NDArray[np.float64] | None:
         """The source's own loss at each position of the validation stream, nats; None where no source is known.
 
@@ -94,7 +80,7 @@ class TokenizedCorpus:
         return load_tokenizer(self.tokenizer_kind, serialised)
 
     def _stream(self, name: str) -> Stream:
-        return np.memmap(Path(self.folder) / f"{name}.bin", dtype=token_dtype(self.vocab_size), mode="r")
+        return np.memmap(Path(self.folder) / f"{name}.bin", dtype=token_dtype(self.facts.vocab_size), mode="r")
 
 
 def prepare(config: DataConfig) -> TokenizedCorpus:
@@ -115,7 +101,9 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
             raise DataError(
                 f"cannot keep tokens in {folder.parent} ({error}); set TINYSCALE_CACHE to another folder"
             ) from error
-    return TokenizedCorpus(**json.loads((folder / "meta.json").read_text("utf-8")), folder=str(folder))
+    meta = json.loads((folder / "meta.json").read_text("utf-8"))
+    facts = {field: meta.pop(field) for field in ("corpus_hash", "tokenizer_hash", "vocab_size", "train_tokens")}
+    return TokenizedCorpus(TextFacts(split_rule=SPLIT_RULE, **facts), **meta, folder=str(folder))
 
 
 def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> None:

@@ -52,27 +52,27 @@ class OtherText:
         """No source is known."""
 
 
-def load_trained(results: Results, trial: str) -> Trained:
+def load_trained(results: Results, begin: str) -> Trained:
     """The trial whose identity begins so. ResultsError when there is none, several, or no weights of it."""
     identities = [name.removesuffix(".parquet") for name in results.trials.names(".parquet")]
-    found = [identity for identity in identities if identity.startswith(trial)]
+    found = [identity for identity in identities if identity.startswith(begin)]
     if len(found) != 1:
         some = ", ".join((found or identities)[:5]) or "none"
         what = f"{len(found)} trials begin with" if found else "no trial begins with"
-        raise ResultsError(f"{what} {trial!r} in {results.trials}; give more of an identity, such as: {some}")
+        raise ResultsError(f"{what} {begin!r} in {results.trials}; give more of an identity, such as: {some}")
     (identity,) = found
-    rows, metadata = results.read_trial(identity)
+    trial = results.load_trial(identity)
     checkpoints = results.checkpoints(identity)
     if not checkpoints.exists(WEIGHTS):
         raise ResultsError(
-            f"trial {identity} is {rows[-1]['state']} and has no weights in {checkpoints}; launch its sweep again, "
-            "without --keep none"
+            f"trial {identity} is {results.state(identity)} and has no weights in {checkpoints}; launch its sweep "
+            "again, without --keep none"
         )
-    config = TrialConfig.model_validate(metadata["config"])
+    config = trial.config
     corpus = prepare(config.data)
-    if corpus.tokenizer_hash != rows[-1]["tokenizer_hash"]:
+    if corpus.facts.tokenizer_hash != trial.facts.tokenizer_hash:
         raise DataError(f"the text of {config.data.corpus} gives another tokenizer here than trial {identity} had")
-    gpt = GPT(config.model, rows[-1]["vocab_size"])
+    gpt = GPT(config.model, trial.vocab_size)
     gpt.load_state_dict(torch.load(io.BytesIO(checkpoints.read(WEIGHTS)), map_location="cpu", weights_only=True))
     return Trained(identity, config, gpt.eval(), corpus.tokenizer())
 

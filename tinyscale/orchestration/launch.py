@@ -1,13 +1,13 @@
-"""Launch a plan: a Ray Tune grid over the trials that are missing, watched, stoppable, summed up at the end."""
+"""Launch a plan: a Ray Tune run over the trials that are missing, watched, stoppable, summed up at the end."""
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,25 @@ from ray import tune
 from rich.console import Console
 
 from tinyscale.errors import LaunchError, ResultsError
+from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.session import Cluster
+from tinyscale.orchestration.stop import Grid, Stop, interruptible
 from tinyscale.orchestration.summary import Summary
-from tinyscale.orchestration.watch import Grid, Watch, as_reserved, interruptible, place, trains_alone, trial_name
-from tinyscale.orchestration.worker import MAX_RESTARTS, Launch, run_trial
+from tinyscale.orchestration.watch import Watch
+from tinyscale.orchestration.worker import MAX_RESTARTS, Train, run_trial
 from tinyscale.planning import forecast
-from tinyscale.planning.plan import Plan, PlannedTrial, grouped
+from tinyscale.planning.plan import Plan, PlannedTrial, batched_sets
 from tinyscale.results.launches import LaunchRecord, write_launch
 from tinyscale.results.leases import clear_void
-from tinyscale.results.provenance import launch_provenance
+from tinyscale.results.provenance import launch_provenance, machine_provenance
 from tinyscale.results.store import Results
+from tinyscale.spec.state import State
 from tinyscale.training.loop import train as train_trial
-from tinyscale.training.progress import Outcome
 
-Groups = dict[str, list[PlannedTrial]]  # what Tune runs, most often one trial, by its first trial's identity
+Sets = dict[str, list[PlannedTrial]]  # trials trained together, most often one, by the key of their ticket
 
 
 def launch(
@@ -43,106 +45,149 @@ def launch(
     keep_weights: bool = True,
     quiet: bool = False,
     log: str | None = None,
-    train: Callable[..., Outcome] = train_trial,
+    train: Train = train_trial,
 ) -> Summary:
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
-    cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, beside the rows.
-    train: what trains a trial, called as `tinyscale.training.loop.train` is.
+    cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, besides the
+    rows. train: what trains a trial, called as `tinyscale.training.loop.train` is.
     """
     loggers = [build_logger(log, plan.sweep.name)] if log else []
-    record_sweep(plan, results)
-    clear_void(results.folder / "leases")
-    to_run, search = plan.to_run, plan.sweep.search
-    summary = Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
+    provenance = launch_provenance()
+    record_sweep(plan, results, provenance)
+    clear_void(results.leases)
+    to_run = plan.to_run
     if not to_run:
-        return summary
+        return Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
-    groups = _groups(to_run, plan)  # a search adds what it draws
-    began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch,
-        interruptible(plan.sweep.name, console) as stop,
-    ):
-        halving = bool(search and search.scheduler == "asha")
-        shared = Launch(plan.sweep.name, results.location, launch_provenance(), keep_weights, scratch, train, halving)
-
-        def run(trials: list[PlannedTrial], groups: Groups, **chosen: Any) -> list[PlannedTrial]:
-            """Train them; those that need a larger share of a GPU come back."""
-            with Monitor(trials, console, quiet=quiet) as monitor:
-                watch = Watch(groups, monitor, summary, results)
-                _fit(trials, groups, shared, [watch, *loggers], chosen)
-            return watch.again
-
-        def grid(trials: list[PlannedTrial]) -> list[PlannedTrial]:
-            settings = {"search_alg": Grid(stop, max_concurrent=_at_once(plan, cluster))}
-            return run(trials, _groups(trials, plan), **settings)
-
-        if search is None:
-            again = grid(to_run)
-        else:
-            from tinyscale.orchestration.search import search_settings  # with optuna
-
-            chosen = search_settings(plan, results, groups, scratch, stopping=lambda: stop.requested)
-            again = run(to_run, groups, **chosen)
-        if again and not stop.requested:
-            console.print(f"training again with a larger share of a GPU: {', '.join(each.label for each in again)}")
-            grid(again)
+    with tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch:
+        halving = bool(plan.sweep.search and plan.sweep.search.scheduler == "asha")
+        settings = LaunchSettings(plan.sweep.name, results.location, provenance, keep_weights, scratch, halving)
+        summary = Launch(plan, to_run, results, cluster, settings, train, loggers, console, quiet).run()
         if log == "tensorboard":
             keep_events(Path(scratch), plan.sweep.name, results)
-        summary.stopped = stop.requested
-    summary.wall_seconds = time.monotonic() - began
-    _learn(summary, groups, again, plan.at_once)
-    with suppress(ResultsError):  # the rows are there, and the summary is still to be told
-        write_launch(results.launches, _record(summary, plan, shared.provenance))
+    with suppress(ResultsError):  # the rows are there, and the summary is still to be shown
+        write_launch(results.launches, _record(summary, plan.sweep.name, len(to_run), provenance))
     return summary
 
 
-def _learn(summary: Summary, groups: Groups, again: list[PlannedTrial], at_once: int) -> None:
-    """Tell the forecast how long the trials took that were trained alone and on one share of a GPU."""
-    resized = {each.trial.identity for each in again}
-    alone = {lead: group[0].trial for lead, group in groups.items() if len(group) == 1 and lead not in resized}
-    forecast.learn([(alone[t.trial], t.train_seconds) for t in summary.finished if t.trial in alone], at_once)
+@dataclass
+class Launch:
+    """A launch under way: runs trials through Ray Tune and gathers what comes of them in its summary."""
+
+    plan: Plan
+    to_run: list[PlannedTrial]
+    results: Results
+    cluster: Cluster
+    settings: LaunchSettings
+    train: Train
+    loggers: Sequence[tune.Callback]
+    console: Console
+    quiet: bool
+
+    def __post_init__(self) -> None:
+        self.sets = self._sets_of(self.to_run)  # a search adds what it samples
+        self.summary = Summary(slots=max(1, self.plan.at_once), expected_seconds=self.plan.seconds)
+
+    def run(self) -> Summary:
+        """Train the trials; those that need a larger share of a GPU once more."""
+        began = time.monotonic()
+        with interruptible(self.settings.sweep, self.console) as stop:
+            resized = self._search(stop) if self.plan.sweep.search else self._grid(self.sets, stop)
+            if resized and not stop.requested:
+                labels = ", ".join(planned.label for planned in resized)
+                self.console.print(f"training again with a larger share of a GPU: {labels}")
+                self._grid(self._sets_of(resized), stop)
+        self.summary.stopped = stop.requested
+        self.summary.wall_seconds = time.monotonic() - began
+        self._teach_forecast({planned.trial.identity for planned in resized})
+        return self.summary
+
+    def _grid(self, sets: Sets, stop: Stop) -> list[PlannedTrial]:
+        """Train these sets; those of their trials that need a larger share of a GPU come back."""
+        tickets = [Ticket.of(first.trial, first.label).as_json() for first, *_ in sets.values()]
+        trials_of = {key: tuple(planned.trial for planned in together) for key, together in sets.items()}
+        assignments = {key: Assignment(trials, self.settings).as_json() for key, trials in trials_of.items()}
+        order = {"search_alg": Grid(stop, max_concurrent=self._most_at_once())}
+        planned = [each for together in sets.values() for each in together]
+        return self._tune(planned, sets, order, assignments, {"ticket": tune.grid_search(tickets)})
+
+    def _search(self, stop: Stop) -> list[PlannedTrial]:
+        """Train what the sweep's search samples, as `_grid` trains sets."""
+        from tinyscale.orchestration.search import search_order  # with optuna
+
+        order = search_order(self.plan, self.results, self.sets, self.settings, stop)
+        return self._tune(self.to_run, self.sets, order)
+
+    def _tune(
+        self,
+        trials: Sequence[PlannedTrial],
+        sets: Sets,
+        order: Mapping[str, Any],
+        assignments: Mapping[str, str] | None = None,
+        configs: Mapping[str, Any] | None = None,
+    ) -> list[PlannedTrial]:
+        """Run Ray Tune. order: its settings for which trial comes next. assignments, configs: of a grid."""
+        machine = machine_provenance() if self.cluster.own else {}  # of several, none knows where a process died
+        with Monitor(list(trials), self.console, quiet=self.quiet) as monitor:
+            watch = Watch(sets, monitor, self.summary, self.results, {**self.settings.provenance, **machine})
+            worker = tune.with_parameters(run_trial, assignments=assignments or {}, train=self.train)
+            tune.Tuner(
+                tune.with_resources(worker, _reserved),
+                param_space=configs,
+                tune_config=tune.TuneConfig(
+                    reuse_actors=all(map(_has_one_worker, trials)), trial_name_creator=_name, **order
+                ),
+                run_config=tune.RunConfig(
+                    name=self.settings.sweep,
+                    storage_path=self.settings.ray_storage,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                    callbacks=[watch, *self.loggers],
+                ),
+            ).fit()
+        return watch.resized
+
+    def _sets_of(self, trials: list[PlannedTrial]) -> Sets:
+        """The trials as they are trained, alone or as a batched model; without those that a search has to sample."""
+        known = [planned for planned in trials if planned.state != State.UNSAMPLED]
+        return {together[0].trial.identity: together for together in batched_sets(known, self.plan.sweep.fuse)}
+
+    def _most_at_once(self) -> int:
+        """Most trials that Tune holds at a time, running or waiting for resources; 0: any number.
+
+        An autoscaler adds nodes for trials that wait, and trials of several sizes fill the nodes as Ray can fit them
+        in. Drivers of worker groups, which take almost nothing, would not wait.
+        """
+        mixed = len({planned.trial.config.resources for planned in self.to_run}) > 1
+        alone = all(map(_has_one_worker, self.to_run))
+        return 0 if alone and (self.cluster.capacity.grows or mixed) else max(1, self.plan.at_once)
+
+    def _teach_forecast(self, resized: set[str]) -> None:
+        """Give the forecast the seconds of the trials that were trained alone and on one share of a GPU."""
+        alone = {key: one[0].trial for key, one in self.sets.items() if len(one) == 1 and key not in resized}
+        timings = [(alone[t.trial], t.train_seconds) for t in self.summary.finished if t.trial in alone]
+        forecast.learn(timings, self.plan.at_once)
 
 
-def _groups(trials: list[PlannedTrial], plan: Plan) -> Groups:
-    """The trials as they are trained, alone or fused; what a search has not drawn yet is not among them."""
-    known = [each for each in trials if each.state != "undrawn"]
-    return {group[0].trial.identity: group for group in grouped(known, plan.sweep.fuse)}
+def _name(trial: Any) -> str:
+    return Ticket.in_config(trial.config).name
 
 
-def _fit(
-    trials: list[PlannedTrial],
-    groups: Groups,
-    shared: Launch,
-    callbacks: list[tune.Callback],
-    chosen: Mapping[str, Any],
-) -> None:
-    """Run the trials as Tune's; chosen: its settings for which one comes next."""
-    known = {lead: pickle.dumps([each.trial for each in group]) for lead, group in groups.items()}
-    searched = "num_samples" in chosen
-    tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, groups=known, launch=shared), as_reserved),
-        param_space=None if searched else {"placed": tune.grid_search([place(group[0]) for group in groups.values()])},
-        tune_config=tune.TuneConfig(
-            reuse_actors=all(map(trains_alone, trials)), trial_name_creator=trial_name, **chosen
-        ),
-        run_config=tune.RunConfig(
-            name=shared.name,
-            storage_path=shared.ray_storage,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-            callbacks=callbacks,
-        ),
-    ).fit()
+def _reserved(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([Ticket.in_config(config).reserved])
 
 
-def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> LaunchRecord:
+def _has_one_worker(planned: PlannedTrial) -> bool:
+    return planned.trial.config.resources.workers == 1
+
+
+def _record(summary: Summary, sweep: str, trials: int, provenance: Mapping[str, Any]) -> LaunchRecord:
     """The summary as the results keep it."""
     return LaunchRecord(
-        sweep=plan.sweep.name,
-        trials=len(plan.to_run),
+        sweep=sweep,
+        trials=trials,
         states=dict(Counter(summary.states.values())),
         slots=summary.slots,
         wall_seconds=summary.wall_seconds,
@@ -155,24 +200,13 @@ def _record(summary: Summary, plan: Plan, provenance: Mapping[str, Any]) -> Laun
     )
 
 
-def _at_once(plan: Plan, cluster: Cluster) -> int:
-    """Most trials that Tune holds at a time, placed or waiting for a place; 0: any number.
-
-    An autoscaler adds nodes for trials that wait, and trials of several sizes fill the nodes as Ray can fit them in.
-    Drivers of worker groups, which take almost nothing, would not wait.
-    """
-    mixed = len({planned.trial.config.resources for planned in plan.to_run}) > 1
-    alone = all(map(trains_alone, plan.to_run))
-    return 0 if alone and (cluster.grows or mixed) else max(1, plan.at_once)
-
-
 def _refuse_unplaceable(to_run: list[PlannedTrial], cluster: Cluster) -> None:
-    """LaunchError when a trial can never be placed; a cluster with an autoscaler may still grow."""
-    if cluster.grows:
+    """LaunchError when a trial can never run; a cluster with an autoscaler may still grow."""
+    if cluster.capacity.grows:
         return
     for each in to_run:
         need = each.trial.config.resources
-        if lack := forecast.lacking(need, cluster.cpus, cluster.gpus):
+        if lack := forecast.lacking(need, cluster.capacity):
             raise LaunchError(f"{each.label} {lack}, or use a larger {'machine' if cluster.own else 'cluster'}")
         if not cluster.holds(need.cpu, need.gpu):
             raise LaunchError(

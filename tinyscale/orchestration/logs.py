@@ -1,4 +1,4 @@
-"""Losses and progress for people who watch them elsewhere: TensorBoard, W&B or MLflow, by Ray's own integrations."""
+"""Losses and progress in TensorBoard, W&B or MLflow, through Ray's own integrations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_logger(kind: str, sweep: str) -> Any:
 
 
 def keep_events(written: Path, sweep: str, results: Results) -> None:
-    """Move TensorBoard's files, which Tune writes beside its own, to tensorboard/<sweep>/<trial>/ of the results."""
+    """Move TensorBoard's files, which Tune writes with its own, to tensorboard/<sweep>/<trial>/ of the results."""
     for events in sorted(written.rglob(EVENTS)):
         folder = results.folder / "tensorboard" / sweep / events.parent.name
         folder.write(events.name, events.read_bytes())

@@ -16,30 +16,31 @@ from rich.text import Text
 from tinyscale.formatting import compact, duration
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.spec.config import Resources
+from tinyscale.spec.state import State
 
-WIDE, BAR = 100, 16  # columns of a terminal that has room for bars, and those of a bar
+WIDE, BAR = 100, 16  # columns of a terminal wide enough for bars, and of a bar
 
 
 @dataclass
 class Running:
-    """A trial under way, as its last reports tell."""
+    """A trial under way, by its last reports."""
 
     planned: PlannedTrial
     tokens: int = 0
     val_loss: float | None = None
     tokens_per_second: float = 0.0
-    told: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)
     resumed_at: int | None = None
 
-    def hear(self, metrics: dict[str, Any]) -> None:
+    def on_report(self, metrics: dict[str, Any]) -> None:
         """Take in a report; speed is that between reports, smoothed."""
         now, tokens = time.monotonic(), int(metrics.get("tokens", 0))
         if self.resumed_at is None:
             self.resumed_at = tokens
-        elif now > self.told and tokens > self.tokens:
-            speed = (tokens - self.tokens) / (now - self.told)
+        elif now > self.reported and tokens > self.tokens:
+            speed = (tokens - self.tokens) / (now - self.reported)
             self.tokens_per_second = speed if not self.tokens_per_second else 0.7 * self.tokens_per_second + 0.3 * speed
-        self.tokens, self.told = tokens, now
+        self.tokens, self.reported = tokens, now
         self.val_loss = metrics.get("val_loss", self.val_loss)
 
     @property
@@ -55,7 +56,7 @@ class Running:
         return f"{duration((self.planned.trial.tokens - self.tokens) / self.tokens_per_second)} left"
 
     def row(self, *, bar: bool) -> list[RenderableType]:
-        """What the live part says of it; the bar only where there is room."""
+        """Its row in the live part, with or without a bar."""
         loss = f"loss {self.val_loss:.3f}" if self.val_loss is not None else ""
         progress: list[RenderableType] = [ProgressBar(total=1.0, completed=self.share, width=BAR)] if bar else []
         speed = f"{compact(self.tokens_per_second)} tok/s" if self.tokens_per_second else ""
@@ -76,7 +77,7 @@ class Monitor:
         self.work, self.work_done = sum(map(_work, to_run)), 0.0
         self.total, self.console, self.quiet = len(to_run), console, quiet
         self.running: dict[str, Running] = {}
-        self.ended: dict[str, str] = {}  # identity -> state
+        self.ended: dict[str, State] = {}  # identity -> state
         self.failures: list[tuple[str, str]] = []  # label, reason
         self.began = self.first_report = time.monotonic()
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
@@ -90,22 +91,22 @@ class Monitor:
         self.live.stop()
 
     def started(self, planned: PlannedTrial) -> None:
-        """A trial was placed."""
+        """A trial began."""
         if not self.running and not self.ended:
             self.first_report = time.monotonic()
         self.running[planned.trial.identity] = Running(planned)
 
-    def heard(self, identity: str, metrics: dict[str, Any]) -> None:
+    def on_report(self, identity: str, metrics: dict[str, Any]) -> None:
         """A trial reported."""
         if identity in self.running:
-            self.running[identity].hear(metrics)
+            self.running[identity].on_report(metrics)
 
-    def end(self, planned: PlannedTrial, state: str, reason: str | None) -> None:
+    def end(self, planned: PlannedTrial, state: State, reason: str | None) -> None:
         """A trial ended; failures are shown at once, above the live part."""
         self.running.pop(planned.trial.identity, None)
         self.ended[planned.trial.identity] = state
         self.work_done += _work(planned)
-        if state in ("failed", "diverged"):
+        if state.lacks_loss:
             self.failures.append((planned.label, reason or "no reason given"))
             self.console.print(Text(f"{state}: {planned.label}: {reason}", style="red"))
         elif not self.live.is_started and not self.quiet:
@@ -120,8 +121,8 @@ class Monitor:
         return duration(elapsed * max(0.0, self.work - done) / done)
 
     def render(self) -> RenderableType:
-        """The live part: a line of totals, a line a running trial."""
-        failed = sum(state in ("failed", "diverged") for state in self.ended.values())
+        """The live part: a line of totals, and one line per running trial."""
+        failed = sum(state.lacks_loss for state in self.ended.values())
         speed = sum(running.tokens_per_second for running in self.running.values())
         totals = Text(
             f"{len(self.ended)}/{self.total} ended, {len(self.running)} running, {failed} failed; "
@@ -138,5 +139,5 @@ class Monitor:
 
 
 def _work(planned: PlannedTrial) -> float:
-    """Seconds of a trial, or where there is no forecast something in proportion to them."""
+    """Seconds of a trial; without a forecast, something in proportion to them."""
     return planned.seconds or planned.trial.flops

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 from filelock import FileLock
 
 from tinyscale.planning.plan import Plan, PlannedTrial
-from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results, SweepRecord
+from tinyscale.spec.state import State
 
 
-def record_sweep(plan: Plan, results: Results) -> None:
-    """Write which trials the sweep consists of.
+def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) -> None:
+    """Write which trials the sweep consists of. provenance: the launch's.
 
-    Of a search, trials that another launch has drawn since, or that a selection leaves out, stay.
+    Of a search, trials that another launch has sampled since, or that a selection leaves out, stay.
     """
-    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != "undrawn"]
+    sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != State.UNSAMPLED]
     searched = tuple(sweep.search.names) if sweep.search else ()
     axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
     with _alone(results):
         if searched:
-            known = {entry["trial"] for entry in entries} | plan.stale
+            known = {entry.trial for entry in entries} | plan.stale
             before = [record for record in results.read_sweeps() if record.name == sweep.name]
-            entries += [dict(group) for record in before for group in record.groups if group["trial"] not in known]
-        provenance = launch_provenance()
+            entries += [entry for record in before for entry in record.entries if entry.trial not in known]
         record = SweepRecord(sweep.name, sweep.title, sweep.source, axes, tuple(entries), provenance, searched)
         results.write_sweep(record)
 
 
-def record_draw(plan: Plan, results: Results, drawn: PlannedTrial) -> None:
-    """Add a trial that a search has drawn."""
+def record_sampled(plan: Plan, results: Results, sampled: PlannedTrial) -> None:
+    """Add a trial that a search has sampled."""
     with _alone(results):
         record = next(record for record in results.read_sweeps() if record.name == plan.sweep.name)
-        results.write_sweep(replace(record, groups=(*record.groups, drawn.entry)))
+        results.write_sweep(replace(record, entries=(*record.entries, sampled.entry)))
 
 
 def _alone(results: Results) -> FileLock | nullcontext[None]:

@@ -1,82 +1,83 @@
-"""What Tune needs to run a search in place of a grid: the next trial, drawn, and under asha which trial to give up."""
+"""What Tune needs to run a search in place of a grid: the next trial, and under asha which trial to give up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from tinyscale.orchestration.record import record_draw
-from tinyscale.orchestration.studies import GroupStudy, StudyFile
-from tinyscale.orchestration.watch import place
-from tinyscale.orchestration.worker import NAMESPACE, placed, stop_key
+from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket
+from tinyscale.orchestration.record import record_sampled
+from tinyscale.orchestration.stop import Stop, clear_stop, stop_trial
+from tinyscale.orchestration.studies import CellStudy, StudyFile
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.results.store import Results
 
 
-def search_settings(
-    plan: Plan, results: Results, groups: dict[str, list[PlannedTrial]], scratch: str, stopping: Callable[[], bool]
+def search_order(
+    plan: Plan, results: Results, sets: dict[str, list[PlannedTrial]], settings: LaunchSettings, stop: Stop
 ) -> dict[str, Any]:
-    """Settings of Tune that run a plan's search: see `SweepSearch`."""
-    assert plan.sweep.search is not None, "a sweep without a search is a grid"
-    draws = SweepSearch(plan, results, groups, scratch, stopping)
-    settings = {"search_alg": ConcurrencyLimiter(draws, plan.at_once), "num_samples": len(plan.to_run)}
-    return settings | ({"scheduler": Halving(groups)} if plan.sweep.search.scheduler == "asha" else {})
+    """Tune's settings for which trial of a search comes next, and which is given up: see `SweepSearch`."""
+    search = ConcurrencyLimiter(SweepSearch(plan, results, sets, settings, stop), plan.at_once)
+    order = {"search_alg": search, "num_samples": len(plan.to_run)}
+    return order | ({"scheduler": Halving(sets)} if settings.halving else {})
 
 
 class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
-    """What Tune asks for the next trial of a sweep: the study with the least running, of those the one with most left.
+    """What Tune asks for the next trial: of the studies with the fewest running trials that with most work left.
 
-    groups: gets each trial that is drawn, a group of its own by its identity, before it trains; stopping: whether the
-    user asked to stop.
+    sets: gets each trial that is sampled, by its ticket's key, before it trains.
     """
 
     def __init__(
         self,
         plan: Plan,
         results: Results,
-        groups: dict[str, list[PlannedTrial]],
-        scratch: str,
-        stopping: Callable[[], bool],
+        sets: dict[str, list[PlannedTrial]],
+        settings: LaunchSettings,
+        stop: Stop,
     ) -> None:
         super().__init__()
-        assert plan.sweep.search is not None, "a sweep without a search is a grid"
+        search = plan.sweep.search
+        assert search is not None, "a sweep without a search is a grid"
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.plan, self.results, self.groups, self.stopping = plan, results, groups, stopping
-        self.file = StudyFile(results, plan.sweep.name, scratch)
+        self.plan, self.results, self.sets, self.settings, self.stop = plan, results, sets, settings, stop
+        self.file = StudyFile(results, plan.sweep.name, settings.ray_storage)
         by_study: dict[str, list[PlannedTrial]] = {}
-        for each in plan.trials:
-            assert each.draw is not None, "each trial of a search has a place in a study"
-            by_study.setdefault(each.draw.study, []).append(each)
+        for planned in plan.trials:
+            assert planned.sample is not None, "each trial of a search belongs to a study"
+            by_study.setdefault(planned.sample.study, []).append(planned)
         self.studies = [
-            GroupStudy(plan.sweep.search, trials, self.file.storage, results)
+            CellStudy(search, trials, self.file.storage, results)
             for trials in by_study.values()
-            if any(each.will_run for each in trials)
+            if any(planned.will_run for planned in trials)
         ]
-        self.study_of: dict[str, GroupStudy] = {}  # by Tune's name for a trial
+        self.study_of: dict[str, CellStudy] = {}  # by Tune's name for a trial
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, which travels with its config."""
-        while not self.stopping() and (open_ := [study for study in self.studies if study.work_left]):
+        """The configuration of the next trial; its assignment is in it, since no launcher knew it before."""
+        while not self.stop.requested and (open_ := [study for study in self.studies if study.work_left]):
             study = min(open_, key=lambda study: (len(study.running), -study.work_left))
-            drawn = study.next(trial_id)
-            if drawn is not None:
+            planned = study.suggest(trial_id)
+            if planned is not None:
                 self.study_of[trial_id] = study
-                if drawn.trial.identity not in self.groups:
-                    self.groups[drawn.trial.identity] = [drawn]
-                    record_draw(self.plan, self.results, drawn)
-                return {"placed": place(drawn), "drawn": drawn.trial}
+                if planned.trial.identity not in self.sets:
+                    self.sets[planned.trial.identity] = [planned]
+                    record_sampled(self.plan, self.results, planned)
+                assignment = Assignment((planned.trial,), self.settings)
+                ticket = Ticket.of(planned.trial, planned.label)
+                return {"ticket": ticket.as_json(), "assignment": assignment.as_json()}
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.study_of[trial_id].on_trial_result(trial_id, result)
+        if "val_loss" in result:
+            self.study_of[trial_id].report(trial_id, result["val_loss"], result["tokens"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.study_of.pop(trial_id).on_trial_complete(trial_id, result, error)
+        self.study_of.pop(trial_id).end(trial_id)
         self.file.keep()
 
     def save(self, checkpoint_path: str) -> None:
@@ -84,42 +85,42 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
 
 
 class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
-    """Asynchronous successive halving (Li et al. 2020, 1810.05934) inside each group, at 1/16 and 1/4 of its tokens.
+    """Asynchronous successive halving (Li et al. 2020, 1810.05934) inside each cell, at 1/16 and 1/4 of its tokens.
 
     A trial that is behind is asked to stop, and records that itself; Tune would end it in the middle of a step.
     """
 
     REDUCTION = 4
 
-    def __init__(self, groups: Mapping[str, list[PlannedTrial]]) -> None:
+    def __init__(self, sets: Mapping[str, Sequence[PlannedTrial]]) -> None:
         super().__init__()
-        self.groups = groups
+        self.sets = sets
         self.studies: dict[str, ASHAScheduler] = {}
         self.asked_to_stop: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
+        clear_stop(Ticket.in_config(trial.config).key)
         self._study(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        identity = placed(trial.config)["trial"]
-        at_the_end = result.get("tokens", 0) >= self.groups[identity][0].trial.tokens
+        identity = Ticket.in_config(trial.config).key
+        at_the_end = result.get("tokens", 0) >= self.sets[identity][0].trial.tokens
         if "val_loss" in result and not at_the_end and identity not in self.asked_to_stop:
             decision = self._study(trial).on_trial_result(tune_controller, trial, result)
             if decision == TrialScheduler.STOP:
                 self.asked_to_stop.add(identity)
-                _internal_kv_put(stop_key(identity), b"behind", namespace=NAMESPACE)
+                stop_trial(identity)
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        _internal_kv_del(stop_key(placed(trial.config)["trial"]), namespace=NAMESPACE)
+        clear_stop(Ticket.in_config(trial.config).key)
 
     def _study(self, trial: Any) -> ASHAScheduler:
-        (planned,) = self.groups[placed(trial.config)["trial"]]
-        assert planned.draw is not None, "each trial of a search has a place in a study"
-        if planned.draw.study not in self.studies:
+        (planned,) = self.sets[Ticket.in_config(trial.config).key]
+        assert planned.sample is not None, "each trial of a search belongs to a study"
+        if planned.sample.study not in self.studies:
             tokens = planned.trial.tokens
-            self.studies[planned.draw.study] = ASHAScheduler(
+            self.studies[planned.sample.study] = ASHAScheduler(
                 time_attr="tokens",
                 metric="val_loss",
                 mode="min",
@@ -127,4 +128,4 @@ class Halving(FIFOScheduler):  # type: ignore[misc,unused-ignore]
                 grace_period=max(1, int(0.9 * tokens / self.REDUCTION**2)),  # an evaluation is a step early or late
                 reduction_factor=self.REDUCTION,
             )
-        return self.studies[planned.draw.study]
+        return self.studies[planned.sample.study]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -10,14 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import grpc
 
 from tinyscale.errors import LaunchError
-from tinyscale.machine import gpu_bytes, this_machine
+from tinyscale.machine import Capacity, gpu_bytes, this_machine
+from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2
 
-# Read by Ray when it is imported or when a trial starts; what each one is for stands beside it.
+# Read by Ray when it is imported or when a trial starts.
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other output engine prints whatever verbosity is asked for
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative corpus paths keep their meaning
@@ -36,24 +33,16 @@ REPORT_SECONDS = 15.0  # for the first report of an autoscaler that was just sta
 
 @dataclass(frozen=True)
 class Cluster:
-    """What trials may use, and where the dashboard is."""
+    """A Ray to work on: what trials may use of it, and where the dashboard is."""
 
-    cpus: float
-    gpus: float
+    capacity: Capacity
     dashboard_url: str | None
     own: bool
     nodes: tuple[tuple[float, float], ...] = ()  # cores and GPUs of each; left out: one has it all
-    grows: bool = False  # an autoscaler adds nodes as trials wait
-    gpu_bytes: float | None = None  # memory of the smallest GPU, where known
-
-    @property
-    def room(self) -> dict[str, Any]:
-        """What trials may use, as `make_plan` takes it."""
-        return {"cpus": self.cpus, "gpus": self.gpus, "gpu_bytes": self.gpu_bytes, "grows": self.grows}
 
     def holds(self, cpu: float, gpu: float) -> bool:
         """Whether one node has so much."""
-        each = self.nodes or ((self.cpus, self.gpus),)
+        each = self.nodes or ((self.capacity.cpus, self.capacity.gpus),)
         return any(cpu <= cpus and gpu <= gpus for cpus, gpus in each)
 
 
@@ -63,17 +52,18 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     os.environ |= {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     if address:
         _require_answer(address)
-        _use_token_if_it_is_asked_for(address)
+        _use_token_if_asked_for(address)
     import ray  # reads the environment
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failures are shown by the launch, with their reasons
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    cpus, gpus = this_machine()
+    machine = this_machine()
     try:
         if address:
             context = ray.init(address=address, **quiet)
         else:
-            context = ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+            own = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "include_dashboard": True}
+            context = ray.init(address="local", **own, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise LaunchError(_explain(address, error)) from error
     try:
@@ -92,27 +82,18 @@ def _cluster(dashboard: str | None, *, own: bool) -> Cluster:
     nodes = tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
     cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
     memory = (gpu_bytes() if own else least_gpu_bytes()) if gpus else None
-    return Cluster(cpus, gpus, dashboard, own, nodes, grows=not own and _has_autoscaler(), gpu_bytes=memory)
+    capacity = Capacity(cpus, gpus, memory, grows=not own and _has_autoscaler())
+    return Cluster(capacity, dashboard, own, nodes)
 
 
 def _has_autoscaler() -> bool:
-    """Whether nodes are added as trials wait. The second autoscaler leaves a flag, the first reports its node types.
-
-    The first one's monitor also runs where nobody adds nodes; it then names a type after each node.
-    """
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.autoscaler._private.util import format_readonly_node_type
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    if is_autoscaler_v2(fetch_from_server=True):
+    """Whether nodes are added as trials wait: the second autoscaler leaves a flag, the first reports its node types."""
+    if has_autoscaler_v2():
         return True
-    types, deadline = None, time.monotonic() + REPORT_SECONDS
-    while not types and time.monotonic() < deadline:
-        status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
-        types = status.get("autoscaler_report", {}).get("active_nodes")
-        time.sleep(0 if types else 0.5)
-    return any(not name.startswith(format_readonly_node_type("")) for name in types or ())
+    deadline = time.monotonic() + REPORT_SECONDS
+    while (types := autoscaled_node_types()) is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return bool(types)
 
 
 def _require_answer(address: str) -> None:
@@ -126,17 +107,10 @@ def _require_answer(address: str) -> None:
         raise LaunchError(_explain(address, error)) from error
 
 
-def _use_token_if_it_is_asked_for(address: str) -> None:
+def _use_token_if_asked_for(address: str) -> None:
     """Ray looks for its token by itself only at address auto, and a token breaks a cluster that has none."""
-    method = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-    if "/" in address or ":" not in address:
-        return
-    with grpc.insecure_channel(address) as channel:
-        try:
-            channel.unary_unary(method)(b"", timeout=ANSWER_SECONDS)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "/" not in address and ":" in address and asks_for_token(address, ANSWER_SECONDS):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _explain(address: str | None, error: Exception) -> str:

@@ -1,13 +1,13 @@
-"""Optuna's studies of a sweep, one for each group, kept beside the results and gone on with by the next launch.
+"""Optuna's studies of a sweep, one for each cell, kept with the results and continued by the next launch.
 
-The results are the truth and a study follows them: what it lacks of trials that ended is added when a launch begins,
-and what it is told of a trial is read from the trial's own rows. `optuna-dashboard results/optuna/<sweep>.log` shows
-the studies.
+The results are the truth and a study follows them: trials that ended and that it lacks are added when a launch begins,
+and how a trial ended is read from its own rows. `optuna-dashboard results/optuna/<sweep>.log` shows the studies.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,23 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import NopPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search.optuna import OptunaSearch
 
 from tinyscale.errors import ResultsError
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.results.leases import held_trials
-from tinyscale.results.store import STOPPED, Results
+from tinyscale.results.store import Results
 from tinyscale.spec.search_space import Search, Values
+from tinyscale.spec.state import State
 
 FOLDER = "optuna"
-REPEATS = 100  # draws in a row of what was drawn before, after which a group has nothing new to draw
-TOLD = (TrialState.COMPLETE, TrialState.PRUNED)
+REPEATS = 100  # samples in a row that were sampled before, after which nothing new is left in the cell
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class RoundedTPE(TPESampler):
@@ -43,8 +44,8 @@ class RoundedTPE(TPESampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        drawn = super().sample_relative(study, trial, search_space)
-        return {path: self._rounded(path, value) for path, value in drawn.items()}
+        sampled = super().sample_relative(study, trial, search_space)
+        return {path: self._rounded(path, value) for path, value in sampled.items()}
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
         return self._rounded(param_name, super().sample_independent(study, trial, param_name, param_distribution))
@@ -53,107 +54,112 @@ class RoundedTPE(TPESampler):
         return value if self.fields[path].choices else self.fields[path].rounded(value)
 
 
-class GroupStudy(OptunaSearch):  # type: ignore[misc,unused-ignore]
-    """The study of one group. It draws for the group's stand-ins, after what an earlier launch drew and did not end."""
+class CellStudy:
+    """The study of one cell of a sweep: which values its next trial gets. It knows Optuna and the results, and no Ray.
 
-    def __init__(self, search: Search, trials: list[PlannedTrial], storage: BaseStorage, results: Results) -> None:
-        name = trials[0].draw.study if trials[0].draw else ""
-        super().__init__(space=self._ask, metric="val_loss", mode="min", study_name=name, storage=storage)
+    It first hands out trials that an earlier launch sampled and did not end, then samples values for the stand-ins.
+    key: a caller's own name for a trial, from `suggest` to `end`.
+    """
+
+    def __init__(self, search: Search, trials: Sequence[PlannedTrial], storage: BaseStorage, results: Results) -> None:
+        assert trials[0].sample is not None, "each trial of a search belongs to a study"
         self.search, self.results, self.wanted = search, results, len(trials)
-        self.study: Study = self._ot_study
-        self.stand_ins = [planned for planned in trials if planned.state == "undrawn"]
-        self.drawn = {planned.trial.identity: planned for planned in trials if planned.state != "undrawn"}
-        self.again = [planned for planned in self.drawn.values() if planned.will_run]
-        self.running: dict[str, PlannedTrial] = {}  # by Tune's name for it
-        self.heard: dict[str, int] = {}  # tokens of the last loss on the way
+        self.distributions = {path: _distribution(values) for path, values in search.fields.items()}
+        self.study: Study = optuna.create_study(
+            storage=storage,
+            study_name=trials[0].sample.study,
+            direction="minimize",
+            pruner=NopPruner(),  # trials that are behind are stopped by Tune's scheduler
+            load_if_exists=True,
+        )
+        self.stand_ins = [planned for planned in trials if planned.state == State.UNSAMPLED]
+        self.sampled = {planned.trial.identity: planned for planned in trials if planned.state != State.UNSAMPLED}
+        self.unfinished = [planned for planned in self.sampled.values() if planned.will_run]
+        self.running: dict[str, PlannedTrial] = {}  # by key, as the two below
+        self.asked: dict[str, optuna.Trial] = {}
+        self.reported: dict[str, int] = {}  # tokens at the last loss
         self._catch_up()
-        self.begun_at = len(self.study.trials)
-        self.study.sampler = RoundedTPE(search, zlib.crc32(f"{name} {self.begun_at}".encode()))  # else draws repeat
+        self.trials_before = len(self.study.trials)
+        seed = zlib.crc32(f"{self.study.study_name} {self.trials_before}".encode())  # a fixed one would repeat samples
+        self.study.sampler = RoundedTPE(search, seed)
 
     @property
     def work_left(self) -> float:
         """Seconds, or something in proportion to them, of what is still to be started."""
-        return sum(planned.seconds or planned.trial.flops for planned in (*self.again, *self.stand_ins))
+        return sum(planned.seconds or planned.trial.flops for planned in (*self.unfinished, *self.stand_ins))
 
-    def next(self, trial_id: str) -> PlannedTrial | None:
-        """A trial to train now: one that an earlier launch left, or a new draw; None when the group has its trials."""
-        if self.again:
-            self.running[trial_id] = self.again.pop(0)
+    def suggest(self, key: str) -> PlannedTrial | None:
+        """The trial to train next; None when the cell has its trials."""
+        if self.unfinished:
+            self.running[key] = self.unfinished.pop(0)
         elif self.stand_ins and len(self._identities()) < self.wanted:
-            self._draw(trial_id)
+            self._sample(key)
         else:
             self.stand_ins.clear()
-        return self.running.get(trial_id)
+        return self.running.get(key)
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Losses on the way, by the tokens they were measured at."""
-        asked, tokens = self._ot_trials.get(trial_id), result.get("tokens", 0)
-        if asked is not None and "val_loss" in result and tokens > self.heard.get(trial_id, 0):
-            self.heard[trial_id] = tokens
+    def report(self, key: str, loss: float, tokens: int) -> None:
+        """Note a loss on the way; one of tokens that were reported already is left out."""
+        asked = self.asked.get(key)
+        if asked is not None and tokens > self.reported.get(key, 0):
+            self.reported[key] = tokens
             with suppress(UpdateFinishedTrialError):  # another launch took this one for dead
-                asked.report(result["val_loss"], tokens)
+                asked.report(loss, tokens)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study what came of a trial, as its rows say."""
-        self._tell(self.running.pop(trial_id), self._ot_trials.pop(trial_id, None))
+    def end(self, key: str) -> None:
+        """Record in the study how a trial ended, as its rows say."""
+        self._record(self.running.pop(key), self.asked.pop(key, None))
 
-    def _ask(self, trial: optuna.Trial) -> None:
-        for path, values in self.search.fields.items():
-            if values.low is None or values.high is None:
-                trial.suggest_categorical(path, values.ends)
-            else:
-                trial.suggest_float(path, values.low, values.high, log=values.log)
-
-    def _draw(self, trial_id: str) -> None:
-        """Draw until it is something new; a trial that another sweep has trained is taken over and not trained."""
+    def _sample(self, key: str) -> None:
+        """Sample until the trial is a new one. One that another sweep has trained is recorded and not trained."""
         for _ in range(REPEATS):
-            planned = self.stand_ins[0].drawn(self.suggest(trial_id))
-            asked = self._ot_trials[trial_id]
+            asked = self.study.ask(self.distributions)
+            planned = self.stand_ins[0].with_sample({path: asked.params[path] for path in self.search.fields})
             asked.set_user_attr("trial", planned.trial.identity)
-            if planned.trial.identity not in self.drawn:
-                self.drawn[planned.trial.identity] = planned
-                self.running[trial_id] = planned
+            if planned.trial.identity not in self.sampled:
+                self.sampled[planned.trial.identity] = self.running[key] = planned
+                self.asked[key] = asked
                 self.stand_ins.pop(0)
                 return
-            self._tell(planned, self._ot_trials.pop(trial_id))
+            self._record(planned, asked)
         self.stand_ins.clear()
 
     def _identities(self) -> set[str]:
-        """Trials drawn so far, by this launch or another one that draws beside it."""
+        """Trials sampled so far, by this launch or by another one that runs at the same time."""
         others = [
             trial.user_attrs.get("trial", "")
-            for trial in self.study.get_trials(False, (*TOLD, TrialState.RUNNING))
-            if trial.number >= self.begun_at or trial.state == TrialState.RUNNING
+            for trial in self.study.get_trials(False, (*ENDED, TrialState.RUNNING))
+            if trial.number >= self.trials_before or trial.state == TrialState.RUNNING
         ]
-        return {*self.drawn, *others}
+        return {*self.sampled, *others}
 
     def _catch_up(self) -> None:
         """Close what a killed launch left open, and add trials that ended and the study does not know."""
-        held = held_trials(self.results.folder / "leases")
+        held = held_trials(self.results.leases)
         for left in self._open():
             identity = left.user_attrs.get("trial", "")
             if identity not in held:
                 state, value, _ = ending(self.results, identity)
                 self.study.tell(left.number, value, state, skip_if_finished=True)
-        known = {trial.user_attrs.get("trial") for trial in self.study.get_trials(False, TOLD)}
-        for identity, planned in self.drawn.items():
+        known = {trial.user_attrs.get("trial") for trial in self.study.get_trials(False, ENDED)}
+        for identity, planned in self.sampled.items():
             if identity not in known and not planned.will_run:
-                self._tell(planned, None)
+                self._record(planned, None)
 
-    def _tell(self, planned: PlannedTrial, asked: optuna.Trial | None) -> None:
-        """Tell of a trial that was asked for, by this launch or an earlier one, or add one that is not in the study."""
+    def _record(self, planned: PlannedTrial, asked: optuna.Trial | None) -> None:
+        """Record how a trial ended; one that no launch asked this study for is added to it."""
         identity = planned.trial.identity
         state, value, on_the_way = ending(self.results, identity)
         still_open = [trial.number for trial in self._open() if trial.user_attrs.get("trial") == identity]
         if asked is not None or still_open:
             self.study.tell(still_open[0] if asked is None else asked, value, state, skip_if_finished=True)
-        elif state in TOLD:
+        elif state in ENDED:
             self.study.add_trial(
                 optuna.trial.create_trial(
                     state=state,
                     value=value,
-                    params=self.search.drawn(planned.axes),
-                    distributions={path: _distribution(values) for path, values in self.search.fields.items()},
+                    params=self.search.sampled(planned.cell.axes),
+                    distributions=self.distributions,
                     user_attrs={"trial": identity},
                     intermediate_values=on_the_way,
                 )
@@ -170,7 +176,7 @@ def _distribution(values: Values) -> BaseDistribution:
 
 
 def ending(results: Results, trial: str) -> tuple[TrialState, float | None, dict[int, float]]:
-    """How a study is told of a trial: its state, its loss, and losses on the way by tokens.
+    """How a trial ended, as a study keeps it: its state, its loss, and losses on the way by tokens.
 
     A trial that diverged or was stopped is pruned: TPE then keeps away from there, while it learns nothing of failures.
     """
@@ -179,9 +185,13 @@ def ending(results: Results, trial: str) -> tuple[TrialState, float | None, dict
     except (FileNotFoundError, ResultsError):
         return TrialState.FAIL, None, {}
     losses = {row["tokens"]: row["val_loss"] for row in rows if row["val_loss"] is not None}
-    if rows[-1]["state"] == "finished":
+    if rows[-1]["state"] == State.FINISHED:
         return TrialState.COMPLETE, rows[-1]["val_loss"], losses
-    return (TrialState.PRUNED if rows[-1]["state"] in ("diverged", STOPPED) else TrialState.FAIL), None, losses
+    return (
+        (TrialState.PRUNED if rows[-1]["state"] in (State.DIVERGED, State.STOPPED) else TrialState.FAIL),
+        None,
+        losses,
+    )
 
 
 class StudyFile:
@@ -196,7 +206,7 @@ class StudyFile:
         self.storage = self._open()
 
     def _open(self) -> BaseStorage:
-        """The storage; a journal cut off by a crash is set aside, for the study can be told again from the results."""
+        """The storage; a journal cut off by a crash is set aside, and the studies are made again from the results."""
         try:
             if self.path.exists() and not f"\n{self.path.read_text()}".endswith("\n"):
                 raise ValueError("its last line is cut off")

@@ -6,10 +6,12 @@ import html
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tinyscale.spec.state import State
+
 
 @dataclass(frozen=True)
 class Timing:
-    """When a trial's process took it up and let go of it (seconds since the epoch), and how long it trained in all.
+    """When a trial's process began and ended it (seconds since the epoch), and how long it trained in all.
 
     Of a batched model's seconds each trial has its share. A resumed trial has those of the times before as well.
     """
@@ -30,7 +32,7 @@ class Timing:
 class Summary:
     """What came of a launch."""
 
-    states: dict[str, str] = field(default_factory=dict)  # identity -> finished, failed, diverged, running, elsewhere
+    states: dict[str, State] = field(default_factory=dict)  # by identity
     reasons: dict[str, str] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     slots: int = 1
@@ -40,8 +42,8 @@ class Summary:
 
     def __repr__(self) -> str:
         counted = Counter(self.states.values()).items()
-        told = ", ".join(f"{number} {state}" for state, number in counted) or "nothing to run"
-        return f"Summary({told}; {self.train_seconds:.1f} s of training in {self.wall_seconds:.1f} s)"
+        states = ", ".join(f"{number} {state}" for state, number in counted) or "nothing to run"
+        return f"Summary({states}; {self.train_seconds:.1f} s of training in {self.wall_seconds:.1f} s)"
 
     def _repr_html_(self) -> str:
         """For a notebook: a line, and the reasons of what failed."""
@@ -51,12 +53,12 @@ class Summary:
     @property
     def failed(self) -> int:
         """Trials that failed; a diverged one is a result."""
-        return sum(state == "failed" for state in self.states.values())
+        return sum(state == State.FAILED for state in self.states.values())
 
     @property
     def finished(self) -> list[Timing]:
         """Timings of the trials that finished."""
-        return [timing for timing in self.timings if self.states[timing.trial] == "finished"]
+        return [timing for timing in self.timings if self.states[timing.trial] == State.FINISHED]
 
     @property
     def train_seconds(self) -> float:
@@ -74,7 +76,7 @@ class Summary:
 
     @property
     def overhead_per_trial(self) -> float:
-        """Mean seconds that a process spent on a trial, and between it and the trial before, beside training."""
+        """Mean seconds per trial that its process did not train, the time since its trial before included."""
         last: dict[int, float] = {}
         overheads = []
         for timing in sorted(self.timings, key=lambda timing: timing.began):

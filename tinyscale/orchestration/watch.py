@@ -1,90 +1,89 @@
-"""Our side of Ray Tune: which trial comes next, until the user stops it, and what a launch makes of what Tune tells."""
+"""What a launch makes of what Ray Tune says of its trials: the monitor, the summary, and rows of what died."""
 
 from __future__ import annotations
 
-import json
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from rich.console import Console
 
 from tinyscale.errors import ResultsError
+from tinyscale.orchestration.assignment import Ticket
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.summary import Summary, Timing
-from tinyscale.orchestration.worker import ELSEWHERE, MAX_RESTARTS, NAMESPACE, STOP_KEY, placed
+from tinyscale.orchestration.worker import MAX_RESTARTS
 from tinyscale.planning.plan import PlannedTrial
-from tinyscale.results.provenance import launch_provenance
 from tinyscale.results.store import Results
+from tinyscale.spec.state import State
 
-DRIVER_SHARE = {"node:__internal_head__": 0.001}  # a driver of several workers sits on the head and takes no core
 LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
 
 
 class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
-    """Passes what Tune tells on to the monitor, and records trials whose process died or raised.
+    """Passes reports on to the monitor and the summary, and records trials whose process died or raised.
 
-    again: trials that ran out of memory on a share of a GPU, with the share that would have done.
+    sets: trials trained together, by the key of their ticket; provenance: for rows of trials that could not write any.
+    resized: trials that ran out of memory on a share of a GPU, with the share that would have done.
     """
 
     def __init__(
-        self, groups: Mapping[str, list[PlannedTrial]], monitor: Monitor, summary: Summary, results: Results
+        self,
+        sets: Mapping[str, Sequence[PlannedTrial]],
+        monitor: Monitor,
+        summary: Summary,
+        results: Results,
+        provenance: Mapping[str, Any],
     ) -> None:
-        self.groups, self.monitor, self.summary, self.results = groups, monitor, summary, results
-        self.provenance = launch_provenance()
-        self.again: list[PlannedTrial] = []
-        self.ended: set[str] = set()  # in this run: what is trained again has a state from the run before
+        self.sets, self.monitor, self.summary, self.results = sets, monitor, summary, results
+        self.provenance = provenance
+        self.resized: list[PlannedTrial] = []
+        self.ended: set[str] = set()  # in this run; a resized trial has a state from the run before
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune saves its callbacks to restore them, and ours lives as long as the launch does."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        for planned in self._going(trial):
+        for planned in self._active(trial):
             self.monitor.started(planned)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        for planned in self._going(trial):
-            if result.get("trial", planned.trial.identity) == planned.trial.identity:  # without: it is true of all
-                self._hear(planned, result)
+        for planned in self._active(trial):
+            if result.get("trial", planned.trial.identity) == planned.trial.identity:  # without one: it is true of all
+                self._on_report(planned, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        for planned in self._going(trial):
-            self._end(planned, "failed", "it ended without saying how: its last report was lost")
+        for planned in self._active(trial):
+            self._end(planned, State.FAILED, "its last report was lost, which says how it ended")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = _reason(trial)
-        for planned in self._going(trial):
+        for planned in self._active(trial):
             with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
                 self.results.mark_failed(planned.trial, reason, self.provenance)
-            self._end(planned, "failed", reason)
+            self._end(planned, State.FAILED, reason)
 
-    def _going(self, trial: Any) -> list[PlannedTrial]:
-        """Those trials of what Tune runs, one or a fused group, of which no end is known yet."""
-        group = self.groups[placed(trial.config)["trial"]]
-        return [planned for planned in group if planned.trial.identity not in self.ended]
+    def _active(self, trial: Any) -> list[PlannedTrial]:
+        """The trials that a Tune trial trains and that have not ended."""
+        together = self.sets[Ticket.in_config(trial.config).key]
+        return [planned for planned in together if planned.trial.identity not in self.ended]
 
-    def _hear(self, planned: PlannedTrial, result: dict[str, Any]) -> None:
-        """Pass on what is told of one trial; with its timing comes its end."""
-        self.monitor.heard(planned.trial.identity, result)
+    def _on_report(self, planned: PlannedTrial, result: dict[str, Any]) -> None:
+        """Pass on a report of one trial; its last one has its timing."""
+        self.monitor.on_report(planned.trial.identity, result)
         if "timing" in result:
             self.summary.timings.append(Timing(planned.trial.identity, *result["timing"]))
             if result["would_do"]:
-                self.again.append(planned.with_share(result["would_do"]))
-        if "timing" in result or result.get("state") == ELSEWHERE:
-            self._end(planned, result["state"], result["reason"])
+                self.resized.append(planned.with_share(result["would_do"]))
+        if "timing" in result or result.get("state") == State.ELSEWHERE:
+            self._end(planned, State(result["state"]), result["reason"])
 
-    def _end(self, planned: PlannedTrial, state: str, reason: str | None) -> None:
+    def _end(self, planned: PlannedTrial, state: State, reason: str | None) -> None:
         identity = planned.trial.identity
         self.ended.add(identity)
         self.summary.states[identity] = state
@@ -94,86 +93,14 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
 
 
 def _reason(trial: Any) -> str:
-    """Why a trial failed, from what Ray wrote of it: the exception's last line, or how its process died."""
+    """Why a trial failed, from the error that Ray wrote: the exception's last line, or how its process died."""
     text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
     if used := LOW_MEMORY.findall(text):
         return (
             f"out of memory: Ray ended its process {len(used)} times, as {used[-1][0]} of the node's {used[-1][1]} "
-            "were in use; raise resources.cpu, so that fewer trials run beside it, or lower train.batch_tokens"
+            "were in use; raise resources.cpu, so that fewer trials run at once, or lower train.batch_tokens"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any("died unexpectedly" in line or "ActorDiedError" in line for line in lines):
         return f"its process died {MAX_RESTARTS + 1} times (killed, or out of memory)"
     return lines[-1] if lines else "Ray gave no reason"
-
-
-@dataclass
-class Stop:
-    """Whether the user asked to stop. (Tune saves what its search holds, and cannot save a threading.Event.)"""
-
-    requested: bool = False
-
-
-class Grid(BasicVariantGenerator):  # type: ignore[misc,unused-ignore]
-    """Tune's grid, which ends early once the user asked to stop."""
-
-    def __init__(self, stop: Stop, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.stop = stop
-
-    def next_trial(self) -> Any:
-        return None if self.stop.requested else super().next_trial()
-
-    def is_finished(self) -> bool:
-        return self.stop.requested or bool(super().is_finished())
-
-
-@contextmanager
-def interruptible(name: str, console: Console) -> Iterator[Stop]:
-    """First Ctrl-C: running trials write a checkpoint and stop. Second: stop now. Ray is shut down either way."""
-    stop = Stop()
-
-    def on_interrupt(*_: object) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        _internal_kv_put(STOP_KEY, name.encode(), namespace=NAMESPACE)
-        console.print("stopping: running trials write a checkpoint first (Ctrl-C again: stop now)")
-
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, on_interrupt) if on_main_thread else None
-    try:
-        yield stop
-    finally:
-        _internal_kv_del(STOP_KEY, namespace=NAMESPACE)
-        if on_main_thread:
-            signal.signal(signal.SIGINT, before)
-
-
-def trial_name(trial: Any) -> str:
-    """A name by which the trial can be recognised in Ray's dashboard."""
-    return str(placed(trial.config)["name"])
-
-
-def place(planned: PlannedTrial) -> str:
-    """What `placed` reads again."""
-    identity, label = planned.trial.identity, planned.label.replace(" ", "_").replace("/", "-")
-    return json.dumps({"trial": identity, "name": f"{label}_{identity[:6]}", "reserved": _reserved(planned)})
-
-
-def as_reserved(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """The resources of a trial, as Tune takes them."""
-    return tune.PlacementGroupFactory([placed(config)["reserved"]])
-
-
-def trains_alone(planned: PlannedTrial) -> bool:
-    """Whether one process trains it."""
-    return planned.trial.config.resources.workers == 1
-
-
-def _reserved(planned: PlannedTrial) -> dict[str, float]:
-    """What Tune reserves for a trial: the trial's own share, or for a worker group only the driver's."""
-    need = planned.trial.config.resources
-    if not trains_alone(planned):
-        return DRIVER_SHARE
-    return {"CPU": need.cpu} | ({"GPU": need.gpu} if need.gpu else {})

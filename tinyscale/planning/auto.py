@@ -1,6 +1,6 @@
-"""Values that a sweep leaves open (`auto`), settled when it is planned.
+"""Values that a sweep leaves open (`auto`), resolved when it is planned.
 
-What the first plan that was launched chose is kept with the sweep and chosen again, so that a sweep goes on as it began
+What the first launched plan chose is recorded with the sweep and chosen again, so that a sweep goes on as it began,
 whatever has been measured or fitted since.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinyscale.errors import ConfigError, FitError
-from tinyscale.machine import this_machine
+from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.results.store import Results
 from tinyscale.spec.costs import HEADROOM, smallest_share
@@ -21,76 +21,73 @@ from tinyscale.spec.trial import Trial
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A value for a field that was open, and where it comes from, in words; no words: nothing to tell."""
+class AutoValue:
+    """A value for a field that was open, and the reason for it; an empty reason is not reported."""
 
     value: Any
     why: str
 
 
 @dataclass(frozen=True)
-class Settled:
-    """A variant with nothing left open, and what was chosen for it: field -> choice."""
+class Filled:
+    """A variant and the values that were chosen for its open fields: field -> value."""
 
     variant: Variant
-    choices: Mapping[str, Choice] = field(default_factory=dict)
+    auto_values: Mapping[str, AutoValue] = field(default_factory=dict)
 
-    def take(self, choices: Mapping[str, Choice]) -> Settled:
-        """Fill in those of the choices that are open."""
-        taken = {path: choice for path, choice in choices.items() if path in self.variant.autos}
+    def fill(self, chosen: Mapping[str, AutoValue]) -> Filled:
+        """With those of the chosen values whose fields are open."""
+        taken = {path: auto for path, auto in chosen.items() if path in self.variant.autos}
         if not taken:
             return self
-        variant = self.variant.settled({path: choice.value for path, choice in taken.items()})
-        return replace(self, variant=variant, choices={**self.choices, **taken})
+        variant = self.variant.with_values({path: auto.value for path, auto in taken.items()})
+        return replace(self, variant=variant, auto_values={**self.auto_values, **taken})
 
 
 @dataclass(frozen=True)
-class Means:
+class PlanningContext:
     """What choosers may look at.
 
-    resolve: a variant as a trial, with what is still open at a stand-in value. before: for each variant of the sweep,
-    the values that it was launched with. measure: whether a chooser may measure this machine's speed. gpu_bytes: memory
-    of the smallest GPU. grows: nodes are added as trials wait.
+    resolve: a variant as a trial, its open fields at the values of AUTO. recorded: for each variant of the sweep, the
+    values that it was launched with. capacity: what the trials may use. measure: whether a chooser may measure this
+    machine's speed.
     """
 
     results: Results
     resolve: Callable[[Variant], Trial]
-    before: Sequence[Mapping[str, Any]]
-    cpus: float
-    gpus: float
+    recorded: Sequence[Mapping[str, Any]]
+    capacity: Capacity
     measure: bool
-    gpu_bytes: float | None = None
-    grows: bool = False
 
 
 # Chooses for variants of which at least one field is open; it may name more fields than are.
-Chooser = Callable[[Sequence[Variant], Means], Sequence[Mapping[str, Choice]]]
+Chooser = Callable[[Sequence[Variant], PlanningContext], Sequence[Mapping[str, AutoValue]]]
 
 
-def settle(variants: Sequence[Variant], means: Means) -> list[Settled]:
-    """Settle each variant of a sweep."""
+def resolve_autos(variants: Sequence[Variant], context: PlanningContext) -> list[Filled]:
+    """Fill in the open fields of each variant of a sweep."""
     again = "as when the sweep was first launched"
-    settled = [
-        Settled(variant).take({path: Choice(value, again) for path, value in known.items() if path != SHARE})
-        for variant, known in zip(variants, means.before, strict=True)
+    filled = [
+        Filled(variant).fill({path: AutoValue(value, again) for path, value in recorded.items() if path != SHARE})
+        for variant, recorded in zip(variants, context.recorded, strict=True)
     ]
     for paths, choose in CHOOSERS:
-        open_ = [index for index, each in enumerate(settled) if paths & set(each.variant.autos)]
+        open_ = [index for index, each in enumerate(filled) if paths & set(each.variant.autos)]
         if open_:
-            chosen = choose([settled[index].variant for index in open_], means)
-            for index, choices in zip(open_, chosen, strict=True):
-                settled[index] = settled[index].take(choices)
-    assert not any(each.variant.autos for each in settled), "every field that may be auto has a chooser"
-    return settled
+            chosen = choose([filled[index].variant for index in open_], context)
+            for index, values in zip(open_, chosen, strict=True):
+                filled[index] = filled[index].fill(values)
+    assert not any(each.variant.autos for each in filled), "every field that may be auto has a chooser"
+    return filled
 
 
-def settled_notes(choices: Sequence[Mapping[str, Choice]]) -> list[str]:
-    """What was chosen, a line for each field, value and reason."""
-    counted = Counter((path, choice) for each in choices for path, choice in each.items())
+def auto_notes(auto_values: Sequence[Mapping[str, AutoValue]]) -> list[str]:
+    """What was chosen, one line for each field, value and reason."""
+    counted = Counter((path, auto) for each in auto_values for path, auto in each.items())
     return [
-        f"{path} auto is {choice.value} for {number} of {len(choices)} trials: {choice.why}"
-        for (path, choice), number in counted.items()
-        if choice.why
+        f"{path} auto is {auto.value} for {number} of {len(auto_values)} trials: {auto.why}"
+        for (path, auto), number in counted.items()
+        if auto.why
     ]
 
 
@@ -98,24 +95,26 @@ PRECISION, COMPILE, SHARE = "train.precision", "resources.compile", "resources.g
 COMPILE_SECONDS = 30.0  # to compile a shape for the first time, roughly; later processes find it in the cache
 
 
-def choose_speed(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+def choose_speed(variants: Sequence[Variant], context: PlanningContext) -> list[Mapping[str, AutoValue]]:
     """The precision in which the whole sweep takes least time, and for each trial whether compiling saves any."""
-    former = {values[PRECISION] for values in means.before if PRECISION in values}
+    recorded = {values[PRECISION] for values in context.recorded if PRECISION in values}
     gpu = any(variant.config.resources.gpu for variant in variants)
-    asked = former or {"bf16", "fp32"} if any(PRECISION in variant.autos for variant in variants) else {"as set"}
-    measured = {precision: fastest for precision in sorted(asked) if (fastest := _fastest(variants, precision, means))}
+    asked = recorded or {"bf16", "fp32"} if any(PRECISION in variant.autos for variant in variants) else {"as set"}
+    measured = {
+        precision: fastest for precision in sorted(asked) if (fastest := _fastest(variants, precision, context))
+    }
     if not measured:
-        precision = Choice(min(former, default="bf16" if gpu else "fp32"), "not measured here")
-        return [{PRECISION: precision, COMPILE: Choice(False, "")} for _ in variants]
+        precision = AutoValue(min(recorded, default="bf16" if gpu else "fp32"), "not measured here")
+        return [{PRECISION: precision, COMPILE: AutoValue(False, "")} for _ in variants]
     totals = {precision: sum(seconds for seconds, _ in fastest) for precision, fastest in measured.items()}
     best = min(totals, key=totals.__getitem__)
     others = [f"{totals[other] / totals[best]:.2f} times as long in {other}" for other in totals if other != best]
-    precision = Choice(best, f"the sweep takes {', '.join(others)}" if others else "as the rest of the sweep")
-    compiled = {True: Choice(True, "saves more time than it costs"), False: Choice(False, "")}
+    precision = AutoValue(best, f"the sweep takes {', '.join(others)}" if others else "as the rest of the sweep")
+    compiled = {True: AutoValue(True, "saves more time than it costs"), False: AutoValue(False, "")}
     return [{PRECISION: precision, COMPILE: compiled[compile_]} for _, compile_ in measured[best]]
 
 
-def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[tuple[float, bool]] | None:
+def _fastest(variants: Sequence[Variant], precision: str, context: PlanningContext) -> list[tuple[float, bool]] | None:
     """Seconds of each variant in a precision, and whether that is compiled; None where nothing can be measured.
 
     Compiled code is measured only of shapes that train long enough for the measurement itself, which has to compile.
@@ -123,10 +122,12 @@ def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[
 
     def trials(compiled: bool) -> list[Trial]:
         values = {PRECISION: precision, COMPILE: compiled}
-        return [means.resolve(v.settled({path: values[path] for path in v.autos if path in values})) for v in variants]
+        return [
+            context.resolve(v.with_values({path: values[path] for path in v.autos if path in values})) for v in variants
+        ]
 
-    at_once = min(forecast.slots(variant.config, means.cpus, means.gpus) for variant in variants)
-    seconds = forecast.trial_seconds(trials(False), at_once) if means.measure and at_once else None
+    at_once = min(forecast.slots(variant.config, context.capacity) for variant in variants)
+    seconds = forecast.trial_seconds(trials(False), at_once) if context.measure and at_once else None
     if seconds is None:
         return None
     fastest, compiled = [(each, False) for each in seconds], trials(True)
@@ -146,15 +147,15 @@ def _fastest(variants: Sequence[Variant], precision: str, means: Means) -> list[
 RATE = "train.lr"
 
 
-def choose_rate(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+def choose_rate(variants: Sequence[Variant], context: PlanningContext) -> list[Mapping[str, AutoValue]]:
     """The best learning rate of each size, by a law that `fit` left in the results. ConfigError when there is none."""
     from tinyscale.analysis.auto_lr import best_rate, rate_laws  # with scipy
 
-    laws = rate_laws(means.results)
-    chosen: list[Mapping[str, Choice]] = []
+    laws = rate_laws(context.results)
+    chosen: list[Mapping[str, AutoValue]] = []
     for variant in variants:
         try:
-            chosen.append({RATE: Choice(*best_rate(means.resolve(variant), laws))})
+            chosen.append({RATE: AutoValue(*best_rate(context.resolve(variant), laws))})
         except FitError as error:
             raise ConfigError(f"{variant.where(RATE)}: train.lr = 'auto': {error}") from error
     return chosen
@@ -163,20 +164,21 @@ def choose_rate(variants: Sequence[Variant], means: Means) -> list[Mapping[str, 
 FASTER = 1.05  # all trials of a device together, for twice as many on it to be worth it
 
 
-def choose_share(variants: Sequence[Variant], means: Means) -> list[Mapping[str, Choice]]:
+def choose_share(variants: Sequence[Variant], context: PlanningContext) -> list[Mapping[str, AutoValue]]:
     """For each trial the share of a GPU that its memory needs, and more of it where sharing makes nothing faster.
 
     It is of the machine, not of the sweep: each plan chooses anew.
     """
-    if not means.gpus and not means.grows:
-        return [{SHARE: Choice(0.0, "there is no GPU")} for _ in variants]
-    if means.gpu_bytes is None:
-        return [{SHARE: Choice(1.0, "the memory of the GPUs is not known here")} for _ in variants]
-    trials = [means.resolve(variant) for variant in variants]
-    by_memory = [_share_by_memory(trial, means.gpu_bytes) for trial in trials]
-    by_speed = _shares_by_speed(trials, by_memory) if means.measure and this_machine()[1] else by_memory
+    gpu_bytes = context.capacity.gpu_bytes
+    if not context.capacity.gpus and not context.capacity.grows:
+        return [{SHARE: AutoValue(0.0, "there is no GPU")} for _ in variants]
+    if gpu_bytes is None:
+        return [{SHARE: AutoValue(1.0, "the memory of the GPUs is not known here")} for _ in variants]
+    trials = [context.resolve(variant) for variant in variants]
+    by_memory = [_share_by_memory(trial, gpu_bytes) for trial in trials]
+    by_speed = _shares_by_speed(trials, by_memory) if context.measure and this_machine().gpus else by_memory
     return [
-        {SHARE: Choice(fast, "as its memory needs" if fast == least else "more side by side would be no faster")}
+        {SHARE: AutoValue(fast, "as its memory needs" if fast == least else "more side by side would be no faster")}
         for least, fast in zip(by_memory, by_speed, strict=True)
     ]
 
@@ -205,7 +207,7 @@ def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float]) -> list[fl
     return shares
 
 
-# Which fields a chooser can settle; later choosers see what the earlier ones chose.
+# Which fields a chooser fills in; later choosers see what the earlier ones chose.
 CHOOSERS: Sequence[tuple[frozenset[str], Chooser]] = (
     (frozenset({SHARE}), choose_share),
     (frozenset({PRECISION, COMPILE}), choose_speed),

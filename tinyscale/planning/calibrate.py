@@ -1,13 +1,12 @@
 """Measure seconds per optimizer step and per evaluation of some trials, for the forecast.
 
-Run as a program, so that planning itself needs no torch: reads a pickled list of trials from standard input,
-prints one JSON object a trial.
+Run as a program, so that planning itself needs no torch: reads a JSON list of trials from standard input,
+prints one JSON object per trial.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import statistics
 import sys
 import time
@@ -26,8 +25,8 @@ def lighten(trial: Trial) -> Trial:
     train, context = trial.config.train, trial.config.model.context_length
     affordable = max(1, int(FLOPS / trial.flops_per_token["flops"]) // context)
     rows = min(train.batch_tokens // context, affordable)
-    light = train.model_copy(update={"batch_tokens": rows * context})
-    return replace(trial, config=trial.config.model_copy(update={"train": light}))
+    light = {"train.batch_tokens": rows * context, "resources.workers": 1}
+    return replace(trial, config=trial.config.with_values(light))
 
 
 def measure(trial: Trial) -> dict[str, float]:
@@ -77,8 +76,8 @@ def _evaluate_a_part(run: Run) -> int:
 
 def main() -> None:
     """Measure what standard input lists."""
-    for trial in pickle.load(sys.stdin.buffer):
-        print(json.dumps(measure(trial)), flush=True)
+    for written in json.load(sys.stdin):
+        print(json.dumps(measure(Trial.of_json(written))), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import heapq
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock
 
-from tinyscale.machine import cache_folder, this_machine, usable_cores
+from tinyscale.machine import Capacity, cache_folder, this_machine, usable_cores
 from tinyscale.spec.config import Resources, TrialConfig
 from tinyscale.spec.trial import Trial
 
@@ -24,20 +23,20 @@ LAUNCH_SECONDS = 8.0  # Ray's start and stop, and a process's first import of to
 WORKER_GROUP_SECONDS = 14.0  # Ray Train's start of a trial that several workers share
 
 
-def slots(config: TrialConfig, cpus: float, gpus: float) -> int:
-    """How many such trials run at once on that many cores and GPUs; 0 when not even one fits."""
+def slots(config: TrialConfig, capacity: Capacity) -> int:
+    """How many such trials run at once; 0 when not even one fits."""
     resources = config.resources
-    fit = [cpus // (resources.cpu * resources.workers)]
+    fit = [capacity.cpus // (resources.cpu * resources.workers)]
     if resources.gpu:
-        fit.append(gpus / (resources.gpu * resources.workers) + 1e-9)
+        fit.append(capacity.gpus / (resources.gpu * resources.workers) + 1e-9)
     return int(min(fit))
 
 
-def lacking(resources: Resources, cpus: float, gpus: float) -> str | None:
-    """Which resource one such trial is short of on that many cores and GPUs, and the remedy; None when it fits."""
+def lacking(resources: Resources, capacity: Capacity) -> str | None:
+    """Which resource one such trial is short of, and the remedy; None when it fits."""
     for what, field, each, there in (
-        ("CPU cores", "cpu", resources.cpu, cpus),
-        ("GPUs", "gpu", resources.gpu, gpus),
+        ("CPU cores", "cpu", resources.cpu, capacity.cpus),
+        ("GPUs", "gpu", resources.gpu, capacity.gpus),
     ):
         if each * resources.workers > there:
             wanted = f"{each * resources.workers:g} {what} at once"
@@ -45,24 +44,24 @@ def lacking(resources: Resources, cpus: float, gpus: float) -> str | None:
     return None
 
 
-def side_by_side(configs: Sequence[TrialConfig], cpus: float, gpus: float) -> int:
+def side_by_side(configs: Sequence[TrialConfig], capacity: Capacity) -> int:
     """How many of these trials run at once on average, each in the share it asks for; 0 when one does not fit."""
-    each = [slots(config, cpus, gpus) for config in configs]
+    each = [slots(config, capacity) for config in configs]
     return int(len(each) / sum(1 / fit for fit in each) + 1e-9) if all(each) else 0
 
 
 def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
     """Expected seconds of each trial when `at_once` run side by side; None when they cannot be measured here."""
-    if any(trial.config.resources.gpu for trial in trials) and not this_machine()[1]:
+    if any(trial.config.resources.gpu for trial in trials) and not this_machine().gpus:
         return None
-    keys = {shape_key(trial, at_once): trial for trial in trials}
+    keys = [shape_key(trial, at_once) for trial in trials]
     with _kept_measurements() as known:
-        unknown = [key for key in keys if key not in known]
-        measured = _measure([keys[key] for key in unknown], at_once)
+        unknown = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in known}
+        measured = _measure(list(unknown.values()), at_once)
         if measured is None:
             return None
         known |= dict(zip(unknown, measured, strict=True))
-        return [_seconds(trial, known[shape_key(trial, at_once)]) for trial in trials]
+        return [_seconds(trial, known[key]) for key, trial in zip(keys, trials, strict=True)]
 
 
 def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
@@ -100,7 +99,7 @@ def shape_key(trial: Trial, at_once: int) -> str:
     shape = {
         "model": trial.config.model.model_dump(),
         "vocab_size": trial.vocab_size,
-        "validation": [trial.corpus_hash, trial.config.data.val_bytes, trial.tokenizer_hash],
+        "validation": [trial.facts.corpus_hash, trial.config.data.val_bytes, trial.facts.tokenizer_hash],
         "train": [train.batch_tokens, train.optimizer, train.precision],
         "resources": trial.config.resources.model_dump(),
         "at_once": at_once,
@@ -137,9 +136,10 @@ def _measure(trials: list[Trial], at_once: int) -> list[dict[str, float]] | None
         )
         for _ in range(max(1, min(at_once, usable_cores(), 4)))
     ]
+    asked = json.dumps([trial.as_json() for trial in trials]).encode()
     for process in processes:
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps(trials))
+        process.stdin.write(asked)
         process.stdin.close()
     outputs = []
     for process in processes:

@@ -3,79 +3,78 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from tinyscale.data import SPLIT_RULE
-from tinyscale.errors import ConfigError
+from tinyscale.errors import ConfigError, ResultsError
+from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
-from tinyscale.planning.auto import Choice, Means, Settled, settle, settled_notes
+from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
 from tinyscale.planning.resolve import prepare_texts, resolve_against
-from tinyscale.planning.samples import Draw, Draws, known_draws, with_values
-from tinyscale.results.store import KEPT_STATES, PARAMETER_COLUMNS, STOPPED, Results
+from tinyscale.planning.samples import Sample, Samples, known_samples, with_sample
+from tinyscale.results.store import PARAMETER_COLUMNS, Results, SweepEntry
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.search_space import Search
+from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, Variant, without_collector
 from tinyscale.spec.trial import Trial, resolve
 
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
 
 WHY = {
-    "new": "not trained yet",
-    "failed": "failed before",
-    "running": "was interrupted; goes on from its last checkpoint",
-    "changed": "was trained under another configuration",
-    "undrawn": "to be drawn by the search",
+    State.NEW: "not trained yet",
+    State.FAILED: "failed before",
+    State.RUNNING: "was interrupted; goes on from its last checkpoint",
+    State.CHANGED: "was trained under another configuration",
+    State.UNSAMPLED: "to be sampled by the search",
 }
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial with its place in the sweep, the state it is in before the launch, and its forecast."""
+    """A trial with its cell in the sweep, the state it is in before the launch, and its forecast."""
 
     trial: Trial
-    arm: str
-    axes: Mapping[str, Any]
-    state: str  # new, changed, running, failed, finished or diverged; of a search also stopped, and undrawn
+    cell: Cell
+    state: State
     reason: str | None
-    choices: Mapping[str, Choice] = field(default_factory=dict)  # what planning chose for fields that were `auto`
-    draw: Draw | None = None  # its place in a search
+    auto_values: Mapping[str, AutoValue] = field(default_factory=dict)  # what planning chose for open fields
+    sample: Sample | None = None  # of a search
     seconds: float | None = None  # expected, of training; None: not forecast
 
     @property
-    def place(self) -> dict[str, Any]:
-        """Where it stands in the sweep, as the sweep's record keeps it."""
-        return {"arm": self.arm, "seed": self.trial.config.seed, "axes": dict(self.axes)}
+    def entry(self) -> SweepEntry:
+        """What the sweep's record holds of it."""
+        return SweepEntry(self.trial.identity, self.cell, self._chosen)
 
     @property
-    def entry(self) -> dict[str, Any]:
-        """What the sweep's record holds of it."""
-        settled = {path: choice.value for path, choice in self.choices.items()}
-        return {"trial": self.trial.identity, **self.place, "settled": settled}
+    def _chosen(self) -> dict[str, Any]:
+        return {path: auto.value for path, auto in self.auto_values.items()}
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """What is alike only of the same trial: its identity, or of a stand-in its place in the study."""
-        if self.draw and self.draw.undrawn:
-            return self.draw.study, self.draw.number
+        """Equal only for the same trial: its identity, or for a placeholder its study and number."""
+        if self.sample and self.sample.template:
+            return self.sample.study, self.sample.number
         return self.trial.identity, None
 
     @property
     def will_run(self) -> bool:
         """Whether a launch trains it."""
-        return self.state not in (*KEPT_STATES, STOPPED)
+        return self.state.is_trained
 
     @property
     def label(self) -> str:
-        """Its place in the sweep in words, such as `d_model=64 seed=1`."""
-        values = [f"{name}={value}" for name, value in self.axes.items()]
-        values += [f"draw {self.draw.number + 1}"] if self.state == "undrawn" and self.draw else []
-        return " ".join([*([self.arm] if self.arm != "base" else []), *values, f"seed={self.trial.config.seed}"])
+        """Its cell in words, such as `d_model=64 seed=1`; for a placeholder with its number in the study."""
+        if self.state != State.UNSAMPLED or self.sample is None:
+            return self.cell.label
+        return replace(self.cell, axes={**self.cell.axes, "sample": self.sample.number + 1}).label
 
     def with_share(self, gpu: float) -> PlannedTrial:
         """The same trial on another share of a GPU."""
@@ -85,28 +84,21 @@ class PlannedTrial:
         """What `plan --json` lists."""
         trial = self.trial
         counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
-        identity = None if self.state == "undrawn" else trial.identity
-        place = {"trial": identity, "arm": self.arm, "seed": trial.config.seed, **self.axes}
+        identity = None if self.state == State.UNSAMPLED else trial.identity
+        cell = {"trial": identity, "arm": self.cell.arm, "seed": self.cell.seed, **self.cell.axes}
         costs = {**counts, "steps": trial.steps, "tokens": trial.tokens, "flops": trial.flops, "epochs": trial.epochs}
         costs["memory_bytes"] = trial.memory_bytes
-        settled = {path: choice.value for path, choice in self.choices.items()}
-        ends = {"state": self.state, "reason": self.reason, "settled": settled, "seconds": self.seconds}
-        return {**place, **costs, **ends}
+        ends = {"state": self.state, "reason": self.reason, "settled": self._chosen, "seconds": self.seconds}
+        return {**cell, **costs, **ends}
 
-    def drawn(self, values: Mapping[str, Any]) -> PlannedTrial:
-        """The trial that a search makes of a stand-in, when it has drawn these values: field -> value."""
-        assert self.draw is not None, "only trials of a search are drawn"
-        assert self.draw.undrawn is not None, "each trial is drawn once"
-        variant, middle = with_values(self.draw.undrawn, values), self.trial
-        trial = resolve(
-            variant.config.model_copy(update={"resources": middle.config.resources}),
-            corpus_hash=middle.corpus_hash,
-            split_rule=SPLIT_RULE,
-            tokenizer_hash=middle.tokenizer_hash,
-            vocab_size=middle.vocab_size,
-            train_tokens=middle.unique_tokens,
-        )
-        return replace(self, trial=trial, axes=variant.axes, state="new", draw=replace(self.draw, undrawn=None))
+    def with_sample(self, values: Mapping[str, Any]) -> PlannedTrial:
+        """The trial that a placeholder becomes with sampled values: field -> value."""
+        assert self.sample is not None, "only trials of a search are sampled"
+        assert self.sample.template is not None, "each trial is sampled once"
+        variant, middle = with_sample(self.sample.template, values), self.trial
+        trial = resolve(variant.config.with_values({"resources": middle.config.resources}), middle.facts)
+        sample = replace(self.sample, template=None)
+        return replace(self, trial=trial, cell=variant.cell, state=State.NEW, sample=sample)
 
 
 @dataclass(frozen=True)
@@ -127,19 +119,19 @@ class Plan:
         return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
 
     @property
-    def groups(self) -> list[list[PlannedTrial]]:
-        """What a launch trains, in its order; each group in one process at the same time (see `fuse`), most alone."""
-        return grouped(self.to_run, self.sweep.fuse)
+    def batched_sets(self) -> list[list[PlannedTrial]]:
+        """What a launch trains, in its order: sets that one batched model trains (see `fuse`), most of one trial."""
+        return batched_sets(self.to_run, self.sweep.fuse)
 
     @property
     def seconds(self) -> float | None:
         """Expected seconds of the launch, Ray's start included; None where a trial has no forecast.
 
-        Of a fused group it is the time of its trials one after another, the most that it should take.
+        Of a batched set it is the time of its trials one after another, the most that it should take.
         """
         if any(planned.seconds is None for planned in self.to_run):
             return None
-        known = [sum(planned.seconds or 0.0 for planned in group) for group in self.groups]
+        known = [sum(planned.seconds or 0.0 for planned in each) for each in self.batched_sets]
         return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
 
     @property
@@ -178,58 +170,69 @@ class Plan:
 def make_plan(
     sweep: Sweep,
     results: Results,
+    capacity: Capacity,
     *,
-    cpus: float,
-    gpus: float,
-    gpu_bytes: float | None = None,
-    grows: bool = False,
-    with_forecast: bool = True,
+    measure: bool = True,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Resolve a sweep against its text and the results so far.
 
-    cpus, gpus: what the trials may use. gpu_bytes: memory of a GPU, where known. grows: nodes are added as trials wait.
-    notify is told of work that takes seconds. TinyscaleError on text that cannot
-    be used, trials that ask for more than the text holds, and axes that move nothing.
+    capacity: what the trials may use. measure: this machine's speed, for the forecast. notify is called with what takes
+    seconds. TinyscaleError on text that cannot be used, trials that ask for more than the text holds, and axes that
+    move nothing.
     """
     notify("reading and tokenizing the text")
     texts = prepare_texts(sweep)
-    recorded = [group for record in results.read_sweeps() if record.name == sweep.name for group in record.groups]
-    cell = sweep.search.cell if sweep.search else dict
-    former = {_place({**group, "axes": cell(group["axes"])}): group for group in recorded}
-    notify("settling what the sweep leaves open")
-    before = [former.get(_place(variant.place), {}).get("settled", {}) for variant in sweep.variants]
-    means = Means(results, partial(resolve_against, texts), before, cpus, gpus, with_forecast, gpu_bytes, grows)
+    recorded = [entry for record in results.read_sweeps() if record.name == sweep.name for entry in record.entries]
+    searched = sweep.search.names if sweep.search else ()
+    recorded_at = {entry.cell.without(searched).key: entry for entry in recorded}
+    notify("choosing what the sweep leaves open")
+    chosen = {key: entry.auto_values for key, entry in recorded_at.items()}
+    chosen_before = [chosen.get(variant.cell.key, {}) for variant in sweep.variants]
+    once = _once(partial(resolve_against, texts))
+    context = PlanningContext(results, once, chosen_before, capacity, measure)
     states = results.states()
-    settled = settle(sweep.variants, means)
-    draws = Draws(tuple((each, None) for each in settled), frozenset())
+    filled = resolve_autos(sweep.variants, context)
+    samples = Samples(tuple((each, None) for each in filled), frozenset())
     if sweep.search:
-        _refuse_idle_axes(sweep, _corners(sweep.search, settled, means.resolve))
-        draws = known_draws(sweep.search, settled, recorded, means.resolve, whole=sweep.whole)
-    trials = [_planned(each, draw, means, states) for each, draw in draws.variants]
+        _refuse_idle_axes(sweep, _corners(sweep.search, filled, context.resolve))
+        samples = known_samples(sweep.search, filled, recorded, context.resolve, whole=sweep.whole)
+    trials = [_planned(each, sample, context, states) for each, sample in samples.variants]
     if not sweep.search:
         _refuse_idle_axes(sweep, trials)
-    trials = _explain_changes(results, former, trials)
-    at_once = forecast.side_by_side([planned.trial.config for planned in trials], cpus, gpus)
-    if with_forecast and at_once and any(planned.will_run for planned in trials):
+    trials = _explain_changes(results, recorded_at, trials)
+    at_once = forecast.side_by_side([planned.trial.config for planned in trials], capacity)
+    if measure and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
         trials = _timed(trials, at_once)
-    notes = settled_notes([planned.choices for planned in trials])
-    warnings = (*_warnings(trials), *_unplaceable(trials, cpus, gpus, grows))
-    return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), draws.stale)
+    notes = auto_notes([planned.auto_values for planned in trials])
+    warnings = (*_warnings(trials), *_unplaceable(trials, capacity))
+    return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), samples.stale)
+
+
+def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:
+    """Resolve each configuration once, however often it is asked for."""
+    known: dict[TrialConfig, Trial] = {}
+
+    def resolved(variant: Variant) -> Trial:
+        if variant.config not in known:
+            known[variant.config] = resolve(variant)
+        return known[variant.config]
+
+    return resolved
 
 
 def _planned(
-    each: Settled, draw: Draw | None, means: Means, states: Mapping[str, tuple[str, str | None]]
+    each: Filled, sample: Sample | None, context: PlanningContext, states: Mapping[str, tuple[State, str | None]]
 ) -> PlannedTrial:
-    """A trial with where it stands."""
-    variant, trial = each.variant, means.resolve(each.variant)
-    state, reason = states.get(trial.identity, ("new", None))
-    if draw is None and state == STOPPED:
-        state = "running"  # what a search gave up is here trained to its end
-    if draw and draw.undrawn:
-        state, reason = "undrawn", None
-    return PlannedTrial(trial, variant.arm, variant.axes, state, reason, each.choices, draw)
+    """The variant as a trial, with its state."""
+    variant, trial = each.variant, context.resolve(each.variant)
+    state, reason = states.get(trial.identity, (State.NEW, None))
+    if sample is None and state == State.STOPPED:
+        state = State.RUNNING  # what a search gave up is here trained to its end
+    if sample and sample.template:
+        state, reason = State.UNSAMPLED, None
+    return PlannedTrial(trial, variant.cell, state, reason, each.auto_values, sample)
 
 
 def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
@@ -240,54 +243,50 @@ def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
     return [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
 
 
-def _corners(search: Search, settled: Sequence[Settled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
-    """The ends of what a search may draw, resolved, so that what is wrong with one is found before it is drawn."""
-    variants = [with_values(each.variant, values) for each in settled for values in search.corners()]
-    return [PlannedTrial(resolve(variant), variant.arm, variant.axes, "new", None) for variant in variants]
+def _corners(search: Search, filled: Sequence[Filled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
+    """The ends of what a search may sample, resolved, so that what is wrong with one is found before it is sampled."""
+    variants = [with_sample(each.variant, values) for each in filled for values in search.corners()]
+    return [PlannedTrial(resolve(variant), variant.cell, State.NEW, None) for variant in variants]
 
 
-def grouped(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
-    """The trials in groups that differ only in the fields of `fuse`, the longest first; without any, each alone."""
-    groups: dict[Any, list[PlannedTrial]] = {}
+def batched_sets(trials: Sequence[PlannedTrial], fuse: Sequence[str]) -> list[list[PlannedTrial]]:
+    """The trials in sets that differ only in the fields of `fuse`, the longest first; without any, each alone."""
+    sets: dict[Any, list[PlannedTrial]] = {}
     for planned in trials:
         key = _apart_from(planned.trial.config, fuse) if fuse else planned.key
-        groups.setdefault(key, []).append(planned)
-    return sorted(groups.values(), key=lambda group: sum(p.seconds or p.trial.flops for p in group), reverse=True)
+        sets.setdefault(key, []).append(planned)
+    return sorted(sets.values(), key=lambda each: sum(p.seconds or p.trial.flops for p in each), reverse=True)
 
 
 def _apart_from(config: TrialConfig, fields: Sequence[str]) -> TrialConfig:
     """The configuration with these fields at one value, the same for all."""
-    if "lr" in fields:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1.0})})
-    return config.model_copy(update={"seed": 0}) if "seed" in fields else config
+    same: dict[str, tuple[str, Any]] = {"lr": ("train.lr", 1.0), "seed": ("seed", 0)}
+    return config.with_values(dict(same[name] for name in fields))
 
 
 def _explain_changes(
-    results: Results, former: Mapping[str, Mapping[str, Any]], trials: list[PlannedTrial]
+    results: Results, recorded_at: Mapping[str, SweepEntry], trials: list[PlannedTrial]
 ) -> list[PlannedTrial]:
-    """Say of a new trial how it differs from the one that stood in its place when the sweep was launched before."""
-    explained = []
-    for planned in trials:
-        twin = former.get(_place(planned.place), {}).get("trial")
-        if planned.state == "new" and twin is not None and results.state(twin) is not None:
-            reason = "; ".join(_differences(planned.trial, *results.read_trial(twin)))
-            explained.append(replace(planned, state="changed", reason=reason))
-        else:
-            explained.append(planned)
-    return explained
+    """Say of a new trial how it differs from the trial that was recorded in its cell."""
+
+    def explained(planned: PlannedTrial) -> PlannedTrial:
+        twin = recorded_at.get(planned.cell.key)
+        if planned.state == State.NEW and twin is not None:
+            with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
+                reason = "; ".join(_differences(results.load_trial(twin.trial), planned.trial))
+                return replace(planned, state=State.CHANGED, reason=reason)
+        return planned
+
+    return [explained(planned) for planned in trials]
 
 
-def _place(group: Mapping[str, Any]) -> str:
-    return json.dumps([group["arm"], group["seed"], group["axes"]], sort_keys=True)
-
-
-def _differences(trial: Trial, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> list[str]:
+def _differences(before: Trial, now: Trial) -> list[str]:
     """What separates a trial from one that was trained: fields, the text, the tokenizer, or the code's own numbers."""
-    old, new = dict(_leaves(metadata["config"])), dict(_leaves(trial.config.model_dump(mode="json")))
+    old, new = (dict(_leaves(trial.config.model_dump(mode="json"))) for trial in (before, now))
     found = [f"{path} was {old[path]}, is {value}" for path, value in new.items() if old.get(path, value) != value]
-    if rows[-1]["corpus_hash"] != trial.corpus_hash:
+    if before.facts.corpus_hash != now.facts.corpus_hash:
         found.append("the text changed")
-    elif rows[-1]["tokenizer_hash"] != trial.tokenizer_hash:
+    elif before.facts.tokenizer_hash != now.facts.tokenizer_hash:
         found.append("the tokenizer changed")
     return found or ["the code's numbers changed"]
 
@@ -304,9 +303,9 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
     """ConfigError when two cells of an arm are one trial: an axis that changes nothing is a mistake in the file."""
     seen: dict[tuple[str, str], PlannedTrial] = {}
     for planned in trials:
-        twin = seen.setdefault((planned.arm, planned.trial.identity), planned)
+        twin = seen.setdefault((planned.cell.arm, planned.trial.identity), planned)
         if twin is not planned:
-            moved = [name for name in planned.axes if planned.axes[name] != twin.axes.get(name)]
+            moved = [name for name, value in planned.cell.axes.items() if value != twin.cell.axes.get(name)]
             what = " and ".join(moved) or "a value written twice"
             raise ConfigError(
                 f"{sweep.path}: {what} moves nothing: ({twin.label}) and ({planned.label}) are the same "
@@ -314,12 +313,12 @@ def _refuse_idle_axes(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
             )
 
 
-def _unplaceable(trials: Sequence[PlannedTrial], cpus: float, gpus: float, grows: bool) -> Iterator[str]:
+def _unplaceable(trials: Sequence[PlannedTrial], capacity: Capacity) -> Iterator[str]:
     """Why nothing runs, or not yet: what the first trial for which there is no place lacks."""
-    lacks = ((planned, forecast.lacking(planned.trial.config.resources, cpus, gpus)) for planned in trials)
+    lacks = ((planned, forecast.lacking(planned.trial.config.resources, capacity)) for planned in trials)
     for planned, lack in lacks:
         if planned.will_run and lack:
-            yield f"{planned.label} {lack}" + (", or wait for the autoscaler to add nodes" if grows else "")
+            yield f"{planned.label} {lack}" + (", or wait for the autoscaler to add nodes" if capacity.grows else "")
             return
 
 
@@ -331,7 +330,7 @@ def _warnings(trials: Sequence[PlannedTrial]) -> list[str]:
             f"{fewest.label} takes only {fewest.trial.steps} optimizer steps; under {FEW_STEPS} the schedule shapes "
             "the loss: lower train.batch_tokens or raise the budget"
         )
-    diverged = sum(planned.state == "diverged" for planned in trials)
+    diverged = sum(planned.state == State.DIVERGED for planned in trials)
     if diverged:
         found.append(f"{diverged} trials diverged before and would again; they are left as they are")
     return found

@@ -1,4 +1,4 @@
-"""The texts of a sweep, tokenized, and what each of its variants is on its text."""
+"""The tokenized texts of a sweep, and each of its variants resolved against its text."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Mapping
 
 from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, require_whole_records
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
-from tinyscale.spec.config import ALTERNATIVES, DataConfig
+from tinyscale.spec.config import BUDGETS, DataConfig, TrialConfig
 from tinyscale.spec.sweep import Sweep, Variant
-from tinyscale.spec.trial import Trial
+from tinyscale.spec.trial import Trial, resolve
 
 
-def _text_of(variant: Variant) -> DataConfig:
-    return variant.config.data.model_copy(update={"unique_tokens": None})
+def _text_of(config: TrialConfig) -> DataConfig:
+    """The whole text that a trial reads, or reads a part of."""
+    return config.data if config.data.unique_tokens is None else config.with_values({"data.unique_tokens": None}).data
 
 
 def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
     """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
     corpora: dict[DataConfig, TokenizedCorpus] = {}
     for variant in sweep.variants:
-        data = _text_of(variant)
+        data = _text_of(variant.config)
         if data in corpora:
             continue
         try:
@@ -38,21 +39,21 @@ def _blamed(variant: Variant, error: TinyscaleError) -> str:
 
 def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Variant) -> Trial:
     """The variant as a trial; ConfigError when the text cannot give what it asks for."""
-    config, corpus = variant.config, texts[_text_of(variant)]
-    budget, context = variant.where(*ALTERNATIVES[0]), variant.where("model.context_length")
+    config, corpus = variant.config, texts[_text_of(variant.config)]
+    budget, context = variant.where(*(f"train.{name}" for name in BUDGETS)), variant.where("model.context_length")
     if config.train.precision == "fp16" and not config.resources.gpu:
         raise ConfigError(
             f"{variant.where('train.precision')}: train.precision = 'fp16' needs a GPU, and resources.gpu is 0: CPUs "
             "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
         )
     try:
-        trial = corpus.resolve(config)
+        trial = resolve(config, corpus.facts)
     except ConfigError as error:
         raise ConfigError(f"{budget}: {error}") from error
-    if (config.data.unique_tokens or 0) > corpus.train_tokens:
+    if (config.data.unique_tokens or 0) > corpus.facts.train_tokens:
         raise ConfigError(
             f"{variant.where('data.unique_tokens')}: data.unique_tokens = {config.data.unique_tokens:,} is more than "
-            f"the {corpus.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
+            f"the {corpus.facts.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
         )
     if trial.epochs > 1 and not config.train.repeats:
         raise ConfigError(

@@ -36,7 +36,8 @@ from tinyscale.reporting.tables import (
 from tinyscale.reporting.write import write_analysis
 from tinyscale.results.launches import read_launches
 from tinyscale.results.status import Status, read_status
-from tinyscale.results.store import Results, SweepRecord, sweep_points
+from tinyscale.results.store import Results, SweepEntry, SweepRecord, sweep_points
+from tinyscale.spec.cell import Cell
 
 PAGE = "report.html"
 
@@ -115,8 +116,8 @@ def write_report(location: str) -> list[str]:
 
 def _nameless(frame: pd.DataFrame) -> SweepRecord:
     """For a folder of trials without a sweep: all of them, as `tinyscale fit` reads it."""
-    groups = tuple({"trial": t, "arm": "all", "seed": "", "axes": {}} for t in frame["trial"].unique())
-    return SweepRecord("all", "All trials of the folder", "", (), groups, {})
+    entries = tuple(SweepEntry(trial, Cell("all", {}, 0)) for trial in frame["trial"].unique())
+    return SweepRecord("all", "All trials of the folder", "", (), entries, {})
 
 
 class _Page:

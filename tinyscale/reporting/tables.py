@@ -20,8 +20,9 @@ from tinyscale.fitting.frontier import frontier
 from tinyscale.formatting import compact, duration
 from tinyscale.results.launches import LaunchRecord, forecast_error
 from tinyscale.results.store import Results, SweepRecord, over_seeds
+from tinyscale.spec.config import BUDGETS
+from tinyscale.spec.state import State
 
-BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget")  # beside these stand the tokens themselves
 COUNTED = ("n_non_embedding", "tokens", "flops", "c", "n", "n_low", "n_high", "d", "d_low", "d_high")
 
 
@@ -158,7 +159,7 @@ def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
     return Table(f"{sweep.name}-final", frame, columns, caption)
 
 
-def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[str]) -> Table:
+def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[State]) -> Table:
     """Training time, tokens and FLOPs of all of a sweep's trials, and how fast they went."""
     last = points[points["val_loss"].notna()].groupby("trial").last()
     each = last["wall_seconds"] / last["fused"].fillna(1)  # trials trained as one batched model share its seconds

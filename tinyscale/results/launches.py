@@ -13,7 +13,7 @@ from tinyscale.errors import ResultsError
 from tinyscale.storage import Folder
 
 
-def _told(what: str) -> Any:
+def _documented(what: str) -> Any:
     return field(metadata={"doc": what})
 
 
@@ -24,21 +24,21 @@ class LaunchRecord:
     The file's name is its own, so that launches side by side lose nothing of each other.
     """
 
-    sweep: str = _told("the sweep launched")
-    trials: int = _told("how many trials there were to train")
-    states: Mapping[str, int] = _told("state -> how many of them ended so")
-    slots: int = _told("how many run at once")
-    wall_seconds: float = _told("from the start of the grid to the end of its last trial")
-    train_seconds: float = _told("sum of the trials' own training seconds in this launch")
-    expected_seconds: float | None = _told(
+    sweep: str = _documented("the sweep launched")
+    trials: int = _documented("how many trials there were to train")
+    states: Mapping[str, int] = _documented("state -> how many of them ended so")
+    slots: int = _documented("how many run at once")
+    wall_seconds: float = _documented("from the start of the grid to the end of its last trial")
+    train_seconds: float = _documented("sum of the trials' own training seconds in this launch")
+    expected_seconds: float | None = _documented(
         "what the plan expected, Ray's start included; null where nothing was forecast"
     )
-    efficiency: float = _told(
+    efficiency: float = _documented(
         "training seconds over those of all slots, from the first trial's begin to the last's end"
     )
-    overhead_per_trial: float = _told("mean seconds of a process on and between trials, training left out")
-    stopped: bool = _told("whether the user stopped it")
-    provenance: Mapping[str, Any] = _told("commit, packages, command and time of the launch")
+    overhead_per_trial: float = _documented("mean seconds of a process per trial outside training")
+    stopped: bool = _documented("whether the user stopped it")
+    provenance: Mapping[str, Any] = _documented("commit, packages, command and time of the launch")
 
     @property
     def launched(self) -> str:

@@ -1,7 +1,7 @@
 """Rows of trials that ended, of thousands of files in one, so that each file is opened once.
 
 Only a cache: a file whose size or time of change differs is read again, and without the snapshot everything works as
-before. It lies beside `trials/`, never in it.
+before. It lies next to `trials/`, never in it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tinyscale.errors import ResultsError
+from tinyscale.spec.state import State
 from tinyscale.storage import Folder
 
 FEWEST = 200  # files worth a new snapshot; below, reading them takes a moment
@@ -34,7 +35,7 @@ def load(folder: Folder, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Tab
 def save(folder: Folder, table: pa.Table) -> None:
     """Replace the snapshot by the rows of trials that ended; a folder that cannot be written goes without."""
     buffer = io.BytesIO()
-    pq.write_table(table.filter(pc.not_equal(table["state"], "running")), buffer)
+    pq.write_table(table.filter(pc.not_equal(table["state"], State.RUNNING.value)), buffer)
     with suppress(ResultsError):
         folder.write(NAME, buffer.getvalue())
 

@@ -1,4 +1,4 @@
-"""Where the trials of a results folder stand, read from its files alone."""
+"""The states of the trials in a results folder, read from its files alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from tinyscale.results.leases import held_trials
 from tinyscale.results.store import Results, SweepRecord
-
-MISSING, INTERRUPTED = "missing", "interrupted"  # beside the states of results.STATES
+from tinyscale.spec.state import State
 
 
 @dataclass(frozen=True)
@@ -18,30 +17,30 @@ class Status:
     """States by trial, as (state, reason); a trial without rows is missing, one that nobody trains is interrupted."""
 
     sweeps: tuple[SweepRecord, ...]
-    states: dict[str, tuple[str, str | None]]
+    states: dict[str, tuple[State, str | None]]
     set_aside: tuple[str, ...]
 
-    def of(self, trial: str) -> tuple[str, str | None]:
+    def of(self, trial: str) -> tuple[State, str | None]:
         """State and reason of a trial."""
-        return self.states.get(trial, (MISSING, None))
+        return self.states.get(trial, (State.MISSING, None))
 
-    def counts(self, sweep: SweepRecord) -> Counter[str]:
+    def counts(self, sweep: SweepRecord) -> Counter[State]:
         """Trials of a sweep by state."""
         return Counter(self.of(trial)[0] for trial in dict.fromkeys(sweep.trials))
 
     def failures(self) -> list[str]:
-        """A line for each trial that failed or diverged: where it stands, and why."""
+        """One line per trial that failed or diverged: its cell, and why."""
         return [
-            f"{state}: {sweep.name} {_label(group)}: {reason}"
+            f"{state}: {sweep.name} {entry.cell.label}: {reason}"
             for sweep in self.sweeps
-            for group in sweep.groups
-            for state, reason in [self.of(group["trial"])]
-            if state in ("failed", "diverged")
+            for entry in sweep.entries
+            for state, reason in [self.of(entry.trial)]
+            if state.lacks_loss
         ]
 
     def trials_in(self, states: Sequence[str], sweep: str | None) -> list[str]:
         """Trials in one of these states (`running` takes in the interrupted), of one sweep or of all."""
-        wanted = {*states, *([INTERRUPTED] if "running" in states else [])}
+        wanted = {*states, *([State.INTERRUPTED] if State.RUNNING in states else [])}
         named = {trial for record in self.sweeps if record.name == sweep for trial in record.trials}
         trials = self.states if sweep is None else [trial for trial in self.states if trial in named]
         return [trial for trial in trials if self.states[trial][0] in wanted]
@@ -54,8 +53,9 @@ class Status:
                     "sweep": sweep.name,
                     "counts": self.counts(sweep),
                     "trials": [
-                        {**group, "state": self.of(group["trial"])[0], "reason": self.of(group["trial"])[1]}
-                        for group in sweep.groups
+                        {**entry.as_json(), "state": state, "reason": reason}
+                        for entry in sweep.entries
+                        for state, reason in [self.of(entry.trial)]
                     ],
                 }
                 for sweep in self.sweeps
@@ -67,14 +67,9 @@ class Status:
 def read_status(results: Results) -> Status:
     """Read a results folder: one pass over the trials' files, without Ray."""
     states, set_aside = results.states_and_unreadable()
-    held = held_trials(results.folder / "leases")
+    held = held_trials(results.leases)
     shown = {
-        trial: (INTERRUPTED, reason) if state == "running" and trial not in held else (state, reason)
+        trial: (State.INTERRUPTED, reason) if state == State.RUNNING and trial not in held else (state, reason)
         for trial, (state, reason) in states.items()
     }
     return Status(tuple(results.read_sweeps()), shown, tuple(set_aside))
-
-
-def _label(group: Any) -> str:
-    arm = [group["arm"]] if group["arm"] != "base" else []
-    return " ".join([*arm, *(f"{name}={value}" for name, value in group["axes"].items()), f"seed={group['seed']}"])

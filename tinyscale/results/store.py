@@ -1,6 +1,6 @@
-"""The results folder: one Parquet file a trial, one row a point, one schema that only grows.
+"""The results folder: one Parquet file per trial, one row per point, one schema that only grows.
 
-    trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config and provenance as JSON
+    trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config, facts of the text and provenance, as JSON
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
     launches/<sweep>-<time>-<random>.json   how one launch went: see launches.py
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
@@ -18,24 +18,25 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
+from tinyscale.spec.cell import Cell
+from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 
 SCHEMA_VERSION = 3
 
-STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
-STATES = ("running", "finished", "failed", "diverged", STOPPED)
-KEPT_STATES = ("finished", "diverged")  # training again would give the same numbers
+FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
 READERS = 16  # files that are read at a time
 
@@ -136,25 +137,53 @@ FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False} 
 
 
 @dataclass(frozen=True)
-class SweepRecord:
-    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file.
+class SweepEntry:
+    """A trial of a sweep: its identity, its cell, and field -> value of what the file left to planning as `auto`."""
 
-    groups: one entry a trial, with `trial` (identity), `arm`, `seed`, `axes` (field -> value) and `settled` (field ->
-    value, of those that the file left to planning as `auto`).
-    """
+    trial: str
+    cell: Cell
+    auto_values: Mapping[str, Any] = field(default_factory=dict)  # in the file, `settled`
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        return cls(str(written["trial"]), Cell.of_json(written), dict(written.get("settled", {})))
+
+    def as_json(self) -> dict[str, Any]:
+        """As the sweep's file holds it."""
+        return {"trial": self.trial, **self.cell.as_json(), "settled": dict(self.auto_values)}
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file."""
 
     name: str
     title: str
     source: str
     axes: tuple[str, ...]
-    groups: tuple[Mapping[str, Any], ...]
+    entries: tuple[SweepEntry, ...]  # in the file, `groups`
     provenance: Mapping[str, Any]
-    searched: tuple[str, ...] = ()  # axes whose values a search draws
+    searched: tuple[str, ...] = ()  # axes whose values a search samples
 
     @property
     def trials(self) -> list[str]:
         """Identities of the sweep's trials, in its own order."""
-        return [str(group["trial"]) for group in self.groups]
+        return [entry.trial for entry in self.entries]
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote. KeyError, TypeError or ValueError where it is not legal."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in dict(written).items()
+        }
+        return cls(entries=tuple(map(SweepEntry.of_json, fields.pop("groups"))), **fields)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the sweep's file holds it."""
+        names = ("name", "title", "source", "axes", "groups", "provenance", "searched")
+        fields = {**vars(self), "groups": [entry.as_json() for entry in self.entries]}
+        return {name: fields[name] for name in names}
 
 
 def trial_columns(trial: Trial) -> dict[str, Any]:
@@ -170,7 +199,7 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "seed": config.seed,
         **config.resources.model_dump(),
     }
-    facts = {name: getattr(trial, name) for name in ("corpus_hash", "tokenizer_hash", "vocab_size", "unique_tokens")}
+    facts = {**asdict(trial.facts), "unique_tokens": trial.unique_tokens}
     counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
     return {name: value for name, value in (described | facts | counts).items() if name in SCHEMA.names}
 
@@ -198,6 +227,7 @@ class Results:
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
+        self.leases = self.folder / "leases"
         self.cache = self.folder / ".cache"
 
     def checkpoints(self, trial: str) -> Folder:
@@ -212,22 +242,23 @@ class Results:
         reason: str | None,
         provenance: Mapping[str, Any],
     ) -> None:
-        """Put a trial's file in place: a row a point; for one that failed or diverged a last row that has no loss."""
-        assert state in STATES, state
-        ends_without_loss: list[Mapping[str, Any]] = [{}] if state in ("failed", "diverged") or not points else []
+        """Put a trial's file in place: one row per point, and a last row without a loss if it failed or diverged."""
+        assert State(state).is_recorded, state
+        ends_without_loss: list[Mapping[str, Any]] = [{}] if State(state).lacks_loss or not points else []
         fixed = {**trial_columns(trial), "trial": trial.identity, "state": state, "reason": reason}
         fixed["schema_version"] = SCHEMA_VERSION
         rows = [{**point, **fixed} for point in (*points, *ends_without_loss)]
         unknown = {key for row in rows for key in row} - set(SCHEMA.names)
         assert not unknown, f"columns that are not in the schema: {sorted(unknown)}"
-        metadata = {"config": trial.config.model_dump(mode="json"), "provenance": dict(provenance)}
+        described = trial.as_json()
+        metadata = {"config": described["config"], "facts": described["facts"], "provenance": dict(provenance)}
         footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer)), buffer, **FEW_ROWS)
         self.trials.write(f"{trial.identity}.parquet", buffer.getvalue())
 
     def read_trial(self, identity: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """A trial's rows, and its metadata (`config`, `provenance`). FileNotFoundError or ResultsError."""
+        """A trial's rows, and its metadata (`config`, `facts`, `provenance`). FileNotFoundError or ResultsError."""
         content = self.trials.read(f"{identity}.parquet")
         try:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
@@ -239,21 +270,36 @@ class Results:
         ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
         return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
 
+    def load_trial(self, identity: str) -> Trial:
+        """The trial whose rows are in that file. FileNotFoundError or ResultsError."""
+        rows, metadata = self.read_trial(identity)
+        try:
+            facts = metadata.get("facts") or _facts_in(rows[-1])
+            return Trial.of_json({"identity": identity, "config": metadata["config"], "facts": facts})
+        except (KeyError, ValidationError) as error:
+            file = f"{self.trials}/{identity}.parquet"
+            raise ResultsError(f"{file}: written by another version of tinyscale ({_first_line(error)})") from error
+
     def mark_failed(self, trial: Trial, reason: str, provenance: Mapping[str, Any]) -> None:
-        """Record that a trial failed without being able to say so itself; the points it wrote are kept."""
+        """Record that a trial failed without being able to say so itself; the points it wrote are kept.
+
+        provenance: the launch's; that of rows which the same launch wrote is kept, since it names the machine.
+        """
         points = []
         with suppress(FileNotFoundError, ResultsError):  # nothing written, or nothing that can be read
-            rows, _ = self.read_trial(trial.identity)
+            rows, metadata = self.read_trial(trial.identity)
+            written = metadata.get("provenance", {})
+            provenance = written if written.get("launched", "") == provenance.get("launched") else provenance
             points = [{name: row.get(name) for name in SCHEMA.names} for row in rows if row["val_loss"] is not None]
-        self.write_trial(trial, points, "failed", reason, provenance)
+        self.write_trial(trial, points, State.FAILED, reason, provenance)
 
-    def state(self, identity: str) -> str | None:
+    def state(self, identity: str) -> State | None:
         """A trial's state; None when it has no file that can be read."""
         try:
             rows, _ = self.read_trial(identity)
         except (FileNotFoundError, ResultsError):
             return None
-        return str(rows[-1]["state"])
+        return State(rows[-1]["state"])
 
     def forget(self, identity: str) -> None:
         """Remove a trial's rows and what it kept."""
@@ -262,17 +308,17 @@ class Results:
             kept.delete(name)
         self.trials.delete(f"{identity}.parquet")
 
-    def states(self) -> dict[str, tuple[str, str | None]]:
+    def states(self) -> dict[str, tuple[State, str | None]]:
         """State and reason of every trial that has a file, by identity."""
         return self.states_and_unreadable()[0]
 
-    def states_and_unreadable(self) -> tuple[dict[str, tuple[str, str | None]], list[str]]:
+    def states_and_unreadable(self) -> tuple[dict[str, tuple[State, str | None]], list[str]]:
         """The states, and a line for each file that could not be read."""
         frame, set_aside = self.read(columns=["trial", "state", "reason"])
         last = frame.drop_duplicates("trial", keep="last")
         reasons = last["reason"].astype(object).where(last["reason"].notna(), None)
         states = zip(last["trial"], last["state"], reasons, strict=True)
-        return {str(trial): (str(state), reason) for trial, state, reason in states}, set_aside
+        return {str(trial): (State(state), reason) for trial, state, reason in states}, set_aside
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
@@ -321,20 +367,24 @@ class Results:
 
     def write_sweep(self, record: SweepRecord) -> None:
         """Record which trials a sweep consists of."""
-        self.sweeps.write(f"{record.name}.json", json.dumps(asdict(record), indent=1).encode())
+        self.sweeps.write(f"{record.name}.json", json.dumps(record.as_json(), indent=1).encode())
 
     def read_sweeps(self) -> list[SweepRecord]:
         """The sweeps launched into this folder, by name."""
         records = []
         for name in self.sweeps.names(".json"):
             try:
-                found = json.loads(self.sweeps.read(name))
-                lists = {name: tuple(value) for name, value in dict(found).items() if isinstance(value, list)}
-                records.append(SweepRecord(**{**found, **lists}))
+                records.append(SweepRecord.of_json(json.loads(self.sweeps.read(name))))
             except (ValueError, TypeError, KeyError) as error:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
                 raise ResultsError(message) from error
         return records
+
+
+def _facts_in(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of the text as far as rows hold them: of a trial on a part of it, train_tokens is the part's."""
+    facts = {name: row[name] for name in ("corpus_hash", "tokenizer_hash", "vocab_size")}
+    return {**facts, "split_rule": FIRST_SPLIT_RULE, "train_tokens": row["unique_tokens"]}
 
 
 def _first_line(error: Exception) -> str:
@@ -360,7 +410,7 @@ def read_results(location: str) -> pd.DataFrame:
 
 def sweep_points(frame: pd.DataFrame, sweep: SweepRecord) -> pd.DataFrame:
     """The rows of one sweep's trials, with columns `sweep` and `arm` added: a trial may belong to several sweeps."""
-    labels = pd.DataFrame([{"trial": group["trial"], "arm": group["arm"]} for group in sweep.groups])
+    labels = pd.DataFrame([{"trial": entry.trial, "arm": entry.cell.arm} for entry in sweep.entries])
     if labels.empty:
         return frame.iloc[:0].assign(sweep=sweep.name, arm="")
     return labels.merge(frame, on="trial").assign(sweep=sweep.name)

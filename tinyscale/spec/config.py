@@ -7,6 +7,7 @@ Numbers may be written as YAML knows them (20, 20.0, 2e1); counts also as 2M or 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -14,17 +15,20 @@ from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-# A layer that sets one member of a group drops the others of lower layers: they say one thing in other words.
-ALTERNATIVES = (
-    ("train.tokens_budget", "train.tokens_per_param", "train.flops_budget", "train.epochs_budget"),
-    ("model.n_heads", "model.head_dim"),
-)
+BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")  # a training gives exactly one
+# Mutually exclusive fields: setting one removes the others of its group that a lower layer set.
+ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "model.head_dim"))
 
 MUP_BASE_WIDTH = 64
 ZIPF_RECORDS = "zipf_records"  # the corpus that ZipfConfig describes
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", re.IGNORECASE)
+
+
+def alternatives(path: str) -> set[str]:
+    """The field and those that exclude it."""
+    return {path}.union(*(group for group in ALTERNATIVES if path in group))
 
 
 def quantity(value: Any) -> Any:
@@ -218,11 +222,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        names = [path.split(".")[1] for path in ALTERNATIVES[0]]
-        given = [name for name in names if getattr(self, name) is not None]
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(names)}; found {found}")
+            raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(BUDGETS)}; found {found}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise _refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
         return self
@@ -277,6 +280,25 @@ class TrialConfig(BaseModel):
     train: TrainConfig = Field(description="budget, batch, optimizer, schedule")
     seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="seeds initialisation and batch order")
     resources: Resources = Field(default_factory=Resources, description="what the trial runs on")
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """A copy with other values of these fields, by dotted path, validated as a whole.
+
+        A field that is set drops its alternatives. pydantic's ValidationError where the copy is not legal.
+        """
+        parts: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        changes: dict[str, dict[str, Any]] = {}
+        for path, value in values.items():
+            part, _, field = path.partition(".")
+            if field:
+                changes.setdefault(part, {})[field] = value
+            else:
+                parts[part] = value
+        for part, changed in changes.items():
+            dropped = {other.partition(".")[2] for field in changed for other in alternatives(f"{part}.{field}")}
+            kept = parts[part].model_dump(exclude=dropped)
+            parts[part] = type(parts[part]).model_validate({**kept, **changed})
+        return type(self).model_validate(parts)
 
     @model_validator(mode="after")
     def _batch_holds_whole_contexts(self) -> Self:

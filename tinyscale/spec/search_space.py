@@ -1,17 +1,17 @@
-"""A search: settings of the training whose values Optuna draws, one trial after another, where an axis would list them.
+"""A search: fields of the training whose values Optuna samples, one trial after another; an axis would list them.
 
     search:
       fields: {train.lr: {low: 1e-4, high: 1e-1, log: true}}
       trials: 24
 
-- Each group, a cell of arms and axes, has a study of its own with so many trials: what is best at one size is not at
-  another. The seeds take turns, draw by draw, so that no value wins by the luck of one seed and a curve through a
-  group's draws is one of their mean.
-- A draw is a trial like any other, with an identity, a file of rows and a place in the sweep, where the values drawn
-  stand among its axes. Numbers are rounded to three digits, so that a trial can be written down and repeated.
-- Launched again, a search goes on. Draws that ended stand; those that failed or were interrupted are trained again as
-  they were drawn; only what is missing is drawn. A change of what all trials share begins the search anew.
-- Under `scheduler: asha` a trial that is behind the others of its group at 1/16 or 1/4 of its tokens is stopped there:
+- Each cell of arms and axes has a study of its own with so many trials: what is best at one size is not at another. The
+  seeds follow each other round-robin, so that no value wins by the luck of one seed, and a curve through the samples
+  of a cell is one of their mean.
+- A sample is a trial like any other, with an identity, a file of rows and a cell in the sweep, which counts the sampled
+  values among its axes. Numbers are rounded to three digits, so that a trial can be written down and repeated.
+- Launched again, a search goes on. Samples that ended are kept; those that failed or were interrupted are trained again
+  with the same values; only what is missing is sampled. A change of what all trials share begins the search anew.
+- Under `scheduler: asha` a trial that is behind the others of its cell at 1/16 or 1/4 of its tokens is stopped there:
   its state is `stopped`, its last point is not decayed, and no fit reads it.
 """
 
@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from tinyscale.spec.config import STRICT, Int, Quantity, quantity
 
-DIGITS = 3  # significant ones, of a number drawn
+DIGITS = 3  # significant ones, of a sampled number
 ASHA_POINTS = 5  # evaluations, the last ones at 1/16, 1/8, 1/4, 1/2 and all of the tokens
 MAX_COMBINATIONS = 1000  # of ends and choices, each of which is checked before anything starts
 
@@ -40,13 +40,13 @@ SEARCHABLE = (*NUMBERS, "train.batch_tokens", "train.optimizer", "train.schedule
 
 
 class Values(BaseModel):
-    """What one field is drawn from: the numbers from low to high, or a few choices."""
+    """What one field is sampled from: the numbers from low to high, or a few choices."""
 
     model_config = STRICT
 
-    low: Quantity | None = Field(default=None, description="smallest number that may be drawn")
-    high: Quantity | None = Field(default=None, description="largest number that may be drawn")
-    log: bool = Field(default=False, description="draw evenly in the logarithm")
+    low: Quantity | None = Field(default=None, description="smallest number that may be sampled")
+    high: Quantity | None = Field(default=None, description="largest number that may be sampled")
+    log: bool = Field(default=False, description="sample evenly in the logarithm")
     choices: tuple[Any, ...] = Field(default=(), strict=False, description="in place of low and high: a list of values")
 
     @model_validator(mode="after")
@@ -67,7 +67,7 @@ class Values(BaseModel):
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The values at the edge of what may be drawn: low and high, or every choice."""
+        """The values at the edge of what may be sampled: low and high, or every choice."""
         return tuple(map(_plain, self.choices)) or (self.low, self.high)
 
     @property
@@ -84,7 +84,7 @@ class Values(BaseModel):
         return min(max(float(f"{number:.{DIGITS}g}"), self.low), self.high)
 
     def holds(self, value: Any) -> bool:
-        """Whether the value may be drawn."""
+        """Whether the value may be sampled."""
         if self.low is None or self.high is None:
             return value in self.ends
         return bool(self.low <= value <= self.high)
@@ -101,9 +101,11 @@ class Search(BaseModel):
     model_config = STRICT
 
     fields: dict[str, Values] = Field(min_length=1, description="field -> {low, high, log} or {choices: [...]}")
-    trials: Int = Field(ge=2, le=10_000, description="trials of each group, a cell of arms and axes; seeds take turns")
+    trials: Int = Field(
+        ge=2, le=10_000, description="trials of each cell of arms and axes; the seeds follow each other round-robin"
+    )
     scheduler: Literal["none", "asha"] = Field(
-        default="none", description="asha: stop trials early that are behind others of their group; no fit reads those"
+        default="none", description="asha: stop trials early that are behind others of their cell; no fit reads those"
     )
 
     @property
@@ -124,12 +126,8 @@ class Search(BaseModel):
         for ends in itertools.product(*(values.ends for values in self.fields.values())):
             yield dict(zip(self.fields, ends, strict=True))
 
-    def cell(self, axes: Mapping[str, Any]) -> dict[str, Any]:
-        """The axes of a draw without what was drawn: those of its group."""
-        return {name: value for name, value in axes.items() if name not in self.names}
-
-    def drawn(self, axes: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What was drawn, field -> value, of a trial with these axes; None where this search would not draw it."""
+    def sampled(self, axes: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The sampled values, field -> value, of a trial with these axes; None if this search cannot sample them."""
         values = {path: axes.get(name) for name, path in self.names.items()}
         legal = all(value is not None and self.fields[path].holds(value) for path, value in values.items())
         return values if legal else None

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import ALTERNATIVES, TrialConfig
+from tinyscale.spec.config import TrialConfig, alternatives
 from tinyscale.spec.document import Document, Keys
 
 
@@ -74,17 +74,17 @@ def flatten(name: str, value: Any, origin: str, document: Document | None, keys:
             yield from flatten(f"{name}.{key}", inner, place, document, (*keys, key))
     else:
         path = field_path(name, origin)
-        yield path, Setting(_beside(value, document) if path == "data.corpus" and document else value, origin)
+        yield path, Setting(_relative_to_file(value, document) if path == "data.corpus" and document else value, origin)
 
 
-def _beside(corpus: Any, document: Document) -> Any:
+def _relative_to_file(corpus: Any, document: Document) -> Any:
     """A corpus path that the file gives is relative to the file."""
     if isinstance(corpus, list):
-        return [_beside(each, document) for each in corpus]
+        return [_relative_to_file(each, document) for each in corpus]
     if isinstance(corpus, str) and corpus:
         with suppress(OSError):  # a name too long for a path is none
-            if (beside := Path(document.path).parent / corpus).exists():
-                return str(beside)
+            if (found := Path(document.path).parent / corpus).exists():
+                return str(found)
     return corpus
 
 
@@ -97,11 +97,6 @@ def read_layer(values: Mapping[str, Any], document: Document, *keys: str | int) 
                 raise ConfigError(f"{setting.origin}: {path} is set a second time, after {settings[path].origin}")
             settings[path] = setting
     return settings
-
-
-def alternatives(path: str) -> set[str]:
-    """The field and those that say the same thing in other words."""
-    return {path}.union(*(group for group in ALTERNATIVES if path in group))
 
 
 def over(below: Layer, above: Layer) -> Layer:

@@ -17,14 +17,14 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import STRICT, Int, TrialConfig, quantity
+from tinyscale.spec.cell import DEFAULT_ARM, Cell
+from tinyscale.spec.config import STRICT, Int, TrialConfig, alternatives, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 from tinyscale.spec.settings import (
     TOKENIZER,
     Layer,
     Setting,
-    alternatives,
     config_value,
     field_path,
     flatten,
@@ -35,7 +35,6 @@ from tinyscale.spec.settings import (
 )
 
 MAX_TRIALS = 100_000
-DEFAULT_ARM = "base"
 
 
 class SweepFile(BaseModel):
@@ -54,7 +53,7 @@ class SweepFile(BaseModel):
         default={}, description="named overrides; a list for a field that takes one value is an axis of that arm"
     )
     search: Search | None = Field(
-        default=None, description="fields whose values Optuna draws for each cell of arms and axes: see below"
+        default=None, description="fields whose values Optuna samples for each cell of arms and axes: see below"
     )
     seeds: list[Int] | None = Field(
         default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
@@ -67,7 +66,7 @@ class SweepFile(BaseModel):
     )
 
 
-# Fields that may be `auto`: planning settles them from measurements or results. What a variant holds until then.
+# Fields that may be `auto`: planning fills them in from measurements or results. What a variant holds until then.
 AUTO: Mapping[str, Any] = {
     "train.precision": "fp32",
     "train.lr": 1e-3,
@@ -86,41 +85,29 @@ UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One cell of the grid with one seed, before the text is known; `axes` is what the sweep varies: field -> value."""
+    """What one cell of the grid asks for, before the text is known."""
 
     config: TrialConfig
-    arm: str
-    axes: Mapping[str, Any]
-    autos: tuple[str, ...] = ()  # fields that planning settles
+    cell: Cell
+    autos: tuple[str, ...] = ()  # fields that planning fills in
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def place(self) -> dict[str, Any]:
-        """Where it stands in the sweep, as the sweep's record keeps it."""
-        return {"arm": self.arm, "seed": self.config.seed, "axes": dict(self.axes)}
-
-    def settled(self, values: Mapping[str, Any]) -> Variant:
-        """The variant with values for fields that were open; choosers choose legal ones."""
-        config = self.config
-        for path, value in values.items():
-            part, leaf = path.split(".")
-            config = config.model_copy(update={part: getattr(config, part).model_copy(update={leaf: value})})
-        still = tuple(path for path in self.autos if path not in values)
-        return replace(self, config=config, autos=still)
+    def with_values(self, values: Mapping[str, Any]) -> Variant:
+        """The variant with values for these fields, which are open no longer."""
+        autos = tuple(path for path in self.autos if path not in values)
+        return replace(self, config=self.config.with_values(values), autos=autos)
 
     def where(self, *paths: str) -> str:
         """Where the first of these fields that is set was written, and which cell of the grid this is."""
         origin = next((self.origins[path] for path in paths if path in self.origins), "")
-        arm = [self.arm] if self.arm != DEFAULT_ARM else []
-        cell = " ".join([*arm, *(f"{name}={value}" for name, value in self.axes.items())])
-        return ": ".join(filter(None, [origin, cell]))
+        return ": ".join(filter(None, [origin, self.cell.label_of_seeds]))
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep file, read and checked. Variants stand in the file's order, the last axis and then the seed fastest.
 
-    search: what is drawn for each cell; a variant then holds the middle of what may be drawn. whole: not a selection.
+    search: what is sampled for each cell; a variant then holds the middle of its range. whole: not a selection.
     """
 
     name: str
@@ -137,7 +124,7 @@ class Sweep:
         over = ", ".join(self.axes) or "seeds"
         if self.search is None:
             return f"Sweep({self.name!r}: {len(self.variants)} trials over {over})"
-        return f"Sweep({self.name!r}: {self.search.trials} trials a group over {over}, in search of {self.search})"
+        return f"Sweep({self.name!r}: {self.search.trials} trials per cell over {over}, in search of {self.search})"
 
     def _repr_html_(self) -> str:
         title = f": {html.escape(self.title)}" if self.title else ""
@@ -179,14 +166,14 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     base = over(base, set_here)
     arms = {arm: read_layer(values, document, "arms", arm) for arm, values in file.arms.items()} or {DEFAULT_ARM: {}}
     search = _search(file.search, arms, document) if file.search else None
-    drawn = [_drawn(values, varied) for values in (search.middle, *search.corners())] if search else []
-    base = over(base, drawn[0]) if drawn else base
+    sampled = [_sampled(values, varied) for values in (search.middle, *search.corners())] if search else []
+    base = over(base, sampled[0]) if sampled else base
     grid = [_axis(name, values, document, "axes") for name, values in file.axes.items()]
     if file.zip:
         grid.append(_zipped([_axis(name, values, document, "zip") for name, values in file.zip.items()], document))
     seeds: Axis = [{}] if file.seeds is None else _axis("seed", file.seeds, document, "seeds")
     variants = [
-        variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, drawn, document)
+        variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, sampled, document)
     ]
     kept = _select(variants, select)
     _refuse_without_effect(set_here, kept)
@@ -197,17 +184,17 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
         )
     if file.fuse:
         _refuse_unfusable(kept, file, document)
-    axes, fuse = dict.fromkeys(name for variant in kept for name in variant.axes), tuple(file.fuse)
+    axes, fuse = dict.fromkeys(name for variant in kept for name in variant.cell.axes), tuple(file.fuse)
     return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select, fuse)
 
 
 def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Document) -> None:
-    """ConfigError when trials that are to be fused are drawn, or trained in a way that one batched model cannot be."""
+    """ConfigError when trials to fuse are sampled, or trained in a way that one batched model cannot be."""
     origin = document.origin(("fuse",))
     if file.search:
         raise ConfigError(
-            f"{origin}: fuse = {file.fuse!r} beside search ({document.origin(('search',))}): a search draws its trials "
-            "one by one, so there are none to train together; remove fuse, or the search"
+            f"{origin}: fuse = {file.fuse!r} beside search ({document.origin(('search',))}): a search samples "
+            "its trials one by one, so there are none to train together; remove fuse, or the search"
         )
     for variant in variants:
         for path, illegal, legal in UNFUSABLE:
@@ -220,7 +207,7 @@ def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Do
 
 
 def _file_problem(error: ValidationError, document: Document) -> ConfigError:
-    """What is wrong with the keys of the file itself; a key misspelt is told before the one that is then missing."""
+    """What is wrong with the keys of the file itself; misspelt keys come before those that are then missing."""
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     keys = tuple(part for part in first["loc"] if part != "[key]")
     name, origin = ".".join(map(str, keys)), document.origin(keys)
@@ -278,11 +265,11 @@ def _search(search: Search, arms: Mapping[str, Layer], document: Document) -> Se
     if combinations > MAX_COMBINATIONS:
         origin = document.origin(("search",))
         raise ConfigError(f"{origin}: {combinations:,} combinations of choices, more than {MAX_COMBINATIONS:,}")
-    return search.model_copy(update={"fields": fields})
+    return Search(fields=fields, trials=search.trials, scheduler=search.scheduler)
 
 
-def _drawn(values: Mapping[str, Any], varied: Mapping[str, str]) -> Layer:
-    """Values that a search may draw, as settings."""
+def _sampled(values: Mapping[str, Any], varied: Mapping[str, str]) -> Layer:
+    """Values that a search may sample, as settings."""
     return {path: Setting(value, varied[path]) for path, value in values.items()}
 
 
@@ -303,7 +290,7 @@ def _refuse_without_effect(set_here: Layer, variants: Sequence[Variant]) -> None
     """ConfigError when what the command line sets is set again in the arm of every variant."""
     for path, setting in set_here.items():
         if all(variant.origins.get(path) != setting.origin for variant in variants):
-            arms = ", ".join(dict.fromkeys(variant.arm for variant in variants))
+            arms = ", ".join(dict.fromkeys(variant.cell.arm for variant in variants))
             where = variants[0].where(path, *sorted(alternatives(path)))
             raise ConfigError(
                 f"{setting.origin}: has no effect, since arm {arms} sets it as well: {where}; edit it there"
@@ -314,7 +301,7 @@ Axis = list[Layer]
 
 
 def _axis(name: str, values: list[Any], document: Document, *block: str) -> Axis:
-    """The layers an axis steps through, one a value."""
+    """The layers of an axis, one per value."""
     keys = (*block, name) if block != ("seeds",) else block
     if not values:
         raise ConfigError(f"{document.origin(keys)}: {name} has no values")
@@ -332,9 +319,9 @@ def _zipped(axes: list[Axis], document: Document) -> Axis:
 
 
 def _expand(
-    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, drawn: list[Layer], document: Document
+    base: Layer, arm: str, overrides: Layer, axes: list[Axis], seeds: Axis, sampled: list[Layer], document: Document
 ) -> Iterator[Variant]:
-    """All variants of one arm: its lists are axes of its own. drawn: what a search may draw, to be checked as well."""
+    """All variants of one arm: its lists are axes of its own. sampled: what a search may sample, checked as well."""
     own = {path: setting for path, setting in overrides.items() if _is_axis(path, setting.value)}
     own_axes = [[dict(flatten(path, v, each.origin, None, ())) for v in each.value] for path, each in own.items()]
     axes = [*axes, *own_axes]
@@ -353,10 +340,11 @@ def _expand(
                 raise ConfigError(f"{settings[varied_auto[0]].origin}: auto is no value to vary {varied_auto[0]} by")
             held = {path: replace(settings[path], value=AUTO[path]) for path in autos}
             config = read_config(settings | held, document)
-            for layer in drawn if seed is seeds[0] else []:
+            for layer in sampled if seed is seeds[0] else []:
                 read_config(settings | held | layer, document)
             shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
-            yield Variant(config, arm, shown, autos, {path: setting.origin for path, setting in settings.items()})
+            origins = {path: setting.origin for path, setting in settings.items()}
+            yield Variant(config, Cell(arm, shown, config.seed), autos, origins)
 
 
 def _is_axis(path: str, value: Any) -> bool:
@@ -375,12 +363,12 @@ def _select(variants: list[Variant], select: Sequence[str]) -> list[Variant]:
     for text in select:
         name, _, wanted = text.partition("=")
         name = name.strip().rpartition(".")[2]
-        values = [{**v.axes, "arm": v.arm, "seed": v.config.seed}.get(name) for v in variants]
+        values = [{**v.cell.axes, "arm": v.cell.arm, "seed": v.cell.seed}.get(name) for v in variants]
         present = list({repr(value): value for value in values if value is not None}.values())
         chosen = wanted.split(",") if name == "arm" else map(quantity, parse_value(f"[{wanted}]", f"--select {text}"))
         chosen = list(chosen)
         if not chosen or not present:
-            legal = ", ".join(dict.fromkeys(n for v in variants for n in (*v.axes, "arm", "seed")))
+            legal = ", ".join(dict.fromkeys(n for v in variants for n in (*v.cell.axes, "arm", "seed")))
             raise ConfigError(f"--select {text}: write name=value with a name the sweep varies; legal: {legal}")
         variants = [v for v, value in zip(variants, values, strict=True) if value in chosen]
         missing = [item for item in chosen if item not in present]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
-from tinyscale.spec.config import ALTERNATIVES, TrainConfig, TrialConfig
+from pydantic import ValidationError
+
+from tinyscale.errors import ConfigError
+from tinyscale.spec.config import TrainConfig, TrialConfig
 from tinyscale.spec.costs import Parameters, decay_steps, flops_per_token, memory_bytes, parameters, training_steps
+from tinyscale.spec.facts import TextFacts
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
 
@@ -17,15 +22,36 @@ SCIENCE_VERSION = 1  # raised when a default changes, or what the same configura
 class Trial:
     """A training run with every budget and size resolved, and its identity.
 
-    config: the budget is tokens_budget = steps * batch_tokens, whatever form the sweep gave.
+    config: the budget is tokens_budget = steps * batch_tokens, whatever form the sweep gave. facts: of its text.
     """
 
     identity: str
     config: TrialConfig
-    corpus_hash: str
-    tokenizer_hash: str
-    vocab_size: int
-    unique_tokens: int  # training tokens that differ
+    facts: TextFacts
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote, under the identity that it had. pydantic's ValidationError where it is not legal."""
+        config = TrialConfig.model_validate(written["config"])
+        return cls(str(written["identity"]), config, TextFacts(**written["facts"]))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        return {
+            "identity": self.identity,
+            "config": self.config.model_dump(mode="json"),
+            "facts": asdict(self.facts),
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model knows."""
+        return self.facts.vocab_size
+
+    @property
+    def unique_tokens(self) -> int:
+        """Training tokens that differ."""
+        return _unique_tokens(self.config, self.facts)
 
     @property
     def tokens(self) -> int:
@@ -76,22 +102,20 @@ class Trial:
 
     def with_share(self, gpu: float) -> Trial:
         """The same trial on another share of a GPU, which its identity does not depend on."""
-        resources = self.config.resources.model_copy(update={"gpu": gpu})
-        return replace(self, config=self.config.model_copy(update={"resources": resources}))
+        return replace(self, config=self.config.with_values({"resources.gpu": gpu}))
 
 
-def resolve(
-    config: TrialConfig, *, corpus_hash: str, split_rule: str, tokenizer_hash: str, vocab_size: int, train_tokens: int
-) -> Trial:
+def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
     """Fix what depends on the text, and name the trial by everything that its numbers depend on.
 
     The identity leaves out resources, paths and fields at their default: it moves with none of them.
+    ConfigError when the budget allows no step.
     """
-    unique_tokens = min(train_tokens, config.data.unique_tokens or train_tokens)
-    steps = training_steps(config.model, config.train, vocab_size, unique_tokens)
-    budget: dict[str, Any] = {name.removeprefix("train."): None for name in ALTERNATIVES[0]}
-    budget["tokens_budget"] = steps * config.train.batch_tokens
-    resolved = config.model_copy(update={"train": config.train.model_copy(update=budget)})
+    steps = training_steps(config.model, config.train, facts.vocab_size, _unique_tokens(config, facts))
+    try:
+        resolved = config.with_values({"train.tokens_budget": steps * config.train.batch_tokens})
+    except ValidationError as error:
+        raise ConfigError(f"the budget allows {steps * config.train.batch_tokens:,} tokens; lower it") from error
     left_out: Any = {
         "resources": True,
         "data": {"corpus", "max_bytes", "zipf", "tokenizer"},  # hashes say what these hold
@@ -99,17 +123,21 @@ def resolve(
     }
     described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
     described |= {
-        "corpus": corpus_hash,
-        "tokenizer": tokenizer_hash,
-        "split": split_rule,
+        "corpus": facts.corpus_hash,
+        "tokenizer": facts.tokenizer_hash,
+        "split": facts.split_rule,
         "science_version": SCIENCE_VERSION,
     }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    return Trial(identity, resolved, corpus_hash, tokenizer_hash, vocab_size, unique_tokens)
+    return Trial(identity, resolved, facts)
+
+
+def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:
+    return min(facts.train_tokens, config.data.unique_tokens or facts.train_tokens)
 
 
 def _idle(train: TrainConfig) -> set[str]:
-    """Fields of the training that no number depends on, as the others are set."""
+    """Fields of the training that have no effect, given the other fields."""
     of_schedule = {"constant": {"min_lr_ratio", "decay_fraction"}, "wsd": set[str]()}
     return {"repeats"} | of_schedule.get(train.schedule, {"decay_fraction"})  # repeats is a permission

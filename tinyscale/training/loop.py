@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tinyscale.data import TokenizedCorpus
 from tinyscale.machine import cache_folder
 from tinyscale.spec.costs import decay_steps, share_bytes
+from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training.batches import TrainBatches
@@ -274,21 +275,21 @@ class Run:
     def pause(self) -> Outcome:
         """Stop here, to go on another time."""
         self.save()
-        return Outcome("running", "stopped on request", self.progress.points, self.progress.seconds)
+        return Outcome(State.RUNNING, "stopped on request", self.progress.points, self.progress.seconds)
 
     def close(self) -> Outcome:
         """Keep the final weights; the way there is no longer needed."""
         if self.checkpoints is not None and not self.rank:
             self.checkpoints.write(WEIGHTS, _serialise(self.gpt.state_dict()))
             self.checkpoints.delete(RESUME)
-        return Outcome("finished", None, self.progress.points, self.progress.seconds)
+        return Outcome(State.FINISHED, None, self.progress.points, self.progress.seconds)
 
     def _diverged(self, what: str) -> Outcome:
         if self.checkpoints is not None and not self.rank:
             self.checkpoints.delete(RESUME)
         reason = f"{what} step {self.progress.step} of {self.trial.steps}"
         finite = [point for point in self.progress.points if math.isfinite(point.val_loss)]
-        return Outcome("diverged", reason, finite, time.monotonic() - self.started)
+        return Outcome(State.DIVERGED, reason, finite, time.monotonic() - self.started)
 
 
 def _serialise(state: dict[str, Any]) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tinyscale.spec.state import State
+
 
 @dataclass(frozen=True)
 class Point:
@@ -31,7 +33,7 @@ class Point:
 class Outcome:
     """How training ended: `finished`; `diverged` with a reason; or still `running`, when it was asked to stop."""
 
-    state: str
+    state: State
     reason: str | None
     points: list[Point]
     seconds: float  # of training, evaluation included
