@@ -17,17 +17,11 @@ from helpers import ROOT
 from helpers.launches import RAY_WARNS
 from helpers.programs import wait_for
 from tinyscale.orchestration import ray_internals
-from tinyscale.orchestration.session import Cluster, ray_session
+from tinyscale.orchestration.session import Cluster
 
 pytestmark = RAY_WARNS
 
 DOOR = "ray_internals.py"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with ray_session(None) as running:
-        yield running
 
 
 def private_names(source: Path) -> list[str]:
