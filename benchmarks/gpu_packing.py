@@ -26,7 +26,7 @@ import torch
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial, resolve
-from tinyscale.training.batched import Fused
+from tinyscale.training.batched import Fused, begin
 from tinyscale.training.loop import Run
 
 # Dense bf16 with fp32 accumulation, TFLOP/s, from the vendor's data sheets; the first that the device's name holds.
@@ -87,8 +87,9 @@ def alone(shape: Shape) -> float:
 
 def fused(shape: Shape, copies: int) -> float:
     """Tokens a second of trials fused into one model."""
-    runs = [replace(shape, seed=seed).run() for seed in range(copies)]
-    return copies * shape.rate(warmed_up(Fused(runs).update))
+    made = [replace(shape, seed=seed).trial() for seed in range(copies)]
+    together = begin([trial for trial, _ in made], made[0][1], [None] * copies)
+    return copies * shape.rate(warmed_up(Fused(together).update))
 
 
 def packed(shape: Shape, copies: int) -> float:

@@ -16,11 +16,11 @@ from tinyscale.data import TokenizedCorpus
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
-from tinyscale.training import loop as train_module
-from tinyscale.training.batched import Fused, train_fused
-from tinyscale.training.loop import RESUME, WEIGHTS, Run, train
+from tinyscale.training.batched import Fused, begin, train_fused
+from tinyscale.training.loop import RESUME, WEIGHTS, train
 from tinyscale.training.model import GPT
 from tinyscale.training.progress import Outcome, Point
+from tinyscale.training.recorded import AHEAD
 
 RATES = (1e-2, 1e-2, 3e-3)  # of the seeds 0, 1, 2
 
@@ -112,11 +112,11 @@ def test_each_copy_starts_from_the_weights_that_its_seed_gives_and_reads_its_own
     tiny_corpus: DataConfig,
 ) -> None:
     together = group(tiny_corpus, tie_embeddings=True)
-    fused = Fused([Run(trial, together.corpus, None) for trial in together.trials])
+    fused = Fused(begin(together.trials, together.corpus, [None] * 3))
     for place, trial in enumerate(together.trials):
         torch.manual_seed(trial.config.seed)
         alone = GPT(trial.config.model, trial.vocab_size).state_dict()
-        own = {name: tensor.clone() for name, tensor in fused.turn(place).gpt.state_dict().items()}
+        own = {name: tensor.clone() for name, tensor in fused.load(place).gpt.state_dict().items()}
         assert own.keys() == alone.keys()
         assert all(torch.equal(own[name], alone[name]) for name in alone)
     first = [run.batches.batch(0)[0] for run in fused.runs]
@@ -160,7 +160,7 @@ def test_a_trial_of_an_interrupted_group_can_go_on_alone_and_the_rest_without_it
 def test_a_trial_that_diverges_ends_alone_and_the_others_go_on(
     tiny_corpus: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wild: int, at_once: int
 ) -> None:
-    monkeypatch.setitem(train_module.LOSSES_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(AHEAD, "cpu", at_once)
     rates = (10, 1e-3, 2e-3) if wild == 0 else (1e-3, 10, 2e-3)
     together = group(tiny_corpus, rates=rates, weight_decay=150, grad_clip=0).train(tmp_path)
     assert next(iter(together.outcomes)) == wild, "told of before the others have ended"

@@ -39,8 +39,8 @@ def test_fp16_is_near_fp32_and_scales_its_loss(tiny_corpus: DataConfig, device: 
     assert rounded.points[-1].val_loss != exact.points[-1].val_loss
     run = Run(*make_trial(trial_config(tiny_corpus, precision="fp16", resources=resources)), None)
     run.update()
-    assert run.scaler.get_scale() > 1
-    assert not Run(*make_trial(trial_config(tiny_corpus)), None).scaler.is_enabled()
+    assert run.state.scaler.get_scale() > 1
+    assert not Run(*make_trial(trial_config(tiny_corpus)), None).state.scaler.is_enabled()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -69,7 +69,7 @@ def test_gpt2_of_the_transformers_library_has_the_same_losses_over_200_steps(tin
         before = dataclasses.replace(run.progress)
         run.update()
         ours.append(run.progress.loss_sum - before.loss_sum)
-        rates.append(run.optimizer.param_groups[0]["lr"])
+        rates.append(float(run.state.optimizer.param_groups[0]["lr"]))
     batches = TrainBatches(corpus.train(), 32, 8, seed=0)
     theirs = their_losses(initial, batches, rates, config.train.weight_decay)
     assert ours[0] - ours[-1] > 1, "it learns"

@@ -30,6 +30,7 @@ from tinyscale.training.loop import RESUME, WEIGHTS, Run, eval_steps, train
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import lr_at
 from tinyscale.training.progress import Outcome, Point
+from tinyscale.training.recorded import AHEAD
 
 
 def losses(outcome: Outcome) -> list[tuple[int, float, float, float]]:
@@ -267,7 +268,7 @@ def test_it_does_not_matter_how_many_losses_are_read_at_once(
     wild = {"lr": 10, "weight_decay": 1000, "grad_clip": 0, "tokens_budget": 100 * 256, "repeats": True}
     config = trial_config(tiny_corpus, schedule="wsd", branches=[0.5], **(wild if diverges else {}))
     one_by_one = run(config)
-    monkeypatch.setitem(train_module.LOSSES_AT_ONCE, "cpu", 7)
+    monkeypatch.setitem(AHEAD, "cpu", 7)
     run(config, checkpoints=Folder.at(tmp_path), should_stop=lambda step: step == 12)
     together = run(config, checkpoints=Folder.at(tmp_path))
     assert losses(together) == losses(one_by_one)

@@ -34,7 +34,7 @@ from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
@@ -128,6 +128,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     # since version 3
     ("compile", _BOOL, "whether the training step was compiled"),
     ("fused", _INT, "trials that were trained together as one batched model, and shared the seconds; 1: alone"),
+    # since version 4
+    ("recorded", _BOOL, "whether a GPU replayed the training step as one CUDA graph; null on a CPU"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -172,6 +173,18 @@ class ModelConfig(BaseModel):
         return self
 
 
+@dataclass(frozen=True)
+class Optimizer:
+    """What is known of an optimizer without building it."""
+
+    states: int  # numbers that it keeps of each parameter
+    linear_in_lr: bool = True  # a step at a rate is that share of a step of rate one
+    mup: bool = True  # its rates follow the width under maximal-update parametrization
+
+
+OPTIMIZERS = {"adamw": Optimizer(states=2), "lion": Optimizer(states=1), "muon": Optimizer(states=2, mup=False)}
+
+
 class TrainConfig(BaseModel):
     """How the model is trained: one budget, the batch, the optimizer and its schedule."""
 
@@ -303,8 +316,10 @@ class TrialConfig(BaseModel):
     @model_validator(mode="after")
     def _batch_holds_whole_contexts(self) -> Self:
         batch, context, workers = self.train.batch_tokens, self.model.context_length, self.resources.workers
-        if self.model.parametrization == "mup" and self.train.optimizer == "muon":
-            raise _refuse("model.parametrization", "mup's rates are for adamw and lion; muon scales its own steps")
+        if self.model.parametrization == "mup" and not OPTIMIZERS[self.train.optimizer].mup:
+            able = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.mup)
+            own = f"{self.train.optimizer} scales its own steps"
+            raise _refuse("model.parametrization", f"mup's rates are for {able}; {own}")
         if batch % context:
             raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyscale.errors import ConfigError
-from tinyscale.spec.config import ModelConfig, TrainConfig, TrialConfig
+from tinyscale.spec.config import OPTIMIZERS, ModelConfig, TrainConfig, TrialConfig
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,26 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> dict[str, float]:
     }
 
 
-def memory_bytes(config: TrialConfig, vocab_size: int) -> float:
+WORKSPACES = 1e8  # bytes that the libraries of matrix products take on a GPU
+TEXT_SHARE = 0.1  # of a GPU's memory that a trial may hold, at most, for its text; a larger one stays on the host
+
+
+def token_bytes(vocab_size: int) -> int:
+    """Bytes of a token of text on a GPU."""
+    return 2 if vocab_size <= 2**15 else 4
+
+
+def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) -> float:
     """Peak bytes of a worker's training step: weights, gradients, optimizer state and activations.
 
     Activations are what the backward pass needs, per token. In a block: the input of each matrix, its output unless
     that is added to the residual stream, the input of both norms, the activated gate of swiglu, 3 d for rotary
     positions, and one number per head. For the head: the logits, their softmax and its gradient. bf16 keeps half of
-    a block's in two bytes. The process itself (Python, torch, Ray; on a GPU its context) comes on top.
+    a block's in two bytes. A GPU also holds the text of train_tokens, unless that is large relative to the rest. The
+    process itself (Python, torch, Ray; on a GPU its context) comes on top.
     """
     model, train = config.model, config.train
-    state = 3 if train.optimizer == "lion" else 4  # weights, gradients and one or two averages, in fp32
+    state = 2 + OPTIMIZERS[train.optimizer].states  # weights, gradients and averages, in fp32
     state += state - 1 if train.branches else 0  # the trunk's weights and averages, set aside during a branch
     kept = sum(matrix.inputs + (0 if matrix.residual else matrix.outputs) for matrix in block_matrices(model))
     gate = model.d_ff if model.activation == "swiglu" else 0
@@ -116,7 +126,11 @@ def memory_bytes(config: TrialConfig, vocab_size: int) -> float:
     block_bytes = 4 if train.precision == "fp32" else 3
     per_token = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + 2 * model.d_model)
     tokens = train.batch_tokens / config.resources.workers
-    return 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
+    step = 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
+    if not config.resources.gpu:
+        return step
+    text = train_tokens * token_bytes(vocab_size)
+    return step + WORKSPACES + min(text, TEXT_SHARE * step)
 
 
 CONTEXT_BYTES = 0.6e9  # of GPU memory, taken by each process before its first tensor

@@ -93,7 +93,7 @@ class Trial:
     @property
     def memory_bytes(self) -> float:
         """Forecast peak memory of a worker's training step, in bytes."""
-        return memory_bytes(self.config, self.vocab_size)
+        return memory_bytes(self.config, self.vocab_size, self.unique_tokens)
 
     @property
     def flops(self) -> float:

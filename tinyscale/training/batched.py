@@ -22,10 +22,14 @@ from tinyscale.data import TokenizedCorpus
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training.evaluate import token_losses
-from tinyscale.training.loop import Run
+from tinyscale.training.loop import Run, steps_of
 from tinyscale.training.model import GPT, width_scale
-from tinyscale.training.optim import build_optimizer, lr_at
+from tinyscale.training.optim import UnitRate, build_optimizer, clip_each, make_capturable
 from tinyscale.training.progress import Outcome, Point
+from tinyscale.training.recorded import Descend
+from tinyscale.training.state import TrainState
+
+Begun = tuple[Run, dict[str, Any]]  # a run, and the state that it begins with
 
 
 class Stacked(nn.Module):
@@ -47,74 +51,91 @@ class Stacked(nn.Module):
         return functional_call(self.one[0], weights, (x,))
 
 
-def stack(gpts: Sequence[GPT]) -> GPT:
-    """One model of K models of one shape: token ids [K B, T] -> logits [K B, T, V], its parameters [K, ...]."""
-    copies = [dict(gpt.named_parameters(remove_duplicate=False)) for gpt in gpts]
+def stack(gpt: GPT, weights: Sequence[Mapping[str, Tensor]]) -> GPT:
+    """One model of K, each with weights for the GPT: token ids [K B, T] -> logits [K B, T, V], parameters [K, ...]."""
+    shared = dict(gpt.named_parameters(remove_duplicate=False))
     once: dict[int, nn.Parameter] = {}  # a tied head shares its stack as well
 
     def stacked(name: str) -> nn.Parameter:
-        return once.setdefault(id(copies[0][name]), nn.Parameter(torch.stack([each[name].detach() for each in copies])))
+        return once.setdefault(id(shared[name]), nn.Parameter(torch.stack([each[name] for each in weights])))
 
-    model = copy.deepcopy(gpts[0])
+    model = copy.deepcopy(gpt)
     for place, module in list(model.named_modules()):
         if own := [name for name, _ in module.named_parameters(recurse=False)]:
             model.set_submodule(place, Stacked(module, {name: stacked(f"{place}.{name}") for name in own}))
     return model
 
 
-def clip_each(gradients: Sequence[Tensor], largest: float) -> None:
-    """Scale the gradients [K, ...] of each copy to a joint norm of at most `largest`, as torch does for one model."""
-    norms = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).norm(dim=1)  # [K]
-    factors = (largest / (norms + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(_beside(factors, gradient))
+def stack_optimizer(
+    state: TrainState, model: GPT, states: Sequence[dict[int, dict[str, Tensor]]]
+) -> torch.optim.Optimizer:
+    """One optimizer over the parameters [K, ...] of the stacked model, its averages those of the K optimizers."""
+    optimizer = build_optimizer(state.gpt, state.train, width_scale(state.gpt.config))
+    assert isinstance(optimizer, torch.optim.Optimizer), "planning refuses muon"
+    stacks = {id(old): new for old, new in zip(state.gpt.parameters(), model.parameters(), strict=True)}
+    for group in optimizer.param_groups:
+        group["params"] = [stacks[id(parameter)] for parameter in group["params"]]
+    make_capturable(optimizer)
+    stacked = {
+        index: {
+            name: torch.stack([each[index][name] for each in states]) if value.dim() else value
+            for name, value in values.items()
+        }
+        for index, values in states[0].items()
+    }
+    optimizer.load_state_dict({"state": stacked, "param_groups": optimizer.state_dict()["param_groups"]})
+    return optimizer
 
 
-def _beside(values: Tensor, weights: Tensor) -> Tensor:
-    """Values [K], one a copy, in a shape that multiplies weights [K, ...]."""
-    return values.view(-1, *[1] * (weights.dim() - 1))
+def batched_descent(
+    state: TrainState, model: GPT, optimizer: torch.optim.Optimizer, losses: Callable[[Tensor, Tensor], Tensor]
+) -> Descend:
+    """An update of every copy, each on its own rows and at its own rate: [K B, T], rates [K] -> losses [K]."""
+    assert state.linear_in_lr, "the copies' rates differ"
+    clip, unit_rate = state.train.grad_clip, UnitRate(optimizer)
+
+    def descend(inputs: Tensor, targets: Tensor, rates: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with state.autocast():
+            each = losses(inputs, targets)
+        torch.autograd.backward(each.sum())  # a copy's loss moves no other's weights
+        if clip:
+            clip_each([p.grad for p in model.parameters() if p.grad is not None], clip)
+        unit_rate.step(optimizer.step, rates)
+        return each.detach()
+
+    return descend
+
+
+def begin(trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequence[Folder | None]) -> list[Begun]:
+    """The trials' runs, which share one model, and what each begins with, or goes on with from its checkpoint."""
+    begun: list[Begun] = []
+    for trial, folder in zip(trials, folders, strict=True):
+        run = Run(trial, corpus, folder, shared=begun[0][0] if begun else None)
+        begun.append((run, copy.deepcopy(run.state.state())))
+    return begun
 
 
 class Fused:
     """Runs at the same step of the same schedule, updated together.
 
-    The weights are here; the runs share one model and one optimizer, into which each's are copied when it is its turn
-    to be evaluated or saved. So a run's checkpoint is that of a trial trained alone.
+    The weights are here; the runs share one model and one optimizer, into which each's are loaded to be evaluated or
+    saved. So a run's checkpoint is that of a trial trained alone.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs, self.first, self.step = runs, runs[0], runs[0].progress.step  # a run that diverged ends before it
-        self.model = stack([run.gpt for run in runs])
-        self.losses = self.first.compiled(self._losses(token_losses(self.model)))
-        self.optimizer = self._optimizer([run.optimizer.state_dict()["state"] for run in runs])
-        for run in runs:
-            run.fused, run.started = len(runs), time.monotonic() - run.progress.seconds
-            run.gpt, run.nats, run.optimizer = self.first.gpt, self.first.nats, self.first.optimizer
-            run.evaluation = self.first.evaluation
-
-    def _losses(self, nats: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Inputs and targets [K B, T] -> the mean loss of each copy [K]."""
-        copies = len(self.runs)
-        return lambda inputs, targets: nats(inputs, targets).view(copies, -1).mean(1)
-
-    def _optimizer(self, states: Sequence[dict[int, dict[str, Tensor]]]) -> torch.optim.Optimizer:
-        """One optimizer over all copies, which takes steps of rate one (see `_descend`)."""
-        gpt = self.first.gpt
-        optimizer = build_optimizer(gpt, self.first.train, width_scale(gpt.config))
-        assert isinstance(optimizer, torch.optim.Optimizer), "planning refuses muon"
-        stacks = {id(old): new for old, new in zip(gpt.parameters(), self.model.parameters(), strict=True)}
-        for group in optimizer.param_groups:
-            group["params"] = [stacks[id(parameter)] for parameter in group["params"]]
-            group["lr"] = group.get("scale", 1.0)
-        stacked = {
-            index: {
-                name: torch.stack([state[index][name] for state in states]) if value.dim() else value
-                for name, value in values.items()
-            }
-            for index, values in states[0].items()
-        }
-        optimizer.load_state_dict({"state": stacked, "param_groups": optimizer.state_dict()["param_groups"]})
-        return optimizer
+    def __init__(self, begun: Sequence[Begun]) -> None:
+        self.runs = [run for run, _ in begun]
+        self.step = self.runs[0].progress.step  # a run that diverged ends before it
+        self.first = self.runs[0]
+        state, copies = self.first.state, len(begun)
+        self.model = stack(state.gpt, [each["model"] for _, each in begun])
+        self.optimizer = stack_optimizer(state, self.model, [each["optimizer"]["state"] for _, each in begun])
+        nats = token_losses(self.model)
+        losses = self.first.compiled(lambda inputs, targets: nats(inputs, targets).view(copies, -1).mean(1))  # [K]
+        descend = batched_descent(state, self.model, self.optimizer, losses)
+        self.steps = steps_of(self.runs, descend, recordable=True)
+        for run in self.runs:
+            run.join(self.steps)
 
     @property
     def unfinished(self) -> bool:
@@ -124,31 +145,25 @@ class Fused:
     def update(self) -> None:
         """One optimizer step of every copy, each on its own batch."""
         begun = time.monotonic()
-        batches = [run.batches.batch(self.step) for run in self.runs]
-        inputs, targets = (torch.cat(each).to(self.first.device) for each in zip(*batches, strict=True))
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.first.autocast():
-            losses = self.losses(inputs, targets)  # [K]
-        torch.autograd.backward(losses.sum())  # a copy's loss moves no other's weights
-        if self.first.train.grad_clip:
-            clip_each([p.grad for p in self.model.parameters() if p.grad is not None], self.first.train.grad_clip)
-        self._descend([lr_at(self.step, run.end, run.train) for run in self.runs])
+        self.steps.take(self.step, self.first.end)
         self.step += 1
-        for run, loss in zip(self.runs, losses.detach().double(), strict=True):
-            run.advance(loss, begun)
+        for run in self.runs:
+            run.advance()
+        if self.steps.is_full or any(run.point_is_due for run in self.runs):
+            self.read_losses()
+        for run in self.runs:
+            run.progress.seconds_timed += time.monotonic() - begun
+
+    def read_losses(self) -> None:
+        """Count the losses of the last steps, all copies' in one reading."""
+        if self.steps.unread:
+            for run, losses in zip(self.runs, self.steps.read().T.tolist(), strict=True):
+                run.count(losses)
 
     @torch.no_grad()
-    def _descend(self, rates: list[float]) -> None:
-        """Each copy goes its rate's share of a step of rate one: an update and its decay are linear in the rate."""
-        before = [parameter.clone() for parameter in self.model.parameters()]
-        self.optimizer.step()
-        shares = torch.tensor(rates, device=self.first.device)
-        for old, parameter in zip(before, self.model.parameters(), strict=True):
-            torch.lerp(old, parameter, _beside(shares, old), out=parameter)
-
-    @torch.no_grad()
-    def turn(self, k: int) -> Run:
+    def load(self, k: int) -> Run:
         """The run number k, its weights and its optimizer's state copied to where the runs find them."""
+        self.read_losses()
         run, state = self.runs[k], self.optimizer.state_dict()["state"]
         for mine, all_ in zip(run.gpt.parameters(), self.model.parameters(), strict=True):
             mine.copy_(all_[k])
@@ -156,7 +171,8 @@ class Fused:
             index: {name: (value[k] if value.dim() else value).clone() for name, value in values.items()}
             for index, values in state.items()
         }
-        run.optimizer.load_state_dict({"state": own, "param_groups": run.optimizer.state_dict()["param_groups"]})
+        optimizer = run.state.optimizer
+        optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
         return run
 
 
@@ -174,23 +190,23 @@ def train_fused(
     A trial that diverges ends alone. Those whose checkpoints are at another step than the first's, after a process
     was killed while it saved or because the sweep has grown, are trained together after it.
     """
-    runs = [Run(trial, corpus, folder) for trial, folder in zip(trials, checkpoints, strict=True)]
-    for place, run in enumerate(runs):
+    begun = begin(trials, corpus, checkpoints)
+    for place, (run, _) in enumerate(begun):
         for point in run.progress.points:
             report(place, point)
-    by_step = sorted(range(len(runs)), key=lambda place: runs[place].progress.step)
-    for _, places in itertools.groupby(by_step, key=lambda place: runs[place].progress.step):
-        _train_in_step(runs, list(places), report, ended, should_stop)
+    by_step = sorted(range(len(begun)), key=lambda place: begun[place][0].progress.step)
+    for _, places in itertools.groupby(by_step, key=lambda place: begun[place][0].progress.step):
+        _train_in_step(begun, list(places), report, ended, should_stop)
 
 
 def _train_in_step(
-    runs: Sequence[Run],
+    begun: Sequence[Begun],
     places: Sequence[int],
     report: Callable[[int, Point], None],
     ended: Callable[[int, Outcome], None],
     should_stop: Callable[[int], bool],
 ) -> None:
-    fused = Fused([runs[place] for place in places])
+    fused = Fused([begun[place] for place in places])
     going = dict(enumerate(places))  # which copy is whose
 
     def end(k: int, outcome: Outcome) -> None:
@@ -199,14 +215,14 @@ def _train_in_step(
     while fused.unfinished and going:
         fused.update()
         for k, place in list(going.items()):
-            run = fused.turn(k) if fused.runs[k].point_is_due else fused.runs[k]
+            run = fused.load(k) if fused.runs[k].point_is_due else fused.runs[k]
             if (diverged := run.assess(partial(report, place))) is not None:
                 end(k, diverged)
         if fused.unfinished and should_stop(fused.step):
             for k in list(going):
-                end(k, fused.turn(k).pause())
+                end(k, fused.load(k).pause())
         elif any(fused.runs[k].save_is_due for k in going):
             for k in going:
-                fused.turn(k).save()
+                fused.load(k).save()
     for k in list(going):
-        end(k, fused.turn(k).close())
+        end(k, fused.load(k).close())

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from tinyscale.errors import DataError
+from tinyscale.spec.costs import token_bytes
 
 NOT_SCORED = -100  # torch's own mark for a target that the loss leaves out
 
@@ -46,20 +47,43 @@ class TrainBatches:
         """Targets seen in one pass over the blocks."""
         return self.n_blocks * self.context_length
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of a step, int64 [batch_size / world, context_length]; a rank has every world-th row."""
+    def blocks(self, step: int, rank: int = 0, world: int = 1) -> npt.NDArray[np.int64]:
+        """Which blocks a step reads, [batch_size / world]; a rank has every world-th row."""
         places = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world)
         epochs, within = np.divmod(places, self.n_blocks)
         blocks = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             blocks[here] = self._order(int(epoch))[within[here]]
-        columns = np.arange(self.context_length + 1)
-        rows = self.stream[blocks[:, None] * self.context_length + columns].astype(np.int64)
-        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
+        return blocks
+
+    def windows(self, blocks: npt.NDArray[np.int64]) -> Tokens:
+        """The tokens of blocks [rows], each with the one after it, in the stream's type: [rows, context_length + 1]."""
+        windows: Tokens = self.stream[blocks[:, None] * self.context_length + np.arange(self.context_length + 1)]
+        return windows
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of a step, int64 [batch_size / world, context_length]; a rank has every world-th row."""
+        return inputs_and_targets(torch.from_numpy(self.windows(self.blocks(step, rank, world)).astype(np.int64)))
 
     def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_blocks)
+
+
+def as_tensor(tokens: Tokens, vocab_size: int) -> torch.Tensor:
+    """The tokens as the smallest type that torch can index and that holds the vocabulary: int16 or int32."""
+    return torch.from_numpy(np.asarray(tokens).astype(f"i{token_bytes(vocab_size)}"))
+
+
+def gather(text: torch.Tensor, blocks: torch.Tensor, context_length: int) -> torch.Tensor:
+    """`TrainBatches.windows`, of a text and blocks that lie on one device: [rows] -> [rows, context_length + 1]."""
+    columns = torch.arange(context_length + 1, device=text.device)
+    return text[blocks[:, None] * context_length + columns]
+
+
+def inputs_and_targets(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows [rows, T + 1] -> inputs and targets, int64 [rows, T] each."""
+    return windows[:, :-1].contiguous().long(), windows[:, 1:].contiguous().long()
 
 
 def val_windows(

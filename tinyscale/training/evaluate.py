@@ -85,6 +85,8 @@ class Evaluation:
         self.inputs, self.targets = F.pad(inputs, fill).to(device), F.pad(targets, fill, value=NOT_SCORED).to(device)
         self.buckets = F.pad(buckets, fill).to(device)
         self.documents = F.pad(documents_of.clamp(min=0), fill).to(device)  # what is after the end belongs to none
+        self.n_buckets = int(buckets.max()) + 1  # both counted here: to ask the device is to wait for it
+        self.n_documents = int(documents_of.max()) + 1
         self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill).to(device)
         self.device = device
 
@@ -92,9 +94,8 @@ class Evaluation:
     def scores(self, nats: Callable[[Tensor, Tensor], Tensor], autocast: AbstractContextManager[Any]) -> Scores:
         """Score the windows by `token_losses` of a model; workers share the work."""
         rank, world = rank_and_world()
-        clusters, buckets = int(self.documents.max()) + 1, int(self.buckets.max()) + 1
-        totals = torch.zeros(3, clusters, dtype=torch.float64, device=self.device)  # by document: see `_values`
-        by_bucket = torch.zeros(2, buckets, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(3, self.n_documents, dtype=torch.float64, device=self.device)  # by document: see `_values`
+        by_bucket = torch.zeros(2, self.n_buckets, dtype=torch.float64, device=self.device)
         for start in range(rank * self.rows, len(self.inputs), world * self.rows):
             rows = slice(start, start + self.rows)
             targets = self.targets[rows]

@@ -14,8 +14,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,20 +24,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tinyscale.data import TokenizedCorpus
+from tinyscale.errors import ConfigError
 from tinyscale.machine import cache_folder
-from tinyscale.spec.costs import decay_steps, share_bytes
+from tinyscale.spec.config import Resources
+from tinyscale.spec.costs import TEXT_SHARE, decay_steps, share_bytes, token_bytes
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
-from tinyscale.training.batches import TrainBatches
+from tinyscale.training.batches import TrainBatches, as_tensor
 from tinyscale.training.evaluate import Evaluation, rank_and_world, token_losses
-from tinyscale.training.model import GPT, width_scale
-from tinyscale.training.optim import build_optimizer, lr_at
+from tinyscale.training.model import GPT
+from tinyscale.training.optim import lr_at
 from tinyscale.training.progress import Outcome, Point, Progress
+from tinyscale.training.recorded import AHEAD, Descend, RecordedStep
+from tinyscale.training.state import Stopwatch, TrainState
 
 CHECKPOINT_SECONDS = 60.0  # most work that a killed process loses
-LOSSES_AT_ONCE = {"cpu": 1, "cuda": 16}  # steps whose losses are read together: on a GPU, to read one is to wait for it
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUME, WEIGHTS = "resume.pt", "weights.pt"
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # of glibc's malloc.h
 
@@ -54,55 +56,93 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def prepare_process(trial: Trial) -> torch.device:
-    """Set what a process shares between trials (threads, seed, GPU memory), so that none leaks into the next."""
-    resources = trial.config.resources
-    keep_freed_memory()
-    torch.set_num_threads(resources.cpu)
-    torch.manual_seed(trial.config.seed)
-    if resources.compile:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-        torch._dynamo.reset()  # else it counts the trials before as recompilations of this one, and gives up
+def choose_device(resources: Resources) -> torch.device:
+    """The CPU, or the GPU that the trial has: CUDA's (which AMD's ROCm is to torch too), else Apple's.
+
+    Apple's GPUs are untested here: single trials in fp32 or bf16, without a cap on memory, never recorded.
+    """
     if not resources.gpu:
         return torch.device("cpu")
-    device = torch.device("cuda", torch.cuda.current_device())
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    raise ConfigError(f"resources.gpu = {resources.gpu:g}, but torch finds no GPU here: set gpu to 0")
+
+
+def device_bytes(resources: Resources, device: torch.device) -> float:
+    """Bytes of the device's memory that the trial may hold."""
+    if device.type == "cpu":
+        return math.inf
+    if device.type == "mps":
+        return float(torch.mps.recommended_max_memory())
     total = torch.cuda.get_device_properties(device).total_memory
-    most = share_bytes(resources.gpu, total) if resources.gpu < 1 else total
-    torch.cuda.set_per_process_memory_fraction(most / total, device)
+    return share_bytes(resources.gpu, total) if resources.gpu < 1 else total
+
+
+def prepare_process(resources: Resources) -> torch.device:
+    """Set what a process shares between trials (threads, GPU memory), so that none leaks into the next."""
+    keep_freed_memory()
+    torch.set_num_threads(resources.cpu)
+    if resources.compile:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(resources.cpu))  # else one process a core of all
+        torch._dynamo.reset()  # else it counts the trials before as recompilations of this one, and gives up
+    device = choose_device(resources)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(device_bytes(resources, device) / total, device)
     return device
 
 
 class Run:
-    """The moving parts of one trial: model, optimizer, batches, evaluation, and how far they have come."""
+    """The moving parts of one trial: its state, batches, steps, evaluation, and how far they have come."""
 
-    def __init__(self, trial: Trial, corpus: TokenizedCorpus, checkpoints: Folder | None) -> None:
+    def __init__(
+        self, trial: Trial, corpus: TokenizedCorpus, checkpoints: Folder | None, shared: Run | None = None
+    ) -> None:
+        """Begin the trial, or go on with it from its checkpoint.
+
+        shared: the run of another seed or rate, of which this one takes over the model, with weights of its own in it,
+        and the validation set. Of runs that share one, the caller says whose weights are there.
+        """
         self.trial, self.train, self.checkpoints = trial, trial.config.train, checkpoints
-        self.device = prepare_process(trial)
+        self.device: torch.device = shared.device if shared else prepare_process(trial.config.resources)
         self.rank, self.world = rank_and_world()
-        self.gpt = GPT(trial.config.model, trial.vocab_size).to(self.device)
-        model = DistributedDataParallel(self.gpt) if self.world > 1 else self.gpt
-        self.loss: Callable[[Tensor, Tensor], Tensor] = self.compiled(lambda inputs, targets: model(inputs, targets)[1])
-        self.nats = self.compiled(token_losses(self.gpt))
-        self.optimizer = build_optimizer(self.gpt, self.train, width_scale(trial.config.model))
-        self.scaler: Any = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
+        self.state: TrainState = shared.state.restart(trial) if shared else TrainState(trial, self.device)
         context = trial.config.model.context_length
         rows = self.train.batch_tokens // context
         unique = trial.config.data.unique_tokens
         self.batches = TrainBatches(corpus.train(), context, rows, trial.config.seed, unique_tokens=unique)
-        self.evaluation = Evaluation(corpus, context, self.device)
+        self.evaluation: Evaluation = shared.evaluation if shared else Evaluation(corpus, context, self.device)
+        self.nats: Callable[[Tensor, Tensor], Tensor] = shared.nats if shared else self.compiled(token_losses(self.gpt))
         self.entropy_rate = corpus.entropy_rate
         self.progress = Progress()
-        self.losses: list[Tensor] = []  # of the last steps, not read yet
-        self.losses_at_once = LOSSES_AT_ONCE[self.device.type]
+        self.steps: RecordedStep | None = None  # of this run, or of those that are trained together with it
         self.fused = 1  # trials that share each step
         self.due = eval_steps(trial.steps, self.train.eval_points)  # on the trunk
         self.trunk: dict[str, Any] | None = None  # what a decay branch goes back to; None on the trunk itself
         if checkpoints is not None and checkpoints.exists(RESUME):
             self._resume(checkpoints.read(RESUME))
-        self.started = time.monotonic() - self.progress.seconds
+        self.watch = Stopwatch(self.progress.seconds)
         self.saved = time.monotonic()
+
+    @property
+    def gpt(self) -> GPT:
+        """The model."""
+        return self.state.gpt
+
+    @property
+    def losses_at_once(self) -> int:
+        """Steps whose losses are read together: on a GPU, to read one is to wait for it."""
+        return AHEAD[self.device.type]
+
+    def join(self, steps: RecordedStep) -> None:
+        """Begin, as one of the runs that these steps train together."""
+        self.steps, self.fused = steps, len(steps.batches)
+        self.watch.start()
 
     @property
     def end(self) -> int:
@@ -129,56 +169,45 @@ class Run:
         self.progress.branches, self.progress.points = branches, points
 
     def compiled(self, function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """The function as the trial runs it: compiled if it says so, on a GPU replayed as CUDA graphs."""
+        """The function as the trial runs it: compiled if it says so."""
         if not self.trial.config.resources.compile:
             return function
-        return torch.compile(function, dynamic=False, mode="reduce-overhead" if self.device.type == "cuda" else None)
+        return torch.compile(function, dynamic=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the precision asked for."""
-        if self.train.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=AUTOCAST[self.train.precision])
+        return self.state.autocast()
 
     def update(self) -> None:
         """One optimizer step on the batch of this step."""
         begun = time.monotonic()
-        step = self.progress.step
-        inputs, targets = self.batches.batch(step, self.rank, self.world)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(step, self.end, self.train) * group.get("scale", 1.0)
-        self.optimizer.zero_grad(set_to_none=True)  # before the graphs that wrote the last gradients are replayed
-        with self.autocast():
-            loss = self.loss(inputs.to(self.device), targets.to(self.device))
-        self.scaler.scale(loss).backward()
-        if self.train.grad_clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.gpt.parameters(), self.train.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.advance(loss.detach().double(), begun)
+        if self.steps is None:
+            model = DistributedDataParallel(self.gpt, broadcast_buffers=False) if self.world > 1 else self.gpt
+            loss = self.compiled(lambda inputs, targets: model(inputs, targets)[1])
+            self.steps = steps_of([self], descent(self.state, loss), self.state.takes_tensor_rate)
+        self.steps.take(self.progress.step, self.end)
+        self.advance()
+        if self.steps.is_full or self.point_is_due:
+            self.read_losses()
+        self.progress.seconds_timed += time.monotonic() - begun
 
-    def advance(self, loss: Tensor, begun: float) -> None:
-        """Count the step that began then and had this loss."""
-        self.losses.append(loss)
+    def advance(self) -> None:
+        """Count a step, whose loss is not read yet."""
         self.progress.step += 1
         self.progress.steps_timed += 1
-        self.progress.seconds_timed += time.monotonic() - begun
-        if len(self.losses) == self.losses_at_once:
-            self.read_losses()
 
     def read_losses(self) -> None:
+        """Count the losses of the last steps."""
+        if self.steps is not None and self.steps.unread:
+            self.count(self._over_workers(self.steps.read()[:, 0]))
+
+    def count(self, losses: Sequence[float]) -> None:
         """Count the losses of the last steps, up to one that is not finite: there the trial has ended."""
-        if not self.losses:
-            return
-        begun, progress = time.monotonic(), self.progress
-        losses, self.losses = self._over_workers(torch.stack(self.losses)), []
         for unread, loss in zip(reversed(range(len(losses))), losses, strict=True):
-            progress.loss_sum += loss
-            if not math.isfinite(progress.loss_sum):
-                progress.step -= unread
+            self.progress.loss_sum += loss
+            if not math.isfinite(self.progress.loss_sum):
+                self.progress.step -= unread
                 break
-        progress.seconds_timed += time.monotonic() - begun
 
     def _over_workers(self, values: Tensor) -> list[float]:
         """Means over the workers of values [n]."""
@@ -186,11 +215,11 @@ class Run:
             dist.all_reduce(values)
         return [value / self.world for value in values.tolist()]
 
-    def any_worker(self, flag: bool) -> bool:
-        """Whether the flag is set on one of the workers: they must all turn the same way."""
+    def any_worker(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on one of the workers: they must all go the same way."""
         if self.world == 1:
-            return flag
-        return self._over_workers(torch.tensor([flag], dtype=torch.float64, device=self.device))[0] > 0
+            return list(flags)
+        return [mean > 0 for mean in self._over_workers(torch.tensor(flags, dtype=torch.float64, device=self.device))]
 
     @property
     def point_is_due(self) -> bool:
@@ -199,12 +228,9 @@ class Run:
 
     def assess(self, report: Callable[[Point], None]) -> Outcome | None:
         """Report a point where one is due; how the trial ended, if a loss is no longer finite."""
-        due = self.point_is_due
-        if due:
-            self.read_losses()
         if not math.isfinite(self.progress.loss_sum):
             return self._diverged("training loss not finite at")
-        if due:
+        if self.point_is_due:
             point = self.evaluate()
             if not math.isfinite(point.val_loss):
                 return self._diverged("validation loss not finite after")
@@ -215,7 +241,7 @@ class Run:
         """Score the validation set and close the stretch of training since the point before."""
         scores = self.evaluation.scores(self.nats, self.autocast())
         progress, step = self.progress, self.progress.step
-        progress.seconds = time.monotonic() - self.started
+        progress.seconds = self.watch.seconds
         timed, decayed = max(progress.seconds_timed, 1e-9), step == self.end
         point = Point(
             step=step,
@@ -233,6 +259,7 @@ class Run:
             excess_se=scores.excess_se,
             loss_by_position=scores.loss_by_position if decayed else None,
             fused=self.fused,
+            recorded=self.steps.recorded if self.steps is not None else None,
         )
         progress.points.append(point)
         progress.loss_sum, progress.steps_timed, progress.seconds_timed = 0.0, 0, 0.0
@@ -248,7 +275,7 @@ class Run:
         self.saved = time.monotonic()
         if self.checkpoints is None or self.rank:
             return
-        self.progress.seconds = time.monotonic() - self.started
+        self.progress.seconds = self.watch.seconds
         self.checkpoints.write(RESUME, _serialise({**self._state(), "trunk": self.trunk}))
 
     def _resume(self, content: bytes) -> None:
@@ -259,18 +286,13 @@ class Run:
     def _state(self) -> dict[str, Any]:
         """All that the next update depends on."""
         self.read_losses()
-        return {
-            "model": self.gpt.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": self.progress.state(),
-        }
+        return {**self.state.state(), "progress": self.progress.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.gpt.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.state.restore(state)
         self.progress = Progress.of(state["progress"])
+        if self.steps is not None:
+            self.steps.forget()
 
     def pause(self) -> Outcome:
         """Stop here, to go on another time."""
@@ -289,7 +311,53 @@ class Run:
             self.checkpoints.delete(RESUME)
         reason = f"{what} step {self.progress.step} of {self.trial.steps}"
         finite = [point for point in self.progress.points if math.isfinite(point.val_loss)]
-        return Outcome(State.DIVERGED, reason, finite, time.monotonic() - self.started)
+        return Outcome(State.DIVERGED, reason, finite, self.watch.seconds)
+
+
+def descent(state: TrainState, loss: Callable[[Tensor, Tensor], Tensor]) -> Descend:
+    """An update of one model: inputs and targets [B, T], rates [1] -> its loss [1]."""
+    clip = state.train.grad_clip
+
+    def descend(inputs: Tensor, targets: Tensor, rates: Tensor) -> Tensor:
+        state.optimizer.zero_grad(set_to_none=True)
+        with state.autocast():
+            nats = loss(inputs, targets)
+        state.scaler.scale(nats).backward()
+        if clip:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.gpt.parameters(), clip)
+        state.step(rates)
+        return nats.detach()[None]
+
+    return descend
+
+
+def steps_of(runs: Sequence[Run], descend: Descend, recordable: bool) -> RecordedStep:
+    """The steps of runs that are trained together: on a GPU that they have for themselves recorded, but for fp16.
+
+    Nothing here may hold a run: its memory on the GPU is free for the next trial as soon as nobody needs it.
+    """
+    first, trains = runs[0], [run.train for run in runs]
+    alone_on_gpu = first.device.type == "cuda" and first.world == 1
+    return RecordedStep(
+        [run.batches for run in runs],
+        lambda step, end: [lr_at(step, end, train) for train in trains],
+        descend,
+        first.device,
+        vocab_size=first.trial.vocab_size,
+        text=text_on_device(first),
+        record=recordable and alone_on_gpu and first.train.precision != "fp16",
+        worker=(first.rank, first.world),
+    )
+
+
+def text_on_device(run: Run) -> Tensor | None:
+    """The training text where the GPU reads it, if it is small for the memory; a CPU reads it from the disk."""
+    if run.device.type == "cpu":
+        return None
+    limit = TEXT_SHARE * device_bytes(run.trial.config.resources, run.device)
+    small = len(run.batches.stream) * token_bytes(run.trial.vocab_size) <= limit
+    return as_tensor(run.batches.stream, run.trial.vocab_size).to(run.device) if small else None
 
 
 def _serialise(state: dict[str, Any]) -> bytes:
@@ -299,9 +367,11 @@ def _serialise(state: dict[str, Any]) -> bytes:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that the process (CPU) or its share of the device (GPU) has held."""
+    """Most bytes that the process (CPU) or its share of the device (GPU) has held; on Apple's GPUs those held now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -329,8 +399,11 @@ def train(
         if (diverged := run.assess(report)) is not None:
             return diverged
         run.rejoin()
-        if run.progress.step < run.end and run.any_worker(should_stop(step)):
+        if run.world > 1 and step % run.losses_at_once:
+            continue  # workers must agree, and to ask them is to wait for them
+        stop, save = run.any_worker(run.progress.step < run.end and should_stop(step), run.save_is_due)
+        if stop:
             return run.pause()
-        if run.any_worker(run.save_is_due):
+        if save:
             run.save()
     return run.close()

@@ -1,14 +1,14 @@
-"""Optimizers and learning-rate schedules: pure functions of the configuration and the step."""
+"""Optimizers, learning-rate schedules, and how a rate that lies on the device reaches an optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from lion_pytorch import Lion
-from torch import nn
+from torch import Tensor, nn
 
 from tinyscale.spec.config import TrainConfig
 from tinyscale.spec.costs import decay_steps
@@ -103,7 +103,7 @@ def _adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
 
 
-# What TrainConfig.optimizer may be, but for muon, which wants to know what its parameters are in the model.
+# What builds each entry of `config.OPTIMIZERS` but muon, which wants to know what its parameters are in the model.
 BUILDERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "lion": _lion}
 
 
@@ -114,3 +114,81 @@ def _groups(parameters: Iterable[nn.Parameter], train: TrainConfig) -> Groups:
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": train.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
+
+
+def with_tensor_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW) -> bool:
+    """Whether the optimizer can take its rate as a tensor; if so, every group holds one from now on.
+
+    Torch marks what can be captured by `capturable`. Its kernels want the tensor in fp32 on a GPU and read it as a
+    double on a CPU, where the numbers are then those of a rate that is a Python float.
+    """
+    if isinstance(optimizer, MuonWithAdamW) or "capturable" not in optimizer.defaults:
+        return False
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        exact = torch.float64 if device.type == "cpu" else torch.float32
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=exact, device=device)
+    return True
+
+
+def make_capturable(optimizer: torch.optim.Optimizer | MuonWithAdamW) -> None:
+    """Keep all that the optimizer counts on the GPU, as recording its step needs."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = group["params"][0].device.type == "cuda"
+
+
+def set_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW, rate: Tensor) -> None:
+    """Give each group the rate [], times the group's own scale."""
+    for group in optimizer.param_groups:
+        scaled = rate * group.get("scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].copy_(scaled)
+        else:
+            group["lr"] = scaled.item()
+
+
+class UnitRate:
+    """Steps of rate one, of which each copy of the weights goes its own rate's share.
+
+    An update and its decay are linear in the rate (`config.OPTIMIZERS`), so the share is the step of that rate. It
+    serves K copies with rates of their own, and optimizers that take their rate as a number only.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer | MuonWithAdamW) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("scale", 1.0)
+        self.weights: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.reached = [torch.empty_like(weight) for weight in self.weights]
+
+    @torch.no_grad()
+    def step(self, unit_step: Callable[[], Any], rates: Tensor) -> None:
+        """Take a step at rates [K], one a copy of the weights [K, ...], or [1] for weights without copies."""
+        torch._foreach_copy_(self.reached, self.weights)
+        unit_step()
+        torch._foreach_lerp_(self.reached, self.weights, [per_copy(rates.to(w.dtype), w) for w in self.weights])
+        torch._foreach_copy_(self.weights, self.reached)
+
+
+def per_copy(values: Tensor, weights: Tensor) -> Tensor:
+    """Values [K], one a copy, in a shape that multiplies weights [K, ...]."""
+    return values.view(-1, *[1] * (weights.dim() - 1))
+
+
+def clip_each(gradients: Sequence[Tensor], largest: float) -> None:
+    """Scale the gradients [K, ...] of each copy to a joint norm of at most `largest`, as torch does for one model."""
+    norms = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).norm(dim=1)  # [K]
+    factors = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(per_copy(factors, gradient))
+
+
+def plain_state(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as a checkpoint holds it, on whatever device it was: a rate is a number."""
+    if "parts" in state:
+        return {"parts": [plain_state(part) for part in state["parts"]]}
+    groups = [
+        {**group, "lr": float(group["lr"]), **({"capturable": False} if "capturable" in group else {})}
+        for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": groups}

@@ -27,6 +27,7 @@ class Point:
     excess_se: float | None = None
     loss_by_position: list[float] | None = None  # where decayed
     fused: int = 1  # trials that shared the step
+    recorded: bool | None = None  # whether the step was a replayed CUDA graph; None on a CPU
 
 
 @dataclass(frozen=True)
