@@ -127,8 +127,8 @@ def test_a_share_is_what_the_memory_forecast_needs_and_is_chosen_anew_on_another
 ) -> None:
     wide, large_batch = OPEN.replace("[16, 32]", "[16, 512]"), ("batch_tokens=65536", "tokens_budget=655360")
     made = plan("gpu=auto", *large_batch, text=wide, measure=False, capacity=ON_GPU)
-    assert shares(made) == [0.125, 0.5], "0.3 and 3 GB of 8, each beside a context"
-    assert made.at_once == 6, "of two GPUs, the mean over 16 and 4"
+    assert shares(made) == [0.25, 0.5], "0.5 and 3 GB of 8, each beside a context"
+    assert made.at_once == 5, "of two GPUs, the mean over 8 and 4"
     record_sweep(made, Results(str(tmp_path / "results")), {})
     on_cores = plan("gpu=auto", *large_batch, text=wide, measure=False)
     assert shares(on_cores) == [0.0, 0.0]

@@ -86,8 +86,9 @@ def prepare_process(resources: Resources) -> torch.device:
     torch.set_num_threads(resources.cpu)
     if resources.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(resources.cpu))  # else one process a core of all
         torch._dynamo.reset()  # else it counts the trials before as recompilations of this one, and gives up
+        if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:  # else a process for each core of the machine
+            torch._inductor.config.compile_threads = resources.cpu
     device = choose_device(resources)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -333,12 +334,11 @@ def descent(state: TrainState, loss: Callable[[Tensor, Tensor], Tensor]) -> Desc
 
 
 def steps_of(runs: Sequence[Run], descend: Descend, recordable: bool) -> RecordedStep:
-    """The steps of runs that are trained together: on a GPU that they have for themselves recorded, but for fp16.
+    """The steps of runs that are trained together; recordable: their optimizer asks the host for nothing.
 
     Nothing here may hold a run: its memory on the GPU is free for the next trial as soon as nobody needs it.
     """
     first, trains = runs[0], [run.train for run in runs]
-    alone_on_gpu = first.device.type == "cuda" and first.world == 1
     return RecordedStep(
         [run.batches for run in runs],
         lambda step, end: [lr_at(step, end, train) for train in trains],
@@ -346,9 +346,14 @@ def steps_of(runs: Sequence[Run], descend: Descend, recordable: bool) -> Recorde
         first.device,
         vocab_size=first.trial.vocab_size,
         text=text_on_device(first),
-        record=recordable and alone_on_gpu and first.train.precision != "fp16",
+        record=recordable and can_record(first),
         worker=(first.rank, first.world),
     )
+
+
+def can_record(run: Run) -> bool:
+    """Whether the device replays steps, and nothing in them asks the host: a loss scale, or other workers."""
+    return run.device.type == "cuda" and run.train.precision != "fp16" and run.world == 1
 
 
 def text_on_device(run: Run) -> Tensor | None:

@@ -151,19 +151,25 @@ class RecordedStep:
         here.wait_stream(side)
 
     def _record(self) -> None:
-        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        """Record a step, or from now on go without."""
         try:
-            with torch.cuda.graph(graph, stream=side_stream(self.device), capture_error_mode="thread_local"):
-                self._step()
+            self.graph = self._capture()
         except RuntimeError as error:
-            torch.cuda.set_stream(here)  # which a recording that cannot end leaves
             if ran_out_of_memory(error):
                 raise
             self.record = False
             reason = (str(error) or type(error).__name__).splitlines()[0]
             warnings.warn(f"the training step cannot be recorded and runs eagerly: {reason}", stacklevel=2)
-        else:
-            self.graph = graph
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """The kernels of a step, none of which has run. Gradients are made in memory of the graph's own."""
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph, stream=side_stream(self.device), capture_error_mode="thread_local"):
+                self._step()
+        finally:
+            torch.cuda.set_stream(here)  # a recording that cannot end leaves the other one
+        return graph
 
 
 @functools.cache
