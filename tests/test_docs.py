@@ -96,8 +96,8 @@ def python_block(of: str) -> str:
     return code
 
 
-def test_the_optimizer_that_the_guide_adds_in_two_places_trains(tmp_path: Path, tiny_corpus: DataConfig) -> None:
-    """A copy of the code with the guide's two changes, and one trial with it."""
+def test_the_optimizer_that_the_guide_adds_trains(tmp_path: Path, tiny_corpus: DataConfig) -> None:
+    """A copy of the code with the guide's three changes, and one trial with it."""
     with pytest.raises(ValidationError, match="optimizer"):
         trial_config(tiny_corpus, optimizer="sgd")
     shutil.copytree(ROOT / "tinyscale", tmp_path / "tinyscale", ignore=shutil.ignore_patterns("__pycache__"))
@@ -105,7 +105,7 @@ def test_the_optimizer_that_the_guide_adds_in_two_places_trains(tmp_path: Path, 
     field = python_block("optimizer: Literal[")
     changed, times = re.subn(r"^    optimizer: Literal\[.*\n", field, config.read_text(), flags=re.M)
     assert times == 1
-    config.write_text(changed)
+    config.write_text(changed + "\n" + python_block('OPTIMIZERS["sgd"]'))
     optim.write_text(optim.read_text() + "\n" + python_block('BUILDERS["sgd"]'))
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, tiny_corpus.model_dump_json(exclude={"zipf"})],

@@ -101,7 +101,7 @@ class RecordedStep:
         self.warm += 1
         self.taken += 1
         self.unread += 1
-        if self.is_full and step + 1 < end and self.ahead > 1:
+        if self.is_full and self.device.type != "cpu":
             self._rows(step + 1, end)  # while the device is at work
 
     def read(self) -> Tensor:
@@ -116,9 +116,9 @@ class RecordedStep:
         return self.ready[1]
 
     def _make_rows(self, step: int, end: int) -> tuple[Tensor, Tensor]:
-        steps = range(step, min(step + self.ahead, end))
+        steps = range(step, step + self.ahead)  # those after the end are never taken, or only timed
         each = [[batches.blocks(at, *self.worker) for batches in self.batches] for at in steps]
-        blocks = np.array(each).reshape(len(steps), -1)
+        blocks = np.array(each).reshape(self.ahead, -1)
         reads = torch.from_numpy(blocks)
         if self.text is None:
             windows = self.batches[0].windows(blocks.ravel())
@@ -130,9 +130,9 @@ class RecordedStep:
         """Put the rows of the next steps into the tables; they lie in pinned memory, so nothing waits."""
         assert not self.unread, "losses are read before their rows are written again"
         for table, rows in zip((self.reads, self.rates), self._rows(step, end), strict=True):
-            table[: len(rows)].copy_(rows, non_blocking=True)
+            table.copy_(rows, non_blocking=True)
         self.row.zero_()
-        self.handed, self.end, self.taken = range(step, min(step + self.ahead, end)), end, 0
+        self.handed, self.end, self.taken = range(step, step + self.ahead), end, 0
 
     def _step(self) -> None:
         """A step, all of it on the device."""
