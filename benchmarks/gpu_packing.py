@@ -1,10 +1,12 @@
 """Many small trials on one GPU: one after another, packed as processes on shares of it, or fused into one model.
 
-    python benchmarks/gpu_packing.py [--device cpu] [--quick] [--batch-tokens 4096] [--seconds 3] [--peak-tflops 989]
+    python benchmarks/gpu_packing.py [--device cpu] [--quick] [--widths 64 128] [--copies 4 16] [--code eager recorded]
+        [--batch-tokens 4096] [--head-dim 32] [--vocab-size 2048] [--seconds 3] [--peak-tflops 989]
 
-Prints one Markdown table: training tokens a second of all K trials together, the model FLOPs utilisation (the column
-`flops` of the results, over the device's peak), and the gain over one after another, eager and compiled. Needs
-neither Ray nor the network. Compiling takes about a minute a row the first time.
+Prints one Markdown table: training tokens per second of all K trials together, the model FLOPs utilisation (the column
+`flops` of the results, over the device's peak), and the gain over one after another in the same code: eager, recorded
+as a CUDA graph, or compiled (on a GPU also recorded). Without `--copies` each width is trained alone. Needs neither Ray
+nor the network. Compiling takes about a minute per row the first time.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tinyscale.training.loop import Run
 
 # Dense bf16 with fp32 accumulation, TFLOP/s, from the vendor's data sheets; the first that the device's name holds.
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "4090": 165}
+CODES = {"cuda": ["eager", "recorded", "compiled"], "cpu": ["eager", "compiled"]}
 WARM_UP = 5  # updates: compiling, and the recording of CUDA graphs
 
 
@@ -45,16 +48,17 @@ class Shape:
     batch_tokens: int
     vocab_size: int
     seconds: float
-    compiled: bool = False
+    head_dim: int = 32
+    code: str = "eager"
     share: float = 1.0  # of the GPU
     seed: int = 0
 
     def trial(self) -> tuple[Trial, TokenizedCorpus]:
         """One trial, and its text."""
         data = {"corpus": self.text, "tokenizer": {"kind": "bpe", "vocab_size": self.vocab_size}, "val_bytes": "400K"}
-        model = {"d_model": self.d_model, "n_layers": self.n_layers, "head_dim": 32, "context_length": 256}
+        model = {"d_model": self.d_model, "n_layers": self.n_layers, "head_dim": self.head_dim, "context_length": 256}
         train = {"tokens_budget": "1B", "batch_tokens": self.batch_tokens, "lr": 1e-3, "precision": "bf16"}
-        resources = {"gpu": self.share if self.device == "cuda" else 0, "compile": self.compiled}
+        resources = {"gpu": self.share if self.device == "cuda" else 0, "compile": self.code == "compiled"}
         parts = {"data": data, "model": {**model, "positions": "rotary"}, "train": {**train, "repeats": True}}
         config = TrialConfig.model_validate({**parts, "seed": self.seed, "resources": resources})
         corpus = prepare(config.data)
@@ -65,35 +69,44 @@ class Shape:
         return Run(*self.trial(), None)
 
     def rate(self, update: Callable[[], None]) -> float:
-        """Tokens of one trial a second, updated again and again; an update reads the loss, so that it has ended."""
+        """Tokens of one trial per second, updated again and again until the device has done it all."""
+        self.wait()
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < self.seconds:
             update()
             steps += 1
+        self.wait()
         return steps * self.batch_tokens / (time.perf_counter() - began)
 
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
-def warmed_up(update: Callable[[], None]) -> Callable[[], None]:
-    """The update, after it has compiled what it compiles."""
+
+def warmed_up(trained: Run | fusing.Fused, code: str) -> Callable[[], None]:
+    """The update, after it has compiled and recorded what it compiles and records in this code."""
     for _ in range(WARM_UP):
-        update()
-    return update
+        trained.update()
+        if code == "eager" and hasattr(trained, "steps"):
+            trained.steps.record = False  # before the first recording
+    return trained.update
 
 
 def alone(shape: Shape) -> float:
-    """Tokens a second of trials one after another."""
-    return shape.rate(warmed_up(shape.run().update))
+    """Tokens per second of trials one after another."""
+    return shape.rate(warmed_up(shape.run(), shape.code))
 
 
 def fused(shape: Shape, copies: int) -> float:
-    """Tokens a second of trials fused into one model."""
+    """Tokens per second of trials trained as one batched model."""
     made = [replace(shape, seed=seed).trial() for seed in range(copies)]
     together = begin([trial for trial, _ in made], made[0][1], [None] * copies)
-    return copies * shape.rate(warmed_up(Fused(together).update))
+    return copies * shape.rate(warmed_up(Fused(together), shape.code))
 
 
 def packed(shape: Shape, copies: int) -> float:
-    """Tokens a second of trials side by side, each in a process of its own with its share of the GPU."""
+    """Tokens per second of trials side by side, each in a process of its own with its share of the GPU."""
     each = [replace(shape, share=1 / copies, seed=seed) for seed in range(copies)]
     processes = [
         subprocess.Popen(
@@ -114,7 +127,7 @@ def packed(shape: Shape, copies: int) -> float:
 
 def work(shape: Shape) -> None:
     """One of the packed processes: warm up, wait for the others, run, and print the rate."""
-    update = warmed_up(shape.run().update)
+    update = warmed_up(shape.run(), shape.code)
     print("ready", flush=True)
     sys.stdin.readline()
     print(shape.rate(update), flush=True)
@@ -136,10 +149,10 @@ def peak_flops(device: str) -> tuple[float, str]:
     return 2 * size**3 / min(seconds), "a product of square bf16 matrices, measured"
 
 
-def rows(shape: Shape, counts: list[int]) -> Iterator[tuple[int, str, str, float, float]]:
-    """K, the way, the code, tokens a second and the gain over one after another in the same code."""
-    for compiled in (False, True):
-        this, code = replace(shape, compiled=compiled), "compiled" if compiled else "eager"
+def rows(shape: Shape, codes: list[str], counts: list[int]) -> Iterator[tuple[int, str, str, float, float]]:
+    """K, the way, the code, tokens per second and the gain over one after another in the same code."""
+    for code in codes:
+        this = replace(shape, code=code)
         base = alone(this)
         yield 1, "alone", code, base, 1.0
         for copies, (way, measure) in itertools.product(counts, {"packed": packed, "fused": fused}.items()):
@@ -160,7 +173,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="one width, two trials, a fraction of a second each")
+    parser.add_argument("--widths", type=int, nargs="+", help="values of d_model: 64, 128, 256, 512 if left out")
+    parser.add_argument("--copies", type=int, nargs="*", help="K, trials at the same time: 4, 16 if left out")
+    parser.add_argument("--code", nargs="+", choices=CODES["cuda"], help="ways to run a step; all if left out")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a step of each trial")
+    parser.add_argument("--head-dim", type=int, default=32)
+    parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--seconds", type=float, default=3.0, help="timed, for each row")
     parser.add_argument("--peak-tflops", type=float, help="of the device in bf16, where it is not known here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -172,17 +190,21 @@ def main() -> None:
     if options.peak_tflops:
         peak, source = options.peak_tflops * 1e12, "--peak-tflops"
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread a trial"
-    widths, counts, layers = ([32], [2], 1) if options.quick else ([64, 128, 256, 512], [4, 16], 4)
-    batch, seconds, vocab = (512, 0.2, 512) if options.quick else (options.batch_tokens, options.seconds, 2048)
+    quick = options.quick
+    widths = options.widths or ([32] if quick else [64, 128, 256, 512])
+    counts = options.copies if options.copies is not None else [2] if quick else [4, 16]
+    layers, batch, vocab, seconds = (
+        (1, 512, 512, 0.2) if quick else (4, options.batch_tokens, options.vocab_size, options.seconds)
+    )
     print(f"{name}; PyTorch {torch.__version__}; peak {peak / 1e12:.4g} TFLOP/s ({source})")
     print(f"bf16, layers {layers}, context 256, {batch} tokens a step of each trial\n")
     print("| d_model | K | way | code | tokens/s | MFU % | gain |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder))
         for width in widths:
-            shape = Shape(folder, options.device, width, layers, batch, vocab, seconds)
+            shape = Shape(folder, options.device, width, layers, batch, vocab, seconds, options.head_dim)
             per_token = shape.trial()[0].flops_per_token["flops"]
-            for copies, way, code, rate, gain in rows(shape, counts):
+            for copies, way, code, rate, gain in rows(shape, options.code or CODES[options.device], counts):
                 used = 100 * rate * per_token / peak
                 print(f"| {width} | {copies} | {way} | {code} | {rate:,.0f} | {used:.3g} | {gain:.2f} |", flush=True)
 

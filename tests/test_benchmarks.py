@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +37,26 @@ def test_packing_is_measured_without_ray_and_printed_as_one_table() -> None:
         for copies, way in (("1", "alone"), ("2", "packed"), ("2", "fused"))
     ]
     assert all(float(row[4].replace(",", "")) > 0 and float(row[5]) > 0 and float(row[6]) > 0 for row in cells)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # it starts Ray a dozen times
+def test_the_acceptance_of_a_gpu_rehearses_every_check_on_a_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu_acceptance.py", "--rehearse", "--minutes", "25", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    results = json.loads((tmp_path / "acceptance.json").read_text())
+    assert {result["outcome"] for result in results} == {"rehearsed"}, done.stdout
+    checks = [
+        "environment", "quarters", "compiled", "memory", "batched", "killed", "speed", "many", "precisions",
+        "automatic", "tests", "compiled_speed",
+    ]  # fmt: skip
+    assert list(dict.fromkeys(result["check"] for result in results)) == checks
+    assert done.stdout.endswith((tmp_path / "acceptance.md").read_text() + "\n")
+
+
+def test_an_acceptance_without_time_begins_nothing_and_still_ends_with_its_table(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu_acceptance.py", "--rehearse", "--minutes", "0", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--only", "tests,quarters"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^\| (\w+) \|.*\| no time \|$", done.stdout, re.MULTILINE) == ["quarters", "tests"]
