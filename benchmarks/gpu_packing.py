@@ -84,7 +84,7 @@ class Shape:
             torch.cuda.synchronize()
 
 
-def warmed_up(trained: Run | fusing.Fused, code: str) -> Callable[[], None]:
+def warmed_up(trained: Run | Fused, code: str) -> Callable[[], None]:
     """The update, after it has compiled and recorded what it compiles and records in this code."""
     for _ in range(WARM_UP):
         trained.update()

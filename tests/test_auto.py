@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from helpers.sweeps import SWEEP, write_tiny_sweep
-from tinyscale.errors import ConfigError
+from tinyscale.errors import ConfigError, ForecastError
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning import auto, forecast
@@ -142,16 +144,45 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(
     asked = []
 
     def seconds(trials: list[Trial], at_once: int) -> list[float]:
-        """Two trials beside each other lose nothing, four take nearly twice as long."""
+        """Of two GPUs: two trials at once on each lose nothing, four take nearly twice as long."""
         asked.append((at_once, {trial.config.resources.gpu for trial in trials}))
-        return [max(10.0, 4.9 * at_once) for _ in trials]
+        return [max(10.0, 4.9 * at_once / 2) for _ in trials]
 
     monkeypatch.setattr(forecast, "trial_seconds", seconds)
     monkeypatch.setattr(auto, "this_machine", lambda: Capacity(16, 2))
     made = plan("gpu=auto", "compile=false", capacity=ON_GPU)
     assert shares(made) == [0.5, 0.5]
-    assert asked[:3] == [(1, {1.0}), (2, {0.5}), (4, {0.25})]
+    assert asked[:3] == [(2, {1.0}), (4, {0.5}), (8, {0.25})], "on two GPUs"
     assert any("more side by side would be no faster" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(("cpus", "needs", "expected"), [(16, 0.0, 0.125), (4, 0.0, 0.5), (16, 0.5, 0.5)])
+def test_a_share_is_no_smaller_than_there_are_cores_for_or_than_fits_when_measured(
+    plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, cpus: int, needs: float, expected: float
+) -> None:
+    def seconds(trials: list[Trial], at_once: int) -> list[float]:
+        """Trials that lose nothing by others at the same time, and need so much of the memory."""
+        return [10.0 if trial.config.resources.gpu >= needs else math.inf for trial in trials]
+
+    monkeypatch.setattr(forecast, "trial_seconds", seconds)
+    monkeypatch.setattr(auto, "this_machine", lambda: Capacity(cpus, 2))
+    made = plan("gpu=auto", "compile=false", capacity=replace(ON_GPU, cpus=cpus))
+    assert shares(made) == [expected] * 2
+
+
+def test_a_plan_says_why_the_time_is_not_forecast(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(trials: list[Trial], at_once: int) -> list[float]:
+        raise ForecastError("measuring this machine's speed failed: no word")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forecast, "trial_seconds", fails)
+        failed = plan()
+    assert failed.seconds is None
+    assert "the time is not forecast: measuring this machine's speed failed: no word" in failed.warnings
+    monkeypatch.setattr(forecast, "trial_seconds", lambda *_: [math.inf, 1.0])
+    tight = plan("compile=false")
+    assert [planned.seconds for planned in tight.trials] == [None, 1.0]
+    assert any(line.startswith("out of memory when measured: d_model=16 seed=0;") for line in tight.warnings)
 
 
 def test_a_cluster_that_will_have_gpus_gets_whole_ones_until_their_memory_is_known(plan: Callable[..., Plan]) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.trials import known_trial, make_trial, trial_config
+from tinyscale.errors import ForecastError
 from tinyscale.machine import Capacity
-from tinyscale.planning import forecast
-from tinyscale.planning.calibrate import FLOPS, lighten, measure
+from tinyscale.planning import calibrate, forecast
+from tinyscale.planning.calibrate import lighten, measure
 from tinyscale.planning.forecast import learn, makespan, shape_key, slots, trial_seconds
 from tinyscale.spec.config import DataConfig
+from tinyscale.spec.trial import Trial
 
 
 @pytest.mark.parametrize(
@@ -106,8 +113,51 @@ def test_a_damaged_cache_of_measurements_is_made_anew(tiny_corpus: DataConfig, o
     assert shape_key(trial, 1) in json.loads((own_cache / "calibration.json").read_text())
 
 
-def test_trials_that_cannot_be_measured_have_no_forecast(own_cache: Path) -> None:
-    assert trial_seconds([known_trial(seed=77, d_ff=100)], 1) is None, "its text is nowhere"
+def test_a_measurement_that_fails_says_why(own_cache: Path) -> None:
+    with pytest.raises(ForecastError, match=r"measuring this machine's speed failed: .*nowhere\.txt"):
+        trial_seconds([known_trial(seed=77, d_ff=100)], 1)
+
+
+def test_a_trial_that_runs_out_of_memory_is_measured_as_one_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(trial: Trial) -> dict[str, float]:
+        if trial.config.seed:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return {"step": 1.0, "evaluation": 1.0, "start": 0.0}
+
+    trials = json.dumps([known_trial(seed=1).as_json(), known_trial().as_json()])
+    monkeypatch.setattr(calibrate, "measure", measure)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(trials))
+    calibrate.main()
+    assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [math.inf, 1.0]
+
+
+def test_as_many_trials_are_measured_at_once_as_will_run_each_on_a_gpu_of_its_own(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Measured:
+        def __init__(self, *_: Any, env: dict[str, str], **__: Any) -> None:
+            seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+            self.stdin, self.stdout = io.BytesIO(), io.BytesIO(b'{"step": 1, "evaluation": 1, "start": 0}\n')
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Measured)
+    monkeypatch.setattr(forecast, "this_machine", lambda: Capacity(6, 2))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for share, at_once, devices in (
+        (1.0, 2, ["0", "1"]),
+        (0.5, 4, ["0", "1"] * 2),
+        (0.25, 8, ["0", "1"] * 3),
+        (0.0, 4, [None] * 4),
+    ):
+        seen.clear()
+        assert trial_seconds([known_trial(d_ff=200, resources={"gpu": share})], at_once) is not None
+        assert seen == devices, "never more than the six cores hold"
 
 
 def test_a_measured_step_is_near_what_training_takes(tiny_corpus: DataConfig) -> None:
@@ -118,10 +168,23 @@ def test_a_measured_step_is_near_what_training_takes(tiny_corpus: DataConfig) ->
     assert 0.2 < train(trial, corpus, lambda _: None).seconds / expected < 5
 
 
-def test_a_step_too_large_to_time_is_measured_on_a_part_of_its_batch() -> None:
-    large = known_trial(d_model=1024, n_layers=24, context_length=64, batch_tokens=64 * 4096, tokens_budget="1M")
-    light = lighten(large).config.train.batch_tokens
-    assert light % 64 == 0
-    assert 64 <= light <= max(64, FLOPS / large.flops_per_token["flops"])
-    small = known_trial()
-    assert lighten(small).config == small.config
+@pytest.mark.parametrize(
+    ("fixed", "per_row", "rows"),
+    [
+        (0.003, 0.0, 1024),  # all of it is launches
+        (0.0, 0.001, 512),
+        (0.0, 10.0, 1),
+    ],
+)
+def test_a_batch_is_measured_in_part_only_where_a_step_of_it_takes_long(
+    fixed: float, per_row: float, rows: int
+) -> None:
+    large = known_trial(d_model=1024, n_layers=24, context_length=256, batch_tokens=1024 * 256, tokens_budget="1M")
+    light = lighten(large, lambda part: fixed + per_row * part.config.train.batch_tokens / 256)
+    assert light.config.train.batch_tokens == rows * 256
+
+
+def test_a_worker_of_several_is_measured_on_its_part_of_the_batch() -> None:
+    shared = known_trial(batch_tokens=4096, resources={"workers": 4})
+    assert lighten(shared, lambda _: 0.0).config.train.batch_tokens == 1024
+    assert lighten(known_trial(), lambda _: 0.0).config == known_trial().config

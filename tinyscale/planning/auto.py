@@ -6,12 +6,13 @@ whatever has been measured or fitted since.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tinyscale.errors import ConfigError, FitError
+from tinyscale.errors import ConfigError, FitError, ForecastError
 from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.results.store import Results
@@ -127,8 +128,8 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
         ]
 
     at_once = min(forecast.slots(variant.config, context.capacity) for variant in variants)
-    seconds = forecast.trial_seconds(trials(False), at_once) if context.measure and at_once else None
-    if seconds is None:
+    seconds = _measured(trials(False), at_once) if context.measure and at_once else None
+    if seconds is None or math.inf in seconds:
         return None
     fastest, compiled = [(each, False) for each in seconds], trials(True)
     of_shape: defaultdict[str, float] = defaultdict(float)
@@ -139,9 +140,17 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
         for index, trial in enumerate(compiled)
         if trial.config.resources.compile and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
     ]
-    for index, each in zip(worth, forecast.trial_seconds([compiled[i] for i in worth], at_once) or [], strict=False):
+    for index, each in zip(worth, _measured([compiled[i] for i in worth], at_once) or [], strict=False):
         fastest[index] = min(fastest[index], (each, True))
     return fastest
+
+
+def _measured(trials: Sequence[Trial], at_once: int) -> list[float] | None:
+    """`forecast.trial_seconds`; None where that fails, which the plan says when it comes to its own forecast."""
+    try:
+        return forecast.trial_seconds(trials, at_once)
+    except ForecastError:
+        return None
 
 
 RATE = "train.lr"
@@ -176,7 +185,7 @@ def choose_share(variants: Sequence[Variant], context: PlanningContext) -> list[
         return [{SHARE: AutoValue(1.0, "the memory of the GPUs is not known here")} for _ in variants]
     trials = [context.resolve(variant) for variant in variants]
     by_memory = [_share_by_memory(trial, gpu_bytes) for trial in trials]
-    by_speed = _shares_by_speed(trials, by_memory) if context.measure and this_machine().gpus else by_memory
+    by_speed = _shares_by_speed(trials, by_memory, context) if context.measure and this_machine().gpus else by_memory
     return [
         {SHARE: AutoValue(fast, "as its memory needs" if fast == least else "more side by side would be no faster")}
         for least, fast in zip(by_memory, by_speed, strict=True)
@@ -190,12 +199,20 @@ def _share_by_memory(trial: Trial, gpu_bytes: float) -> float:
     return smallest_share(HEADROOM * trial.memory_bytes, gpu_bytes) or 1.0
 
 
-def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float]) -> list[float]:
-    """Halve each trial's share down to its least for as long as a device full of them does more a second."""
+def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float], context: PlanningContext) -> list[float]:
+    """Halve each trial's share down to its least for as long as a device full of them does more per second.
+
+    No share is so small that there are not cores for as many trials.
+    """
     shares, rates = [1.0] * len(trials), [0.0] * len(trials)
-    share, halving = 1.0, list(range(len(trials)))
+    share, halving, here = 1.0, list(range(len(trials))), this_machine().gpus
+
+    def has_cores(trial: Trial, share: float) -> bool:
+        there = context.capacity
+        return there.grows or there.gpus / share * trial.config.resources.cpu <= there.cpus
+
     while halving:
-        seconds = forecast.trial_seconds([trials[i].with_share(share) for i in halving], round(1 / share))
+        seconds = _measured([trials[i].with_share(share) for i in halving], round(here / share))
         if seconds is None:
             return list(least)
         faster = [(i, 1 / share / each) for i, each in zip(halving, seconds, strict=True)]
@@ -203,7 +220,7 @@ def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float]) -> list[fl
         for i, rate in faster:
             shares[i], rates[i] = share, rate
         share /= 2
-        halving = [i for i, _ in faster if least[i] <= share]
+        halving = [i for i, _ in faster if least[i] <= share and has_cores(trials[i], share)]
     return shares
 
 

@@ -6,15 +6,19 @@ import hashlib
 import heapq
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from filelock import FileLock
 
+from tinyscale.errors import ForecastError
 from tinyscale.machine import Capacity, cache_folder, this_machine, usable_cores
 from tinyscale.spec.config import Resources, TrialConfig
 from tinyscale.spec.trial import Trial
@@ -51,16 +55,18 @@ def side_by_side(configs: Sequence[TrialConfig], capacity: Capacity) -> int:
 
 
 def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
-    """Expected seconds of each trial when `at_once` run side by side; None when they cannot be measured here."""
+    """Expected seconds of each trial when `at_once` run side by side; None when this machine lacks their GPU.
+
+    Infinite where a trial ran out of its GPU's memory. ForecastError when the measurement fails.
+    """
     if any(trial.config.resources.gpu for trial in trials) and not this_machine().gpus:
         return None
     keys = [shape_key(trial, at_once) for trial in trials]
     with _kept_measurements() as known:
         unknown = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in known}
-        measured = _measure(list(unknown.values()), at_once)
-        if measured is None:
-            return None
-        known |= dict(zip(unknown, measured, strict=True))
+        for resources, alike in _by_resources(unknown).items():
+            measured = _measure(list(alike.values()), resources, at_once)
+            known |= dict(zip(alike, measured, strict=True))
         return [_seconds(trial, known[key]) for key, trial in zip(keys, trials, strict=True)]
 
 
@@ -71,8 +77,8 @@ def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
         by_shape.setdefault(shape_key(trial, at_once), []).append((trial, seconds))
     with _kept_measurements() as known:
         for key, each in by_shape.items():
-            if key in known:
-                expected = sum(_seconds(trial, known[key]) for trial, _ in each)
+            expected = sum(_seconds(trial, known[key]) for trial, _ in each) if key in known else math.inf
+            if math.isfinite(expected):
                 ratio = sum(seconds for _, seconds in each) / expected
                 known[key] = {what: value * ratio for what, value in known[key].items()}
 
@@ -123,31 +129,50 @@ def _seconds(trial: Trial, measured: dict[str, float]) -> float:
     return training if workers == 1 else training / workers + WORKER_GROUP_SECONDS
 
 
-def _measure(trials: list[Trial], at_once: int) -> list[dict[str, float]] | None:
-    """Measure in processes of their own, as many side by side as trials will be; the mean over them."""
-    if not trials:
-        return []
-    program = [sys.executable, "-m", "tinyscale.planning.calibrate"]
-    threads = str(trials[0].config.resources.cpu)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
-        for _ in range(max(1, min(at_once, usable_cores(), 4)))
-    ]
+def _by_resources(trials: Mapping[str, Trial]) -> dict[Resources, dict[str, Trial]]:
+    """The trials, by shape, in parts that ask for the same resources."""
+    parts: defaultdict[Resources, dict[str, Trial]] = defaultdict(dict)
+    for key, trial in trials.items():
+        parts[trial.config.resources][key] = trial
+    return parts
+
+
+def _measure(trials: list[Trial], resources: Resources, at_once: int) -> list[dict[str, float]]:
+    """Measure in processes of their own, as many at once as trials will be and fit here; the mean over them.
+
+    resources: those of each trial.
+    """
+    program, here = [sys.executable, "-m", "tinyscale.planning.calibrate"], this_machine()
+    environment = os.environ | {"OMP_NUM_THREADS": str(resources.cpu), "PYTHONPATH": os.pathsep.join(sys.path)}
+    fit = slots(trials[0].config, here)
     asked = json.dumps([trial.as_json() for trial in trials]).encode()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(asked)
-        process.stdin.close()
-    outputs = []
-    for process in processes:
-        assert process.stdout is not None
-        outputs.append([json.loads(line) for line in process.stdout])
-        process.stdout.close()
-        process.wait()
-    complete = [output for output in outputs if len(output) == len(trials)]
+    complete, failed = [], ""
+    with ExitStack() as stack:
+        processes = []
+        for number in range(max(1, min(at_once, fit))):
+            own = environment | (_one_gpu(number, int(here.gpus)) if resources.gpu else {})
+            errors = stack.enter_context(tempfile.TemporaryFile())  # a pipe that nobody reads would fill up
+            process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=own)
+            processes.append((process, errors))
+        for process, _ in processes:
+            assert process.stdin is not None
+            process.stdin.write(asked)
+            process.stdin.close()
+        for process, errors in processes:
+            assert process.stdout is not None
+            output = [json.loads(line) for line in process.stdout]
+            process.stdout.close()
+            if process.wait() == 0:
+                complete.append(output)
+            else:
+                errors.seek(0)
+                failed = errors.read().decode(errors="replace").strip()
     if not complete:
-        return None
+        raise ForecastError(f"measuring this machine's speed failed: {(failed or 'no word').splitlines()[-1]}")
     return [{key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} for rows in zip(*complete, strict=True)]
+
+
+def _one_gpu(number: int, gpus: int) -> dict[str, str]:
+    """What lets the process of this number see one GPU, so that all of them have equally many."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[number % gpus].strip()}

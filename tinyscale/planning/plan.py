@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from tinyscale.errors import ConfigError, ResultsError
+from tinyscale.errors import ConfigError, ForecastError, ResultsError
 from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
@@ -202,11 +203,12 @@ def make_plan(
         _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, recorded_at, trials)
     at_once = forecast.side_by_side([planned.trial.config for planned in trials], capacity)
+    unmeasured: list[str] = []
     if measure and at_once and any(planned.will_run for planned in trials):
         notify("measuring this machine's speed")
-        trials = _timed(trials, at_once)
+        trials, unmeasured = _timed(trials, at_once)
     notes = auto_notes([planned.auto_values for planned in trials])
-    warnings = (*_warnings(trials), *_unplaceable(trials, capacity))
+    warnings = (*_warnings(trials), *_unplaceable(trials, capacity), *unmeasured)
     return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), samples.stale)
 
 
@@ -235,12 +237,21 @@ def _planned(
     return PlannedTrial(trial, variant.cell, state, reason, each.auto_values, sample)
 
 
-def _timed(trials: list[PlannedTrial], at_once: int) -> list[PlannedTrial]:
-    """The trials with how long each takes, where that can be measured."""
-    seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
+def _timed(trials: list[PlannedTrial], at_once: int) -> tuple[list[PlannedTrial], list[str]]:
+    """The trials with how long each takes, where that can be measured; warnings of where it cannot."""
+    try:
+        seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
+    except ForecastError as error:
+        return trials, [f"the time is not forecast: {error}"]
     if seconds is None:
-        return trials
-    return [replace(planned, seconds=each) for planned, each in zip(trials, seconds, strict=True)]
+        return trials, []
+    timed = [
+        replace(planned, seconds=each if math.isfinite(each) else None)
+        for planned, each in zip(trials, seconds, strict=True)
+    ]
+    tight = [planned.label for planned, each in zip(trials, seconds, strict=True) if not math.isfinite(each)]
+    large = f"out of memory when measured: {', '.join(tight)}; raise resources.gpu or lower train.batch_tokens"
+    return timed, [large] if tight else []
 
 
 def _corners(search: Search, filled: Sequence[Filled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
