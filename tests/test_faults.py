@@ -142,7 +142,7 @@ def test_a_trial_out_of_memory_on_its_share_of_a_gpu_is_trained_once_more_on_a_l
     def train_in_memory(trial: Trial, *_: Any, **__: Any) -> Outcome:
         torch.cuda.current_device = lambda: 0
         torch.cuda.max_memory_allocated = lambda _: int(1.5 * 2**30)
-        torch.cuda.get_device_properties = lambda _: SimpleNamespace(total_memory=8 * 2**30)
+        torch.cuda.get_device_properties = lambda _: SimpleNamespace(name="a GPU", total_memory=8 * 2**30)
         if trial.config.resources.gpu < needs[trial.identity]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return Outcome("finished", None, [], 0.0)
@@ -156,6 +156,33 @@ def test_a_trial_out_of_memory_on_its_share_of_a_gpu_is_trained_once_more_on_a_l
     assert len(summary.timings) == 5, "one trial once, two twice"
     reason = summary.reasons[hopeless]
     assert "out of memory on 0.5 of a GPU of 8.0 GiB at a peak of 1.50 GiB; 1 of it would have done" in reason
+
+
+def test_a_trial_whose_process_lost_its_gpu_is_trained_in_a_new_one(tmp_path, monkeypatch):
+    """Simulated: what stands in for the training fails once as CUDA does, and then so does each call of CUDA."""
+    path, results = write_sweep(tmp_path, widths="[8]"), Results(str(tmp_path / "results"))
+    processes = tmp_path / "processes"
+
+    def lost(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def train_with_one_loss(trial: Trial, *_: Any, **__: Any) -> Outcome:
+        first = not processes.exists()
+        with processes.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        torch.cuda.current_device = lambda: 0
+        torch.cuda.get_device_properties = lambda _: SimpleNamespace(name="a GPU", total_memory=8 * 2**30)
+        if first:
+            torch.cuda.synchronize = lost
+            lost()
+        return Outcome("finished", None, [], 0.0)
+
+    monkeypatch.setattr(session, "this_machine", lambda: Capacity(2, 1))
+    with ray_session(None) as cluster:
+        plan = make_plan(load_sweep(path, overrides=["gpu=1"]), results, cluster.capacity, measure=False)
+        summary = run(plan, results, cluster, train=train_with_one_loss)
+    assert list(summary.states.values()) == ["finished"]
+    assert len(set(processes.read_text().split())) == 2
 
 
 def test_launching_again_after_the_launcher_was_killed_finishes_the_sweep(tmp_path):

@@ -18,7 +18,8 @@ from ray import train as ray_train
 from ray import tune
 
 from tinyscale.data import TokenizedCorpus
-from tinyscale.errors import LaunchError, ResultsError
+from tinyscale.errors import LaunchError, ResultsError, lack_of_memory
+from tinyscale.machine import gpu_bytes
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.ray_internals import draining_nodes
 from tinyscale.orchestration.stop import launch_stops, trial_stops
@@ -47,6 +48,7 @@ class Recorders:
 
     As a context manager it writes `failed` rows, on an exception, for each trial that has not ended. In a process that
     trains alone the exception ends there: it would come again, and one that leaves a process makes Ray start a new one.
+    Where the process has lost its GPU, every later trial in it would fail: there it leaves, and Ray starts a new one.
     """
 
     def __init__(self, each: Sequence[Recorder]) -> None:
@@ -68,6 +70,10 @@ class Recorders:
         if self.first.world > 1:
             return False  # the other workers wait for this one: let Ray end the group
         reason, would_do = _reason(error, [recorder.trial for recorder in self.each])
+        if self.first.trial.config.resources.gpu and not lack_of_memory(error) and _has_lost_its_gpu():
+            for recorder in active:
+                recorder.write(State.FAILED, reason)
+            return False
         for recorder in active:
             recorder.finish(Outcome(State.FAILED, reason, recorder.points, time.time() - recorder.began), would_do)
         return True
@@ -104,9 +110,18 @@ class Recorders:
 
 def _reason(error: Exception, trials: Sequence[Trial]) -> tuple[str, float | None]:
     """Why trials that were trained together failed, and the share of a GPU that would have done, if that is why."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return out_of_memory(trials, str(error), *_device_memory())
+    if trials[0].config.resources.gpu and (lack := lack_of_memory(error)):
+        return out_of_memory(trials, str(lack), *_device_memory())
     return "".join(traceback.format_exception_only(error)).strip(), None
+
+
+def _has_lost_its_gpu() -> bool:
+    """Whether this process can do nothing on its GPU any more: after some errors CUDA fails each call."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 class Recorder:
@@ -124,13 +139,13 @@ class Recorder:
     def point(self, point: Point) -> None:
         """A point of the trial, as `train` reports it on each worker."""
         self.points.append(point)
-        self._write(State.RUNNING, None)
+        self.write(State.RUNNING, None)
         here = {"trial": self.trial.identity, "tokens": point.tokens, "val_loss": point.val_loss}
         self.report({"state": State.RUNNING, **here})
 
     def finish(self, outcome: Outcome, would_do: float | None = None) -> None:
         """Write how the trial ended, and report what the summary needs and which share of a GPU would have done."""
-        self._write(outcome.state, outcome.reason)
+        self.write(outcome.state, outcome.reason)
         self.ended = True
         how: dict[str, Any] = {"trial": self.trial.identity, "state": outcome.state, "reason": outcome.reason}
         if self.points:
@@ -149,7 +164,8 @@ class Recorder:
         else:
             ray_train.report(dict(metrics))
 
-    def _write(self, state: State, reason: str | None) -> None:
+    def write(self, state: State, reason: str | None) -> None:
+        """Write the trial's rows as they are by now."""
         if self.rank:
             return
         rows = []
@@ -161,9 +177,12 @@ class Recorder:
 
 
 def _device_memory() -> tuple[float, float]:
-    """Most bytes of tensors that this process has held on its GPU, and the bytes that the GPU has."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    return peak_memory(device), torch.cuda.get_device_properties(device).total_memory
+    """Most bytes of tensors that this process has held on its GPU, and the bytes that the GPU has; 0: not known."""
+    try:
+        device = torch.device("cuda", torch.cuda.current_device())
+        return peak_memory(device), torch.cuda.get_device_properties(device).total_memory
+    except RuntimeError:  # the process did not even get what it takes for itself
+        return 0.0, gpu_bytes() or 0.0
 
 
 def out_of_memory(trials: Sequence[Trial], message: str, peak: float, device_bytes: float) -> tuple[str, float | None]:

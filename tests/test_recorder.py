@@ -1,0 +1,97 @@
+"""What becomes of an exception in a trial on a GPU; stand-ins say what CUDA would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.launches import RAY_WARNS
+from helpers.trials import known_trial
+from tinyscale.errors import lack_of_memory
+from tinyscale.orchestration.assignment import LaunchSettings
+from tinyscale.orchestration.recorder import Recorder, Recorders
+from tinyscale.results.leases import Lease
+from tinyscale.results.store import Results
+
+pytestmark = RAY_WARNS
+
+STICKS = "CUDA error: an illegal memory access was encountered"
+GPU = SimpleNamespace(name="a GPU", total_memory=8 * 2**30)
+
+
+@pytest.fixture
+def recorders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorders:
+    """Of one trial on a quarter of a GPU of 8 GiB; what they report to Tune is kept in `reported_to_tune`."""
+    trial, reported = known_trial(resources={"gpu": 0.25}), []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 2**30)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(Recorder, "report", lambda _, metrics: reported.append(metrics))
+    settings = LaunchSettings("tiny", str(tmp_path), {"commit": "c"}, True, "")
+    made = Recorders([Recorder(trial, settings, Lease(Results(str(tmp_path)).leases, trial.identity), 0.0)])
+    made.reported_to_tune = reported
+    return made
+
+
+def written(recorders: Recorders) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trial's last row, and its provenance."""
+    recorder = recorders.first
+    rows, metadata = recorder.results.read_trial(recorder.trial.identity)
+    return rows[-1], metadata["provenance"]
+
+
+def test_an_error_that_leaves_the_gpu_usable_ends_its_trial_and_the_process_goes_on(recorders: Any) -> None:
+    with recorders:
+        raise ValueError("no such thing")
+    row, provenance = written(recorders)
+    assert (row["state"], row["reason"]) == ("failed", "ValueError: no such thing")
+    assert [each["state"] for each in recorders.reported_to_tune] == ["failed"]
+    assert provenance["commit"] == "c"
+
+
+def test_an_error_after_which_the_gpu_fails_each_call_leaves_the_process_for_ray_to_begin_a_new_one(
+    recorders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise torch.AcceleratorError(STICKS)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"), recorders:
+        raise RuntimeError(STICKS)
+    row, _ = written(recorders)
+    assert (row["state"], row["reason"]) == ("failed", f"RuntimeError: {STICKS}")
+    assert recorders.reported_to_tune == [], "Tune has not heard of an end, and places the trial again"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_memory_that_runs_out_in_any_words_asks_for_a_larger_share(
+    recorders: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, wrapped: bool
+) -> None:
+    with recorders:
+        try:
+            raise error
+        except RuntimeError as lack:
+            if not wrapped:
+                raise
+            raise RuntimeError("the step cannot be compiled") from lack
+    (reported,) = recorders.reported_to_tune
+    assert reported["would_do"] == 0.5
+    assert reported["reason"].startswith("out of memory on 0.25 of a GPU of 8.0 GiB at a peak of 1.00 GiB")
+
+
+def test_other_errors_are_no_lack_of_a_gpus_memory() -> None:
+    assert lack_of_memory(ValueError("out of memory")) is None
+    assert lack_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")) is None
