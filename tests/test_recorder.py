@@ -12,6 +12,7 @@ import torch
 from helpers.launches import RAY_WARNS
 from helpers.trials import known_trial
 from tinyscale.errors import lack_of_memory
+from tinyscale.orchestration import recorder as recorder_module
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.recorder import Recorder, Recorders
 from tinyscale.results.leases import Lease
@@ -31,6 +32,7 @@ def recorders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorders:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 2**30)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(recorder_module, "driver_version", lambda: "580.1")
     monkeypatch.setattr(Recorder, "report", lambda _, metrics: reported.append(metrics))
     settings = LaunchSettings("tiny", str(tmp_path), {"commit": "c"}, True, "")
     made = Recorders([Recorder(trial, settings, Lease(Results(str(tmp_path)).leases, trial.identity), 0.0)])
@@ -52,6 +54,9 @@ def test_an_error_that_leaves_the_gpu_usable_ends_its_trial_and_the_process_goes
     assert (row["state"], row["reason"]) == ("failed", "ValueError: no such thing")
     assert [each["state"] for each in recorders.reported_to_tune] == ["failed"]
     assert provenance["commit"] == "c"
+    assert {name: provenance[name] for name in ("device", "device_bytes", "driver")} == {
+        "device": "a GPU", "device_bytes": 8 * 2**30, "driver": "580.1",
+    }  # fmt: skip
 
 
 def test_an_error_after_which_the_gpu_fails_each_call_leaves_the_process_for_ray_to_begin_a_new_one(

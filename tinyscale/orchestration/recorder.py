@@ -24,7 +24,7 @@ from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.ray_internals import draining_nodes
 from tinyscale.orchestration.stop import launch_stops, trial_stops
 from tinyscale.results.leases import Lease
-from tinyscale.results.provenance import machine_provenance
+from tinyscale.results.provenance import driver_version, machine_provenance
 from tinyscale.results.store import Results, point_columns
 from tinyscale.spec.costs import HEADROOM, smallest_share
 from tinyscale.spec.state import State
@@ -173,7 +173,20 @@ class Recorder:
             val = self.corpus.val_tokens, self.corpus.val_bytes
             rows = [point_columns(self.trial, asdict(point), *val) for point in self.points]
         provenance = {**self.settings.provenance, **machine_provenance()}
+        provenance = {**self.settings.provenance, **machine_provenance()}
+        if self.trial.config.resources.gpu:
+            provenance |= device_provenance()
         self.results.write_trial(self.trial, rows, state, reason, provenance)
+
+
+def device_provenance() -> dict[str, Any]:
+    """The GPU that a trial ran on; empty where CUDA does not say."""
+    try:
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    except (RuntimeError, AssertionError):  # it has failed, or this torch is not built for it
+        return {}
+    there = {"device": properties.name, "device_bytes": properties.total_memory}
+    return {**there, "cuda": torch.version.cuda, "driver": driver_version()}
 
 
 def _device_memory() -> tuple[float, float]:
