@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -60,6 +62,27 @@ def test_a_full_disk_is_a_warning_and_no_failure(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     said = doctor_says("--no-ray", "--results", tmp_path)
     assert (said.exit_code, levels(said)["disk"]) == (0, "warn")
+
+
+@pytest.mark.parametrize(
+    ("triton", "compiler", "level", "found"),
+    [
+        (True, True, "ok", "Triton and gcc"),
+        (False, True, "warn", "Triton not found"),
+        (False, False, "warn", "Triton and a C compiler not found"),
+    ],
+)
+def test_a_gpu_launch_is_told_its_device_and_whether_it_can_compile(
+    monkeypatch: pytest.MonkeyPatch, triton: bool, compiler: bool, level: str, found: str
+) -> None:
+    says = SimpleNamespace(returncode=0, stdout="torch 2.11.0 for CUDA 13.0\nNVIDIA H100 80GB HBM3, 79 GiB\n")
+    monkeypatch.setattr(doctor, "_python_says", lambda _: says)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if triton else None)
+    monkeypatch.setattr(shutil, "which", lambda name: name if compiler else None)
+    monkeypatch.delenv("CC", raising=False)
+    gpus, compiles = doctor._gpus()
+    assert str(gpus).startswith("ok    GPUs: NVIDIA H100 80GB HBM3, 79 GiB, torch 2.11.0 for CUDA 13.0; shares")
+    assert (compiles.level, compiles.found) == (level, found)
 
 
 @pytest.mark.slow

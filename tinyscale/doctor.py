@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -27,6 +29,8 @@ START_RAY = (
 )
 COUNT_GPUS = (
     "import torch\n"
+    "print(f'torch {torch.__version__} for ' + (f'CUDA {torch.version.cuda}' if torch.version.cuda else\n"
+    "      f'ROCm {torch.version.hip}' if torch.version.hip else 'the CPU'))\n"
     "for i in range(torch.cuda.device_count()):\n"
     "    it = torch.cuda.get_device_properties(i); print(f'{it.name}, {it.total_memory / 2**30:.0f} GiB')"
 )
@@ -50,7 +54,7 @@ def examine(results: str, *, with_ray: bool = True) -> Iterator[Check]:
     yield _python()
     yield from _packages()
     yield _threads()
-    yield _gpus()
+    yield from _gpus()
     yield _writable(results)
     yield _disk(results)
     if with_ray:
@@ -99,17 +103,30 @@ def _threads() -> Check:
     return Check("ok", "threads", f"{usable_cores()} cores for trials; each trial takes resources.cpu of them")
 
 
-def _gpus() -> Check:
+def _gpus() -> Iterator[Check]:
     """GPUs as torch sees them, in a process of its own: torch takes seconds to load and holds a device once it has."""
     done = _python_says(COUNT_GPUS)
     if done.returncode:
-        return Check("fail", "torch", _last_line(done.stderr), "install torch again for this machine")
-    found = done.stdout.strip().splitlines()
+        yield Check("fail", "torch", _last_line(done.stderr), "install torch again for this machine")
+        return
+    build, *found = done.stdout.strip().splitlines()
     if found:
-        return Check("ok", "GPUs", f"{', '.join(found)}; shares: resources.gpu 1, 0.5, 0.25, ...")
-    if shutil.which("nvidia-smi"):
-        return Check("warn", "GPUs", "the driver is here but torch sees none", "install torch's CUDA build")
-    return Check("ok", "GPUs", "none; trials run on cores")
+        yield Check("ok", "GPUs", f"{', '.join(found)}, {build}; shares: resources.gpu 1, 0.5, 0.25, ...")
+        yield _compiler()
+    elif shutil.which("nvidia-smi"):
+        yield Check("warn", "GPUs", f"the driver is here but {build} sees none", "install torch's CUDA build")
+    else:
+        yield Check("ok", "GPUs", f"none, {build}; trials run on cores")
+
+
+def _compiler() -> Check:
+    """What `resources.compile` needs on a GPU: Triton makes the kernels, a C compiler what starts them."""
+    triton = importlib.util.find_spec("triton")
+    c = next((name for name in (os.environ.get("CC"), "gcc", "clang") if name and shutil.which(name)), None)
+    if triton and c:
+        return Check("ok", "compile", f"Triton and {c}")
+    lacking = " and ".join(name for name, there in (("Triton", triton), ("a C compiler", c)) if not there)
+    return Check("warn", "compile", f"{lacking} not found", "install it, or launch with --set resources.compile=false")
 
 
 def _writable(results: str) -> Check:
