@@ -193,7 +193,7 @@ def launch_here(path: str, results: str) -> None:
 
     store = Results(results)
     with ray_session(None) as cluster:
-        plan = make_plan(load_sweep(Path(path)), store, **cluster.room, with_forecast=False)
+        plan = make_plan(load_sweep(Path(path)), store, cluster.capacity, measure=False)
         summary = launch(plan, store, cluster, console=Console(), quiet=True, train=train_and_save_often)
     told = {
         "states": sorted(summary.states.values()),
@@ -490,7 +490,7 @@ def tests(bench: Bench) -> None:
         why = f"{' and '.join(lacking)} not installed" if lacking else f"{path.name} is not there"
         bench.report("tests/test_gpu.py passes", why, False, on_cpu=False)
         return
-    settings.write_text("[pytest]\n")
+    settings.write_text(f"[pytest]\npythonpath = {ROOT / 'tests'}\n")
     options = ["-q", "-p", "no:cacheprovider", "-c", settings, f"--rootdir={ROOT}", "-rfEs"]
     done = bench.output("-m", "pytest", *options, *bench.choose([], ["--collect-only"]), path)
     last = done.stdout.strip().splitlines()[-1:]

@@ -53,6 +53,11 @@ def gpu_bytes() -> float | None:
         return None
 
 
+def driver_version() -> str | None:
+    """Version of the driver of this machine's NVIDIA GPUs; None without one."""
+    return next(iter(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")), None)
+
+
 @functools.cache
 def _nvidia_smi(*arguments: str) -> tuple[str, ...]:
     """The lines that nvidia-smi prints; none where it is not installed. Asked once, for it takes up to seconds."""

@@ -19,12 +19,12 @@ from ray import tune
 
 from tinyscale.data import TokenizedCorpus
 from tinyscale.errors import LaunchError, ResultsError, lack_of_memory
-from tinyscale.machine import gpu_bytes
+from tinyscale.machine import driver_version, gpu_bytes
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.ray_internals import draining_nodes
 from tinyscale.orchestration.stop import launch_stops, trial_stops
 from tinyscale.results.leases import Lease
-from tinyscale.results.provenance import driver_version, machine_provenance
+from tinyscale.results.provenance import machine_provenance
 from tinyscale.results.store import Results, point_columns
 from tinyscale.spec.costs import HEADROOM, smallest_share
 from tinyscale.spec.state import State
@@ -172,7 +172,6 @@ class Recorder:
         if self.corpus is not None:
             val = self.corpus.val_tokens, self.corpus.val_bytes
             rows = [point_columns(self.trial, asdict(point), *val) for point in self.points]
-        provenance = {**self.settings.provenance, **machine_provenance()}
         provenance = {**self.settings.provenance, **machine_provenance()}
         if self.trial.config.resources.gpu:
             provenance |= device_provenance()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import os
 import platform
@@ -39,16 +38,6 @@ def machine_provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
-
-
-@functools.cache
-def driver_version() -> str | None:
-    """Version of the driver of this machine's NVIDIA GPUs; None without one."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
 
 
 def _program() -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyscale.errors import lack_of_memory
 from tinyscale.training.batches import TrainBatches, as_tensor, gather, inputs_and_targets
 
 AHEAD = {"cpu": 1, "cuda": 32, "mps": 32}  # steps handed over together, and whose losses are read together
@@ -155,7 +156,7 @@ class RecordedStep:
         try:
             self.graph = self._capture()
         except RuntimeError as error:
-            if ran_out_of_memory(error):
+            if lack_of_memory(error):
                 raise
             self.record = False
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -177,10 +178,3 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
     """The one stream beside the default one: each would hold workspaces of its own."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream
-
-
-def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this, or what it was raised in the course of, is a lack of memory."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__context__
-    return error is not None
