@@ -103,4 +103,4 @@ def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
             return kind(node)
     if node is None:
         return None
-    raise ConfigError(f"{where}: {type(node).__name__} values are not supported here; write text or a number")
+    raise ConfigError(f"{where}: {type(node).__name__} is not a value this file can hold; write text or a number")
