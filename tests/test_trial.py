@@ -156,6 +156,11 @@ def test_a_budget_below_one_step_is_refused() -> None:
         known_trial(tokens_budget=100)
 
 
+def test_a_budget_of_more_tokens_than_a_trial_may_train_on_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"allows .*e\+\d+ tokens, more than a trial may train on; lower it"):
+        known_trial(tokens_budget=None, flops_budget=1e30)
+
+
 @pytest.mark.parametrize("changes", [{}, *VECTORS.values(), {"data": {**DATA, "unique_tokens": 10_000}}], ids=str)
 def test_a_trial_comes_back_from_json_as_it_was(changes: dict[str, Any]) -> None:
     trial = resolve(trial_config(**{"data": DATA, **changes}), FACTS)

@@ -101,9 +101,7 @@ def choose_speed(variants: Sequence[Variant], context: PlanningContext) -> list[
     recorded = {values[PRECISION] for values in context.recorded if PRECISION in values}
     gpu = any(variant.config.resources.gpu for variant in variants)
     asked = recorded or {"bf16", "fp32"} if any(PRECISION in variant.autos for variant in variants) else {"as set"}
-    measured = {
-        precision: fastest for precision in sorted(asked) if (fastest := _fastest(variants, precision, context))
-    }
+    measured = {each: fastest for each in sorted(asked) if (fastest := _fastest(variants, each, context))}
     if not measured:
         precision = AutoValue(min(recorded, default="bf16" if gpu else "fp32"), "not measured here")
         return [{PRECISION: precision, COMPILE: AutoValue(False, "")} for _ in variants]
@@ -123,9 +121,8 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
 
     def trials(compiled: bool) -> list[Trial]:
         values = {PRECISION: precision, COMPILE: compiled}
-        return [
-            context.resolve(v.with_values({path: values[path] for path in v.autos if path in values})) for v in variants
-        ]
+        of_each = [{path: values[path] for path in variant.autos if path in values} for variant in variants]
+        return [context.resolve(variant.with_values(each)) for variant, each in zip(variants, of_each, strict=True)]
 
     at_once = min(forecast.slots(variant.config, context.capacity) for variant in variants)
     seconds = _measured(trials(False), at_once) if context.measure and at_once else None

@@ -109,13 +109,14 @@ def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
     """Fix what depends on the text, and name the trial by everything that its numbers depend on.
 
     The identity leaves out resources, paths and fields at their default: it moves with none of them.
-    ConfigError when the budget allows no step.
+    ConfigError when the budget allows no step, or more tokens than a trial may train on.
     """
     steps = training_steps(config.model, config.train, facts.vocab_size, _unique_tokens(config, facts))
+    tokens = steps * config.train.batch_tokens
     try:
-        resolved = config.with_values({"train.tokens_budget": steps * config.train.batch_tokens})
+        resolved = config.with_values({"train.tokens_budget": tokens})
     except ValidationError as error:
-        raise ConfigError(f"the budget allows {steps * config.train.batch_tokens:,} tokens; lower it") from error
+        raise ConfigError(f"the budget allows {tokens:.3g} tokens, more than a trial may train on; lower it") from error
     left_out: Any = {
         "resources": True,
         "data": {"corpus", "max_bytes", "zipf", "tokenizer"},  # hashes say what these hold
