@@ -101,7 +101,7 @@ def test_many_processes_make_the_tokens_once(corpus: Path, tmp_path: Path) -> No
     code = (
         "import sys, pathlib\n"
         "from tinyscale.spec.config import DataConfig\n"
-        "from tinyscale.data import cache\n"
+        "from tinyscale.data import tokenized as cache\n"
         "build = cache._build\n"
         "def counted(*args):\n"
         "    with open(sys.argv[2], 'a') as file: file.write('made\\n')\n"
