@@ -37,7 +37,7 @@ def test_predictions_are_those_of_the_command_line(tmp_path: Path) -> None:
     rows = ts.predict(results, flops=1e12)
     made = predict_all(*read_records(results), {"c": 1e12})
     assert len(rows) == sum(len(each.values) for each in made)
-    assert rows["value"].tolist() == [value for each in made for value, _, _ in each.values.values()]
+    assert rows["value"].tolist() == [quantity.value for each in made for quantity in each.values.values()]
     assert (rows["low"] <= rows["value"]).all()
 
 

@@ -102,7 +102,7 @@ def test_the_optimizer_that_the_guide_adds_in_two_places_trains(tmp_path: Path, 
     with pytest.raises(ValidationError, match="optimizer"):
         trial_config(tiny_corpus, optimizer="sgd")
     shutil.copytree(ROOT / "tinyscale", tmp_path / "tinyscale", ignore=shutil.ignore_patterns("__pycache__"))
-    config, optim = (tmp_path / "tinyscale" / name for name in ("config.py", "optim.py"))
+    config, optim = (tmp_path / "tinyscale" / name for name in ("spec/config.py", "training/optim.py"))
     field = python_block("optimizer: Literal[")
     changed, times = re.subn(r"^    optimizer: Literal\[.*\n", field, config.read_text(), flags=re.M)
     assert times == 1

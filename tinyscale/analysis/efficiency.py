@@ -5,13 +5,12 @@ Separate fits of few sizes are ill-conditioned; with shared exponents the differ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.curve import ENDS
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.forms import Array, Pair
 from tinyscale.fitting.guess import guess_power_sum
 from tinyscale.fitting.laws import COEFFICIENT, EXPONENT, FLOOR, Law
@@ -22,10 +21,8 @@ from tinyscale.fitting.uncertainty import estimate_noise, parametric_draws, prof
 MATCH = ("n_non_embedding", "tokens")  # what a size is
 DRAWS = 400
 
-Interval = tuple[float, float, float]  # value, and 95 % ends
 
-
-def efficiency_of(base: pd.DataFrame, arm: pd.DataFrame, column: str) -> tuple[dict[str, Interval], str]:
+def efficiency_of(base: pd.DataFrame, arm: pd.DataFrame, column: str) -> tuple[dict[str, Estimate], str]:
     """rho_N and rho_D of an arm under a law shared with the base, and `compute`, their worth; or the reason for none.
 
     L = E + A (rho_N N)^-alpha + B (rho_D D)^-beta, rho = 1 for the base, so the arm at C FLOPs equals the base at
@@ -52,19 +49,17 @@ def efficiency_of(base: pd.DataFrame, arm: pd.DataFrame, column: str) -> tuple[d
     low, high = profile(problem, theta, noise)
     with np.errstate(over="ignore"):
         ends = np.exp(np.stack([theta, low, high], axis=1))
-    found = {name: _interval(row) for name, row in zip(law.params, ends, strict=True) if name.startswith("rho")}
+    found = {
+        name: Estimate(*row.tolist()) for name, row in zip(law.params, ends, strict=True) if name.startswith("rho")
+    }
     if joint:
         drawn = np.exp(parametric_draws(problem, theta, noise, DRAWS, seed=0)[:, -2:].sum(axis=1))
-        found["compute"] = _interval([np.exp(theta[-2:].sum()), *np.percentile(drawn, ENDS)])
+        found["compute"] = Estimate(float(np.exp(theta[-2:].sum())), *np.percentile(drawn, ENDS).tolist())
     else:
         # Along a ratio D/N the compute goes with N squared, at fixed tokens with N.
-        found["compute"] = _interval(np.array(found["rho_N"]) ** (2 if np.ptp(d - n) < 0.05 else 1))
+        power = 2 if np.ptp(d - n) < 0.05 else 1
+        found["compute"] = found["rho_N"].map(lambda rho: rho**power)
     return found, ""
-
-
-def _interval(values: Iterable[float]) -> Interval:
-    value, low, high = (float(v) for v in values)
-    return value, low, high
 
 
 def _shared(*, joint: bool) -> Law:

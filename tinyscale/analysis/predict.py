@@ -11,6 +11,7 @@ import pandas as pd
 
 from tinyscale.analysis.records import read_curve
 from tinyscale.errors import FitError
+from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.frontier import JOINT, frontier
 from tinyscale.fitting.isoflop import optimum_line
 from tinyscale.formatting import compact
@@ -22,17 +23,16 @@ FAR = 10.0  # times the fitted range; beyond, nothing in the data speaks for the
 
 @dataclass(frozen=True)
 class Prediction:
-    """name: of the fit; values: quantity -> (value, 95 % low, 95 % high); notes: what to know before using it."""
+    """name: of the fit; values: quantity -> its estimate; notes: what to know before using it."""
 
     name: str
     formula: str
-    values: Mapping[str, tuple[float, float, float]]
+    values: Mapping[str, Estimate]
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end is null."""
-        ends = {name: [v if np.isfinite(v) else None for v in triple] for name, triple in self.values.items()}
-        values = {name: dict(zip(("value", "low", "high"), triple, strict=True)) for name, triple in ends.items()}
+        values = estimates_json(self.values)
         return {"name": self.name, "formula": self.formula, "values": values, "notes": list(self.notes)}
 
 
@@ -69,17 +69,19 @@ def _predict(folder: Folder, entry: Mapping[str, Any], asked: Mapping[str, float
     needed = list(entry["range"])
     if set(asked) == {"c"} and entry["law"] in JOINT:
         row = frontier(read_curve(folder, entry), asked["c"]).iloc[0]
-        values = {name: (row[key], row[f"{key}_low"], row[f"{key}_high"]) for name, key in _FRONTIER.items()}
+        values = {
+            name: Estimate(*(float(row[f"{key}{end}"]) for end in ("", "_low", "_high")))
+            for name, key in _FRONTIER.items()
+        }
         sizes = {"n": row["n"], "d": row["d"]}
     elif set(needed) <= set(asked):
         sizes = {name: asked[name] for name in needed}
         row = read_curve(folder, entry).predict(**sizes).iloc[0]
-        values = {"loss": (row["loss"], row["low"], row["high"])}
+        values = {"loss": Estimate(*(float(row[name]) for name in ("loss", "low", "high")))}
     else:
         return None
     notes = [*_distance(entry["range"], sizes), *_slice(entry, asked), *entry["warnings"]]
-    plain = {name: (float(value), float(low), float(high)) for name, (value, low, high) in values.items()}
-    return Prediction(entry["name"], entry["formula"], plain, tuple(notes))
+    return Prediction(entry["name"], entry["formula"], values, tuple(notes))
 
 
 _FRONTIER = {"N*": "n", "D*": "d", "loss": "loss"}
@@ -88,10 +90,9 @@ _FRONTIER = {"N*": "n", "D*": "d", "loss": "loss"}
 def _from_optima(entry: Mapping[str, Any], flops: float) -> Prediction:
     table = pd.DataFrame(entry["optima"])
     table = table[table["refused"] == ""].astype({"n_star": float, "d_star": float, "log_n_sd": float})
-    values = {}
-    for name, column in (("N*", "n_star"), ("D*", "d_star")):
-        value, low, high = np.exp(optimum_line(table, column).at(float(np.log(flops)))).tolist()
-        values[name] = (value, low, high)
+    at = float(np.log(flops))
+    columns = {"N*": "n_star", "D*": "d_star"}
+    values = {name: optimum_line(table, column).at(at).map(np.exp) for name, column in columns.items()}
     notes = _distance({"c": [table["c"].min(), table["c"].max()]}, {"c": flops})
     return Prediction(entry["name"], entry["formula"], values, (*notes, *entry["warnings"]))
 
@@ -119,7 +120,7 @@ def _slice(entry: Mapping[str, Any], asked: Mapping[str, float]) -> list[str]:
 def describe_prediction(made: Prediction) -> str:
     """A prediction as a block of lines."""
     lines = [f"{made.name}: {made.formula}"]
-    for name, (value, low, high) in made.values.items():
+    for name, each in made.values.items():
         show = (lambda v: f"{v:.4f}") if name == "loss" else compact
-        lines.append(f"  {name:5} {show(value):>10}   95 %: {show(low)} to {show(high)}")
+        lines.append(f"  {name:5} {show(each.value):>10}   95 %: {show(each.low)} to {show(each.high)}")
     return "\n".join(lines + [f"  note: {note}" for note in made.notes])

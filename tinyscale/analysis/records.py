@@ -18,6 +18,7 @@ from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.runs import Group
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.curve import Curve
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.holdout import HeldOut
@@ -201,16 +202,12 @@ def read_fit(folder: Folder, entry: Mapping[str, Any]) -> Fit:
     law, held = find_law(entry["law"]), entry["held_out"]
     columns = {name: column for name, column in entry["columns"].items() if name in (*law.variables, "loss", "weight")}
     certificate = {**entry["certificate"], "at_bound": tuple(entry["certificate"]["at_bound"])}
-    ends = {
-        name: (each["value"], _end(each["low"], -np.inf), _end(each["high"], np.inf))
-        for name, each in (entry["params"] | entry["derived"]).items()
-    }
     delta = entry["objective"]["delta"]
     labels = {name: entry[name] for name in ("sweep", "arm", "title", "rows", "source", "conventions") if name in entry}
     return Fit(
         law=law,
         curve=read_curve(folder, entry),
-        intervals=MappingProxyType({name: ends[name][1:] for name in law.params}),
+        estimates=MappingProxyType({name: Estimate.of_json(entry["params"][name]) for name in law.params}),
         delta=np.inf if delta is None else delta,
         objective=entry["objective"]["value"],
         certificate=Certificate(**certificate),
@@ -222,13 +219,9 @@ def read_fit(folder: Folder, entry: Mapping[str, Any]) -> Fit:
         slice=entry["slice"],
         warnings=tuple(entry["warnings"]),
         points=read_points(read_points_table(folder, entry), law, columns),
-        derived=MappingProxyType({name: ends[name] for name in entry["derived"]}),
+        derived=MappingProxyType({name: Estimate.of_json(each) for name, each in entry["derived"].items()}),
         labels=MappingProxyType(labels),
     )
-
-
-def _end(value: float | None, unset: float) -> float:
-    return unset if value is None else value
 
 
 def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:

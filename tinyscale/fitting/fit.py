@@ -12,8 +12,9 @@ import pandas as pd
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.curve import ENDS, Curve
+from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.forms import Array
-from tinyscale.fitting.frontier import JOINT, Triple, exponents
+from tinyscale.fitting.frontier import JOINT, exponents
 from tinyscale.fitting.holdout import HeldOut, hold_out
 from tinyscale.fitting.honesty import influence, refuse_unsupported, rival_note, rivals, warnings_of
 from tinyscale.fitting.laws import Law, find_law
@@ -41,15 +42,15 @@ Method = Literal["auto", "profile", "bootstrap", "wild"]
 class Fit:
     """A law with numbers, intervals and a certificate. It can only exist fitted.
 
-    intervals: in the law's own units, an infinite end where the data set none; delta: of Huber's function (inf: least
+    estimates: of its parameters, in the law's own units; delta: of Huber's function (inf: least
     squares on log loss); objective: its sum over the points; influence: the parameters without each size; rivals: laws
     of the same variables by held-out error; labels: where the runs came from; derived: of joint laws, the exponents
-    a, b of N* ~ C^a and D* ~ C^b with their ends.
+    a, b of N* ~ C^a and D* ~ C^b.
     """
 
     law: Law
     curve: Curve
-    intervals: Mapping[str, tuple[float, float]]
+    estimates: Mapping[str, Estimate]
     delta: float
     objective: float
     certificate: Certificate
@@ -62,7 +63,7 @@ class Fit:
     warnings: tuple[str, ...]
     points: Points
     labels: Mapping[str, Any]
-    derived: Mapping[str, Triple]
+    derived: Mapping[str, Estimate]
 
     @property
     def params(self) -> Mapping[str, float]:
@@ -77,7 +78,7 @@ class Fit:
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter, or of what is derived. KeyError for a name that the law has not."""
-        return self.derived[name][1:] if name in self.derived else self.intervals[name]
+        return (self.derived if name in self.derived else self.estimates)[name].ends
 
     def predict(self, *, noise: bool = True, **variables: Any) -> pd.DataFrame:
         """Loss at new sizes, one row each, with 95 % ends: `fit.predict(n=[1e7, 1e8])`.
@@ -88,14 +89,13 @@ class Fit:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for fits.json; an end that the data do not set is null."""
-        ends = {name: [end if np.isfinite(end) else None for end in pair] for name, pair in self.intervals.items()}
         x = np.exp(self.points.x)
         return {
             **self.labels,
             "law": self.law.name,
             "formula": self.law.formula,
-            "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
-            "derived": {n: dict(zip(("value", "low", "high"), ends, strict=True)) for n, ends in self.derived.items()},
+            "params": estimates_json(self.estimates),
+            "derived": estimates_json(self.derived),
             "intervals": self.method,
             "objective": {
                 "value": self.objective,
@@ -149,16 +149,16 @@ def fit_law(
     theta = solution.theta[0]
     noise = estimate_noise(points, law.log_loss(theta[None], points.x)[0][0] - points.y, len(theta))
     drawn, low, high = _intervals(intervals, problem, points, theta, noise, draws=draws, seed=seed)
-    ends = dict(zip(law.params, zip(*(_natural(law, end) for end in (low, high)), strict=True), strict=True))
-    params = MappingProxyType(dict(zip(law.params, law.to_params(theta).tolist(), strict=True)))
+    natural = zip(*(_natural(law, each) for each in (theta, low, high)), strict=True)
+    estimates = {name: Estimate(*each) for name, each in zip(law.params, natural, strict=True)}
+    params = MappingProxyType({name: each.value for name, each in estimates.items()})
     held_out = hold_out(law, points, delta, holdout)
     ranked = rivals(law, points, delta) if holdout else []
     without = influence(problem, theta)
     notes = warnings_of(
         law,
         points,
-        params=params,
-        intervals=ends,
+        estimates=estimates,
         certificate=certificate,
         noise=noise,
         held_out=held_out,
@@ -169,7 +169,7 @@ def fit_law(
     return Fit(
         law=law,
         curve=curve,
-        intervals=MappingProxyType(ends),
+        estimates=MappingProxyType(estimates),
         delta=delta,
         objective=float(solution.objective[0]),
         certificate=certificate,
@@ -213,7 +213,7 @@ def _describe(method: Method, noise: Noise, clusters: int, kept: int, draws: int
     return f"{kind} over {clusters} clusters of runs, {draws} draws{lost}"
 
 
-def _natural(law: Law, end: Array) -> list[float]:
-    """An end of an interval in the law's own units; an open end of a logarithm is 0 or infinite."""
+def _natural(law: Law, theta: Array) -> list[float]:
+    """Solver coordinates (P,) in the law's own units; an open end of a logarithm is 0 or infinite."""
     with np.errstate(over="ignore"):
-        return [float(v) for v in law.to_params(end)]
+        return [float(v) for v in law.to_params(theta)]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.holdout import HeldOut, spaced, window_errors
 from tinyscale.fitting.laws import LAWS, Law, find_law
@@ -143,8 +144,7 @@ def warnings_of(
     law: Law,
     points: Points,
     *,
-    params: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]],
+    estimates: Mapping[str, Estimate],
     certificate: Certificate,
     noise: Noise,
     held_out: HeldOut | None,
@@ -153,10 +153,10 @@ def warnings_of(
     """What a reader should know before using the numbers, in plain words."""
     return [
         *_about_data(law, points, noise),
-        *_about_floor(intervals),
+        *_about_floor(estimates),
         *_about_held_out(held_out),
         *_about_search(certificate),
-        *_about_influence(without, params, intervals),
+        *_about_influence(without, estimates),
     ]
 
 
@@ -187,8 +187,8 @@ def _about_data(law: Law, points: Points, noise: Noise) -> list[str]:
     return notes
 
 
-def _about_floor(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
-    if intervals.get("E", (1.0, 1.0))[0] > 0:
+def _about_floor(estimates: Mapping[str, Estimate]) -> list[str]:
+    if "E" not in estimates or estimates["E"].low > 0:
         return []
     return ["the floor E is not identified: zero is inside its interval, so loss far beyond the data is a guess"]
 
@@ -213,16 +213,13 @@ def _about_search(certificate: Certificate) -> list[str]:
     return notes
 
 
-def _about_influence(
-    without: list[dict[str, Any]], params: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
-) -> list[str]:
+def _about_influence(without: list[dict[str, Any]], estimates: Mapping[str, Estimate]) -> list[str]:
     """Sizes whose removal alone takes an exponent out of its interval."""
     notes = []
     for row in without:
         label, value = next(iter(row.items()))
-        for name in params:
-            low, high = intervals[name]
-            if name.startswith(("alpha", "beta", "c0")) and not low <= row[name] <= high:
+        for name, estimate in estimates.items():
+            if name.startswith(("alpha", "beta", "c0")) and not estimate.low <= row[name] <= estimate.high:
                 size = f"{label.removeprefix('without_').upper()} = {compact(value)}"
                 notes.append(f"{name} hangs on {size}: without it {name} is {row[name]:.3g}, outside the interval")
     return notes

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.forms import Array
 from tinyscale.fitting.points import column_of, group_sizes
 from tinyscale.fitting.text import as_html, verdict
@@ -24,15 +25,14 @@ SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole ste
 class Optima:
     """A power law through optima: of N and D at each budget of FLOPs, or of a setting at each size.
 
-    law: isoflop, envelope, lr or batch; params: with 95 % intervals; table: one row an optimum, with the reason where
+    law: isoflop, envelope, lr or batch; estimates: of its parameters; table: one row an optimum, with the reason where
     it was refused; places: what those are at (budgets or sizes); points: the runs that were read; objective: value and
     kind; dof: degrees of freedom of the intervals; of: what else the runs had in common that the law holds for.
     """
 
     law: str
     formula: str
-    params: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
+    estimates: Mapping[str, Estimate]
     table: pd.DataFrame
     places: str
     points: pd.DataFrame
@@ -50,19 +50,24 @@ class Optima:
     def _repr_html_(self) -> str:
         return as_html(self.as_json())
 
+    @property
+    def params(self) -> Mapping[str, float]:
+        """Name -> value of each parameter."""
+        return {name: each.value for name, each in self.estimates.items()}
+
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter. KeyError for another name."""
-        return self.intervals[name]
+        return self.estimates[name].ends
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for fits.json."""
-        ends, refused = self.intervals, int((self.table["refused"] != "").sum())
+        refused = int((self.table["refused"] != "").sum())
         kept = len(self.table) - refused
         return {
             **self.labels,
             "law": self.law,
             "formula": self.formula,
-            "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
+            "params": estimates_json(self.estimates),
             "intervals": f"t with {self.dof} degrees of freedom through {kept} {self.places}",
             "objective": {**self.objective, "delta": None},
             "certificate": {"converged": True, self.places: kept, "refused": refused},
@@ -160,17 +165,14 @@ def _through(
 ) -> Optima:
     """Lines through the optima, with the largest budget also predicted from the smaller ones."""
     n_line, d_line = optimum_line(kept, "n_star"), optimum_line(kept, "d_star")
-    params: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for symbol, exponent, line in (("k_N", "a", n_line), ("k_D", "b", d_line)):
-        coefficient, low, high = np.exp(line.at(0.0)).tolist()
-        params |= {symbol: coefficient, exponent: line.slope}
-        intervals |= {symbol: (low, high), exponent: (line.slope - line.slope_reach, line.slope + line.slope_reach)}
+    estimates: dict[str, Estimate] = {}
+    for coefficient, exponent, line in (("k_N", "a", n_line), ("k_D", "b", d_line)):
+        estimates[coefficient] = line.at(0.0).map(np.exp)
+        estimates[exponent] = Estimate.around(line.slope, line.slope_half_width)
     return Optima(
         law=law,
         formula="N*(C) = k_N C^a, D*(C) = k_D C^b",
-        params=MappingProxyType(params),
-        intervals=MappingProxyType(intervals),
+        estimates=MappingProxyType(estimates),
         table=table,
         places="budgets",
         points=points,
@@ -195,7 +197,7 @@ def _hold_out(kept: pd.DataFrame) -> dict[str, float] | None:
         return None
     smaller, largest = kept.iloc[:-1], kept.iloc[-1]
     line = optimum_line(smaller, "n_star")
-    predicted = float(np.exp(line.at(np.log(largest["c"]))[0]))
+    predicted = float(np.exp(line.at(np.log(largest["c"])).value))
     return {
         "c": largest["c"],
         "fitted_sizes": len(smaller),

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import special
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.points import column_of, group_sizes, varying
 from tinyscale.fitting.valley import find_valley
@@ -87,17 +88,14 @@ def _through(law: str, setting: str, table: pd.DataFrame, points: pd.DataFrame, 
     found, *_ = np.linalg.lstsq(basis, y, rcond=None)
     dof = max(len(y) - len(names), 1)
     variance = max(((y - basis @ found) ** 2).sum() / dof, 1e-24)
-    reach = special.stdtrit(dof, 0.975) * np.sqrt(variance * np.diag(np.linalg.pinv(basis.T @ basis)))
-    ends = np.stack([found, found - reach, found + reach], axis=1)
-    ends[0] = np.exp(np.clip(ends[0], -700, 700))
+    half_widths = special.stdtrit(dof, 0.975) * np.sqrt(variance * np.diag(np.linalg.pinv(basis.T @ basis)))
+    estimates = {name: Estimate.around(*each) for name, *each in zip(names, found, half_widths, strict=True)}
+    estimates["k"] = estimates["k"].map(lambda log_k: np.exp(np.clip(log_k, -700, 700)))
     notes = [_describe(row, setting) for row in table[table["refused"] != ""].to_dict("records")]
     return Optima(
         law=law,
         formula=f"{setting}* = k N^p" + (" D^q" if apart else ""),
-        params=MappingProxyType(dict(zip(names, ends[:, 0].tolist(), strict=True))),
-        intervals=MappingProxyType(
-            {name: (float(row[1]), float(row[2])) for name, row in zip(names, ends, strict=True)}
-        ),
+        estimates=MappingProxyType(estimates),
         table=table,
         places="sizes",
         points=points,

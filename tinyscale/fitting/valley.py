@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.forms import Array
 
 CUBIC_FROM = 6  # different x; below, a parabola: a cubic through five is nearly free
@@ -96,21 +97,20 @@ def _vertex(coefficients: Array) -> Array:
 
 @dataclass(frozen=True)
 class Line:
-    """y = level + slope (x - middle) by weighted least squares; reaches are half-widths of 95 % intervals."""
+    """y = level + slope (x - middle) by weighted least squares; half-widths are those of 95 % intervals."""
 
     slope: float
-    slope_reach: float
+    slope_half_width: float
     level: float
-    level_reach: float
+    level_half_width: float
     middle: float
     chi2: float
     dof: int
 
-    def at(self, x: float) -> tuple[float, float, float]:
-        """y at x, and its 95 % ends."""
-        value = self.level + self.slope * (x - self.middle)
-        reach = float(np.hypot(self.level_reach, self.slope_reach * (x - self.middle)))
-        return value, value - reach, value + reach
+    def at(self, x: float) -> Estimate:
+        """y at x."""
+        half_width = np.hypot(self.level_half_width, self.slope_half_width * (x - self.middle))
+        return Estimate.around(self.level + self.slope * (x - self.middle), half_width)
 
 
 def weighted_line(x: Array, y: Array, sd: Array | None) -> Line:
@@ -124,5 +124,5 @@ def weighted_line(x: Array, y: Array, sd: Array | None) -> Line:
     slope = (weight * (x - middle) * y).sum() / spread
     chi2, dof = float((weight * (y - level - slope * (x - middle)) ** 2).sum()), max(len(x) - 2, 1)
     wide = special.stdtrit(dof, 0.975) * np.sqrt(max(0.0 if sd is None else 1.0, chi2 / dof))
-    slope_reach, level_reach = float(wide / np.sqrt(spread)), float(wide / np.sqrt(weight.sum()))
-    return Line(float(slope), slope_reach, float(level), level_reach, float(middle), chi2, dof)
+    slope_half_width, level_half_width = float(wide / np.sqrt(spread)), float(wide / np.sqrt(weight.sum()))
+    return Line(float(slope), slope_half_width, float(level), level_half_width, float(middle), chi2, dof)

@@ -14,7 +14,7 @@ from tinyscale.fitting.forms import Array, Index
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, optimum_line
 from tinyscale.fitting.points import group_sizes
 from tinyscale.fitting.tuning import best_setting
-from tinyscale.fitting.valley import weighted_line
+from tinyscale.fitting.valley import Line, weighted_line
 from tinyscale.formatting import compact
 from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, new_axes, scientific, shades, tidy
 
@@ -99,7 +99,7 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     table = table[table["refused"] == ""]
     grid = np.geomspace(table["c"].min() / 2, table["c"].max() * 4, 100)
     line = optimum_line(fit.table[fit.table["refused"] == ""], "n_star")
-    value, lowest, highest = np.exp([line.at(c) for c in np.log(grid)]).T
+    value, lowest, highest = _band(line, grid)
     ax.fill_between(grid, lowest, highest, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
     ax.plot(grid, value, color=BLUE, lw=1.6, label="fit")
     _draw_stars(ax, fit, table, "c", "n_star", "best size of a budget")
@@ -155,8 +155,14 @@ def _tuning_band(fit: Optima, grid: Array) -> tuple[Array, Array]:
     kept = fit.table[fit.table["refused"] == ""]
     sd = np.full(len(kept), np.sqrt(np.square(kept["log_sd"].to_numpy(float)).mean()))
     line = weighted_line(np.log(kept["n"].to_numpy(float)), np.log(kept["optimum"].to_numpy(float)), sd)
-    _, low, high = np.exp([line.at(n) for n in np.log(grid)]).T
+    _, low, high = _band(line, grid)
     return low, high
+
+
+def _band(line: Line, grid: Array) -> tuple[Array, Array, Array]:
+    """A power law on a grid (n,), and the ends of its 95 % band."""
+    value, low, high = np.exp([(each.value, *each.ends) for each in map(line.at, np.log(grid))]).T
+    return value, low, high
 
 
 def _tuning_text(fit: Optima) -> str:
