@@ -22,7 +22,6 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting import Curve, Fit, exponents, find_law, fit_envelope, fit_isoflop, fit_law, fit_tuning, frontier
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.frontier import JOINT
 
 CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}  # 2404.10102, table 1
 TRUTHS = {
@@ -104,7 +103,7 @@ class Study:
 
 def derived(curve: Curve, budget: float) -> dict[str, Estimate]:
     """a, N* and L* at a budget; empty without a frontier."""
-    if curve.law.name not in JOINT:
+    if not curve.law.has_frontier:
         return {}
     best = frontier(curve, budget).iloc[0]
     named = {"N*": "n", "L*": "loss"}
@@ -132,7 +131,7 @@ def of_law(
     name: str = "",
     **options: Any,
 ) -> Study:
-    """A study of a law of `laws.py` on that many values of each variable. options: of `fit_law`."""
+    """A study of a law of the catalogue on that many values of each variable. options: of `fit_law`."""
     form, truth = find_law(law), TRUTHS[law]
     if configurations is None:
         ends = [RANGES.get(law.removesuffix("-no-floor"), RANGES.get(v)) for v in form.variables]

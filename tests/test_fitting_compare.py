@@ -50,7 +50,7 @@ def test_equal_arms_are_called_different_as_rarely_as_promised() -> None:
     others = range(20)
     called = [compare_arms([arm("base", 1.0, seed=s), arm("same", 1.0, seed=900 + s)])[0] for s in others]
     missed = sum(not found.difference.low < 0 < found.difference.high for found in called)
-    assert missed <= 4  # of 20 at 5 %: more has a chance below 1 %  # of 20 at 5 %: more has a chance below 1 %
+    assert missed <= 4  # of 20 at 5 %: more has a chance below 1 %
 
 
 def test_pairs_by_seed_are_tighter_than_means_of_sizes() -> None:

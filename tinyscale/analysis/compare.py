@@ -17,8 +17,8 @@ from scipy import special
 from tinyscale.analysis.efficiency import MATCH, efficiency_of
 from tinyscale.analysis.runs import Group
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Index
 from tinyscale.fitting.estimate import Estimate, estimates_json
-from tinyscale.fitting.forms import Index
 from tinyscale.fitting.points import COLUMNS, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
 from tinyscale.formatting import compact

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array, Pair
 from tinyscale.fitting.curve import ENDS
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.forms import Array, Pair
-from tinyscale.fitting.guess import guess_power_sum
 from tinyscale.fitting.laws import COEFFICIENT, EXPONENT, FLOOR, Law
+from tinyscale.fitting.laws.power_sum import ONE_TERM, TWO_TERMS, guess_power_sum
 from tinyscale.fitting.points import Points, group_sizes
 from tinyscale.fitting.solve import solve
 from tinyscale.fitting.uncertainty import estimate_noise, parametric_draws, profile
@@ -66,7 +66,7 @@ def _shared(*, joint: bool) -> Law:
     """The law of two arms: x holds log N, (log D,) and 1 for rows of the second arm."""
     names = ("E", "A", "B", "alpha", "beta", "rho_N", "rho_D") if joint else ("E", "A", "alpha", "rho_N")
     bounds = {"E": FLOOR, "A": COEFFICIENT, "B": COEFFICIENT, "alpha": EXPONENT, "beta": EXPONENT}
-    terms = ((1, (3, 0)), (2, (4, 1))) if joint else ((1, (2, 0)),)
+    terms = TWO_TERMS if joint else ONE_TERM
     rhos = len(terms)
 
     def log_loss(theta: Array, x: Array) -> Pair:

@@ -12,8 +12,9 @@ import pandas as pd
 from tinyscale.analysis.records import read_curve
 from tinyscale.errors import FitError
 from tinyscale.fitting.estimate import Estimate, estimates_json
-from tinyscale.fitting.frontier import JOINT, frontier
+from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.isoflop import optimum_line
+from tinyscale.fitting.laws import find_law
 from tinyscale.formatting import compact
 from tinyscale.storage import Folder
 
@@ -57,7 +58,7 @@ def _takes(entry: Mapping[str, Any]) -> str:
         return f"{entry['name']} is a law of the best {entry['law']} and predicts no loss"
     if unknown := [name for name in entry["range"] if name not in FLAGS]:
         return f"{entry['name']} takes {', '.join(entry['range'])}, and {', '.join(unknown)} only Python gives it"
-    either = ", or --flops alone" if entry["law"] in JOINT else ""
+    either = ", or --flops alone" if find_law(entry["law"]).has_frontier else ""
     return f"{entry['name']} takes {' with '.join(FLAGS[name] for name in entry['range'])}{either}"
 
 
@@ -67,7 +68,7 @@ def _predict(folder: Folder, entry: Mapping[str, Any], asked: Mapping[str, float
     if "range" not in entry:
         return None
     needed = list(entry["range"])
-    if set(asked) == {"c"} and entry["law"] in JOINT:
+    if set(asked) == {"c"} and find_law(entry["law"]).has_frontier:
         row = frontier(read_curve(folder, entry), asked["c"]).iloc[0]
         values = {
             name: Estimate(*(float(row[f"{key}{end}"]) for end in ("", "_low", "_high")))

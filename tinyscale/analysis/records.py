@@ -20,7 +20,6 @@ from tinyscale.errors import ResultsError
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.honesty import residual_table
 from tinyscale.fitting.isoflop import Optima
@@ -235,7 +234,7 @@ def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:
         ) from error
     params = {name: entry["params"][name]["value"] for name in law.params}
     profiled = None
-    if entry["law"] in JOINT and entry["intervals"].startswith("profile"):
+    if law.has_frontier and entry["intervals"].startswith("profile"):
         profiled = read_points(read_points_table(folder, entry), law, entry["columns"]).problem(law, np.inf)
     noise = entry["noise"]
     return Curve(law, params, draws[list(law.params)].to_numpy(), noise["sd"], noise["dof"], profiled)

@@ -15,8 +15,8 @@ import pandas as pd
 
 from tinyscale.analysis.records import read_curve, read_points_table, read_records
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import Curve
-from tinyscale.fitting.forms import Array
 from tinyscale.fitting.points import COLUMNS
 from tinyscale.results.store import Results
 from tinyscale.spec.config import ALTERNATIVES, ModelConfig, TrialConfig

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.fit import Fit, fit_law
-from tinyscale.fitting.forms import Array
 from tinyscale.fitting.honesty import LEAST_SPREAD
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import ENDS, Curve
 from tinyscale.fitting.estimate import Estimate, estimates_json
-from tinyscale.fitting.forms import Array
-from tinyscale.fitting.frontier import JOINT, exponents
+from tinyscale.fitting.frontier import exponents
 from tinyscale.fitting.holdout import HeldOut, hold_out
 from tinyscale.fitting.honesty import influence, refuse_unsupported, rival_note, rivals, warnings_of
 from tinyscale.fitting.laws import Law, find_law
@@ -182,7 +182,7 @@ def fit_law(
         warnings=(*notes, *rival_note(law, ranked)),
         points=points,
         labels=MappingProxyType({}),
-        derived=MappingProxyType(exponents(curve) if law.name in JOINT else {}),
+        derived=MappingProxyType(exponents(curve) if law.has_frontier else {}),
     )
 
 

@@ -17,12 +17,12 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array, Pair
 from tinyscale.fitting.curve import ENDS, Curve
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.forms import Array, Pair
+from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.uncertainty import Noise, Quantity, profile_of
 
-JOINT = ("chinchilla", "tied")
 FARTHEST = 60.0  # in log C from the estimate: a loss that is not reached there is below the floor
 
 
@@ -51,7 +51,7 @@ def compute_for(curve: Curve, loss: float) -> Estimate:
 
     C = 6 ((L - E) / K)^(-(alpha+beta)/(alpha beta)) with K = A G^-alpha + B G^beta. FitError below the floor.
     """
-    floor = curve.params.get("E", 0.0)
+    floor = curve.params[curve.law.irreducible] if curve.law.irreducible else 0.0
     if loss <= floor:
         raise FitError(
             f"no budget reaches a loss of {loss:.4g}: the fitted floor is {floor:.4g}; ask for a higher loss"
@@ -83,8 +83,9 @@ def _reached(curve: Curve, log_loss: float, start: float, side: int) -> float:
 
 def _columns(curve: Curve) -> list[int]:
     """Where E, A, B, alpha and beta are among the law's parameters. FitError for a law without a frontier."""
-    if curve.law.name not in JOINT:
-        raise FitError(f"{curve.law.formula} has no compute-optimal frontier; fit one of {', '.join(JOINT)}")
+    if not curve.law.has_frontier:
+        others = ", ".join(law.name for law in LAWS.values() if law.has_frontier)
+        raise FitError(f"{curve.law.formula} has no compute-optimal frontier; fit one of {others}")
     names = curve.law.params
     return [names.index(name if name in names else "alpha") for name in ("E", "A", "B", "alpha", "beta")]
 

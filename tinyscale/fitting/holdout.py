@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tinyscale.fitting.forms import Array
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import minimise

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.forms import Array
 from tinyscale.fitting.holdout import HeldOut, spaced, window_errors
 from tinyscale.fitting.laws import LAWS, Law, find_law
 from tinyscale.fitting.points import COLUMNS, Points, group_sizes, read_points
@@ -47,7 +47,7 @@ def refuse_unsupported(law: Law, points: Points) -> None:
         )
     for row, name in zip(points.x, law.variables, strict=True):
         values = int(group_sizes(row).max()) + 1
-        if "beta" in law.params and values < 3 and name != "u":
+        if law.splits_loss and values < 3 and name != "u":
             other = ", or fit --law tied" if law.variables == ("n", "d") else ""
             raise FitError(
                 f"{law.formula}: with {values} values of {name} its floor, coefficient and exponent cannot be told "
@@ -153,10 +153,10 @@ def warnings_of(
     """What a reader should know before using the numbers, in plain words."""
     return [
         *_about_data(law, points, noise),
-        *_about_floor(estimates),
+        *_about_floor(law, estimates),
         *_about_held_out(held_out),
-        *_about_search(certificate),
-        *_about_influence(without, estimates),
+        *_about_search(law, certificate),
+        *_about_influence(law, without, estimates),
     ]
 
 
@@ -187,10 +187,13 @@ def _about_data(law: Law, points: Points, noise: Noise) -> list[str]:
     return notes
 
 
-def _about_floor(estimates: Mapping[str, Estimate]) -> list[str]:
-    if "E" not in estimates or estimates["E"].low > 0:
+def _about_floor(law: Law, estimates: Mapping[str, Estimate]) -> list[str]:
+    if law.irreducible is None or estimates[law.irreducible].low > 0:
         return []
-    return ["the floor E is not identified: zero is inside its interval, so loss far beyond the data is a guess"]
+    return [
+        f"the floor {law.irreducible} is not identified: zero is inside its interval, so loss far beyond the data is "
+        "a guess"
+    ]
 
 
 def _about_held_out(held_out: HeldOut | None) -> list[str]:
@@ -201,25 +204,25 @@ def _about_held_out(held_out: HeldOut | None) -> list[str]:
     return []
 
 
-def _about_search(certificate: Certificate) -> list[str]:
+def _about_search(law: Law, certificate: Certificate) -> list[str]:
     notes = []
     if certificate.share_of_starts < 0.1:
         notes.append(f"only {certificate.share_of_starts:.0%} of the starts reached the optimum")
     if certificate.condition_number > 1e8:
         notes.append("parameters trade off against each other (condition number above 1e8): read them together")
-    at_bound = [name for name in certificate.at_bound if name != "E"]
+    at_bound = [name for name in certificate.at_bound if name != law.irreducible]
     if at_bound:
         notes.append(f"{', '.join(at_bound)} stopped at a bound of the search")
     return notes
 
 
-def _about_influence(without: list[dict[str, Any]], estimates: Mapping[str, Estimate]) -> list[str]:
+def _about_influence(law: Law, without: list[dict[str, Any]], estimates: Mapping[str, Estimate]) -> list[str]:
     """Sizes whose removal alone takes an exponent out of its interval."""
     notes = []
     for row in without:
         label, value = next(iter(row.items()))
-        for name, estimate in estimates.items():
-            if name.startswith(("alpha", "beta", "c0")) and not estimate.low <= row[name] <= estimate.high:
+        for name in law.exponents:
+            if not estimates[name].low <= row[name] <= estimates[name].high:
                 size = f"{label.removeprefix('without_').upper()} = {compact(value)}"
                 notes.append(f"{name} hangs on {size}: without it {name} is {row[name]:.3g}, outside the interval")
     return notes

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.estimate import Estimate, estimates_json
-from tinyscale.fitting.forms import Array
 from tinyscale.fitting.points import column_of, group_sizes
 from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.valley import Line, find_valley, weighted_line

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.forms import Array, Index, Mask
+from tinyscale.fitting.arrays import Array, Index, Mask
 from tinyscale.fitting.laws import Law
 
 MAX_STEPS = 300

@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 from scipy import special
 
+from tinyscale.fitting.arrays import Array, Index, Mask, Pair
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.forms import Array, Index, Mask, Pair
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import Problem, Solutions, minimise
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.forms import Array
 
 CUBIC_FROM = 6  # different x; below, a parabola: a cubic through five is nearly free
 WINDOW = 0.7 * np.log(10)  # points further from the lowest say little about the bottom and bend the curve

@@ -15,7 +15,6 @@ from tinyscale.analysis.positions import falls_beyond, position_losses, position
 from tinyscale.analysis.records import Found, slug
 from tinyscale.analysis.study import Analysis, find_laws
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.frontier import JOINT
 from tinyscale.fitting.text import formula_with_numbers, verdict
 from tinyscale.fitting.tuning import SETTINGS
 from tinyscale.reporting.figures import figures_of, write_figure
@@ -164,7 +163,7 @@ class _Page:
         yield self.table(evidence_of(found))
         if isinstance(found, Fit):
             yield self._draw(f"{slug(found)}-residuals", partial(plot_residuals, found), RESIDUALS)
-            if found.law.name in JOINT:
+            if found.law.has_frontier:
                 yield self.table(frontier_of(found))
 
     def _of_runs(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:

@@ -10,13 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from tinyscale.fitting.forms import Array, Index
+from tinyscale.fitting.arrays import Array, Index
 from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, optimum_line
 from tinyscale.fitting.points import group_sizes
 from tinyscale.fitting.tuning import best_setting
 from tinyscale.fitting.valley import Line, weighted_line
-from tinyscale.formatting import compact
-from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, new_axes, scientific, shades, tidy
+from tinyscale.formatting import compact, scientific
+from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, new_axes, shades, tidy
 
 LABELS = {"lr": "lr: peak learning rate", "batch_tokens": "batch_tokens: tokens of one step"}
 STAR: dict[str, Any] = {"ms": 11, "color": ORANGE, "mec": "white", "mew": 0.6, "zorder": 5}
