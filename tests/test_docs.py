@@ -83,9 +83,10 @@ def test_the_readmes_exponents_are_those_of_the_results(tmp_path: Path) -> None:
     make_results(study)
     analyse(study, study, draws=100)
     text = runpy.run_path(str(ROOT / "docs" / "generate.py"))["readme"](tmp_path)
-    (width,) = [record for record in read_records(study)[1] if record["name"] == "width-power-n"]
-    alpha = "alpha {value:.3g} ({low:.3g} to {high:.3g})".format(**width["params"]["alpha"])
-    error = f"{width['held_out']['error_percent']:+.2f} %"
+    (width,) = [record for record in read_records(study)[1] if record.name == "width-power-n"]
+    alpha = "alpha {value:.3g} ({low:.3g} to {high:.3g})".format(**vars(width.estimates["alpha"]))
+    assert width.held_out is not None
+    error = f"{width.held_out.error_percent:+.2f} %"
     assert f"| study | width | `L(N) = E + A N^-alpha` | {alpha} | {error} | `0123abc` |" in text
     assert "No study is committed" not in text
 

@@ -14,7 +14,7 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.isoflop import optimum_line
-from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact
 from tinyscale.storage import Folder
 
@@ -37,65 +37,64 @@ class Prediction:
         return {"name": self.name, "formula": self.formula, "values": values, "notes": list(self.notes)}
 
 
-def predict_all(folder: Folder, records: Sequence[Mapping[str, Any]], asked: Mapping[str, float]) -> list[Prediction]:
+def predict_all(folder: Folder, records: Sequence[Record], asked: Mapping[str, float]) -> list[Prediction]:
     """What each saved fit says of the sizes asked for (n, d, c, ...): those that can.
 
     A law of exactly the variables asked for predicts the loss; asked for FLOPs alone, joint laws and IsoFLOPs predict
     the compute-optimal run. FitError when no fit can.
     """
-    found = [made for entry in records if (made := _predict(folder, entry, asked)) is not None]
+    found = [made for record in records if (made := _predict(folder, record, asked)) is not None]
     if not found:
         given = " and ".join(FLAGS[name] for name in asked) or "nothing"
         raise FitError(f"no fit predicts from {given} alone; " + "; ".join(map(_takes, records)))
     return found
 
 
-def _takes(entry: Mapping[str, Any]) -> str:
+def _takes(record: Record) -> str:
     """What a fit predicts from."""
-    if entry["law"] in ("isoflop", "envelope"):
-        return f"{entry['name']} takes --flops"
-    if "range" not in entry:
-        return f"{entry['name']} is a law of the best {entry['law']} and predicts no loss"
-    if unknown := [name for name in entry["range"] if name not in FLAGS]:
-        return f"{entry['name']} takes {', '.join(entry['range'])}, and {', '.join(unknown)} only Python gives it"
-    either = ", or --flops alone" if find_law(entry["law"]).has_frontier else ""
-    return f"{entry['name']} takes {' with '.join(FLAGS[name] for name in entry['range'])}{either}"
+    if record.form.kind == "budgets":
+        return f"{record.name} takes --flops"
+    if record.form.kind == "sizes":
+        return f"{record.name} is a law of the best {record.law} and predicts no loss"
+    if unknown := [name for name in record.range if name not in FLAGS]:
+        return f"{record.name} takes {', '.join(record.range)}, and {', '.join(unknown)} only Python gives it"
+    either = ", or --flops alone" if record.form.has_frontier else ""
+    return f"{record.name} takes {' with '.join(FLAGS[name] for name in record.range)}{either}"
 
 
-def _predict(folder: Folder, entry: Mapping[str, Any], asked: Mapping[str, float]) -> Prediction | None:
-    if entry["law"] in ("isoflop", "envelope"):
-        return _from_optima(entry, asked["c"]) if set(asked) == {"c"} else None
-    if "range" not in entry:
+def _predict(folder: Folder, record: Record, asked: Mapping[str, float]) -> Prediction | None:
+    of_budget = set(asked) == {"c"}
+    if record.form.kind == "budgets":
+        return _from_optima(record, asked["c"]) if of_budget else None
+    if record.form.kind == "sizes":
         return None
-    needed = list(entry["range"])
-    if set(asked) == {"c"} and find_law(entry["law"]).has_frontier:
-        row = frontier(read_curve(folder, entry), asked["c"]).iloc[0]
-        values = {
-            name: Estimate(*(float(row[f"{key}{end}"]) for end in ("", "_low", "_high")))
-            for name, key in _FRONTIER.items()
-        }
+    if of_budget and record.form.has_frontier:
+        row = frontier(read_curve(folder, record), asked["c"]).iloc[0]
+        values = {name: _estimate(row, key, f"{key}_low", f"{key}_high") for name, key in _FRONTIER.items()}
         sizes = {"n": row["n"], "d": row["d"]}
-    elif set(needed) <= set(asked):
-        sizes = {name: asked[name] for name in needed}
-        row = read_curve(folder, entry).predict(**sizes).iloc[0]
-        values = {"loss": Estimate(*(float(row[name]) for name in ("loss", "low", "high")))}
+    elif set(record.range) <= set(asked):
+        sizes = {name: asked[name] for name in record.range}
+        row = read_curve(folder, record).predict(**sizes).iloc[0]
+        values = {"loss": _estimate(row, "loss", "low", "high")}
     else:
         return None
-    notes = [*_distance(entry["range"], sizes), *_slice(entry, asked), *entry["warnings"]]
-    return Prediction(entry["name"], entry["formula"], values, tuple(notes))
+    notes = (*_distance(record.range, sizes), *_slice(record, asked), *record.warnings)
+    return Prediction(record.name, record.formula, values, notes)
 
 
 _FRONTIER = {"N*": "n", "D*": "d", "loss": "loss"}
 
 
-def _from_optima(entry: Mapping[str, Any], flops: float) -> Prediction:
-    table = pd.DataFrame(entry["optima"])
-    table = table[table["refused"] == ""].astype({"n_star": float, "d_star": float, "log_n_sd": float})
-    at = float(np.log(flops))
-    columns = {"N*": "n_star", "D*": "d_star"}
+def _estimate(row: pd.Series[float], *columns: str) -> Estimate:
+    return Estimate(*(float(row[column]) for column in columns))
+
+
+def _from_optima(record: Record, flops: float) -> Prediction:
+    table, at = record.kept, float(np.log(flops))
+    columns = {"N*": "best", "D*": "best_d"}
     values = {name: optimum_line(table, column).at(at).map(np.exp) for name, column in columns.items()}
     notes = _distance({"c": [table["c"].min(), table["c"].max()]}, {"c": flops})
-    return Prediction(entry["name"], entry["formula"], values, (*notes, *entry["warnings"]))
+    return Prediction(record.name, record.formula, values, (*notes, *record.warnings))
 
 
 def _distance(fitted: Mapping[str, Sequence[float]], asked: Mapping[str, float]) -> list[str]:
@@ -110,12 +109,12 @@ def _distance(fitted: Mapping[str, Sequence[float]], asked: Mapping[str, float])
     return notes
 
 
-def _slice(entry: Mapping[str, Any], asked: Mapping[str, float]) -> list[str]:
-    unused = sorted(set(asked) - set(entry["range"]))
-    if not entry["slice"]:
+def _slice(record: Record, asked: Mapping[str, float]) -> list[str]:
+    unused = sorted(set(asked) - set(record.range))
+    if not record.slice:
         return []
     ignored = f"; {', '.join(name.upper() for name in unused)} is not in it and was not used" if unused else ""
-    return [f"this law holds {entry['slice']}{ignored}"]
+    return [f"this law holds {record.slice}{ignored}"]
 
 
 def describe_prediction(made: Prediction) -> str:

@@ -18,6 +18,7 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.points import COLUMNS
+from tinyscale.fitting.record import Record
 from tinyscale.results.store import Results
 from tinyscale.spec.config import ALTERNATIVES, ModelConfig, TrialConfig
 from tinyscale.spec.costs import flops_per_token, parameters, training_steps
@@ -119,21 +120,21 @@ def _greedy(
     return float(direction @ inverse @ direction), chosen
 
 
-def candidates_from(points: pd.DataFrame, entry: Mapping[str, Any]) -> list[Candidate]:
+def candidates_from(points: pd.DataFrame, record: Record) -> list[Candidate]:
     """Runs on a grid of the fitted ranges and beyond, at 6 N D FLOPs; for tables of one's own.
 
     points: the fitted points, columns by the names in the record. A law of N alone keeps the middle ratio D/N.
     """
-    n_column, d_column = (entry["columns"].get(name, COLUMNS[name]) for name in ("n", "d"))
+    n_column, d_column = (record.columns.get(name, COLUMNS[name]) for name in ("n", "d"))
     missing = [column for column in (n_column, d_column) if column not in points]
     if missing:
         raise FitError(f"runs cost 6 N D, and the fitted table has no column {', '.join(missing)}; fit with both")
     n_axis, d_axis = (np.geomspace(points[c].min(), REACH * points[c].max(), 9) for c in (n_column, d_column))
     pairs = [(n, d) for n in n_axis for d in d_axis]
-    if set(entry["range"]) == {"n"}:
+    if set(record.range) == {"n"}:
         ratio = float((points[d_column] / points[n_column]).median())
         pairs = [(n, ratio * n) for n in n_axis]
-    if set(entry["range"]) == {"d"}:
+    if set(record.range) == {"d"}:
         pairs = [(float(points[n_column].median()), d) for d in d_axis]
     return [Candidate({"n": n, "d": d}, 6.0 * n * d, {}) for n, d in pairs]
 
@@ -152,14 +153,14 @@ class Behind:
     unused_seed: int
 
 
-def candidates_of_trial(behind: Behind, entry: Mapping[str, Any]) -> list[Candidate]:
+def candidates_of_trial(behind: Behind, record: Record) -> list[Candidate]:
     """Runs like one trial but wider or narrower (N) and longer or shorter (D), with the fields that make them."""
-    model, variables, found = behind.config.model, tuple(entry["range"]), []
-    for d_model in _widths(behind, *entry["range"]["n"]) if "n" in variables else [model.d_model]:
+    model, variables, found = behind.config.model, tuple(record.range), []
+    for d_model in _widths(behind, *record.range["n"]) if "n" in variables else [model.d_model]:
         shape = ModelConfig.model_validate({**_shape(behind), "d_model": d_model})
         n = float(parameters(shape, behind.vocab_size).n_non_embedding)
         per_token = flops_per_token(shape, behind.vocab_size)["flops"]
-        for tokens in _tokens(behind, shape, entry["range"].get("d")):
+        for tokens in _tokens(behind, shape, record.range.get("d")):
             fields = {"model.d_model": d_model} if "n" in variables else {}
             fields |= {"train.tokens_budget": int(tokens)} if "d" in variables else {}
             sizes = {"n": n, "d": tokens, "c": per_token * tokens}
@@ -215,10 +216,10 @@ def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, A
     }
 
 
-def trial_behind(results: Results, entry: Mapping[str, Any]) -> Behind | None:
+def trial_behind(results: Results, record: Record) -> Behind | None:
     """The last trial of a fit's sweep and arm; None without its sweep."""
-    records = [record for record in results.read_sweeps() if record.name == entry["sweep"]]
-    trials = [g for record in records for g in record.groups if g["arm"] == entry["arm"]]
+    sweeps = [each for each in results.read_sweeps() if each.name == record.origin.sweep]
+    trials = [g for sweep in sweeps for g in sweep.groups if g["arm"] == record.origin.arm]
     if not trials:
         return None
     (_, one), (rows, other) = (results.read_trial(str(trials[index]["trial"])) for index in (0, -1))
@@ -241,15 +242,16 @@ def suggest_from(
     location: results folder or fits.json. None in place of the file when the fit's runs belong to no sweep.
     """
     folder, records = read_records(location)
-    usable = [entry for entry in records if "range" in entry and name in (None, entry["name"])]
-    if not usable:
-        names = ", ".join(entry["name"] for entry in records if "range" in entry)
+    usable = [record for record in records if record.form.kind == "loss"]
+    asked = [record for record in usable if name in (None, record.name)]
+    if not asked:
+        names = ", ".join(record.name for record in usable)
         raise FitError(f"no fit {name or 'of a loss law'} to sharpen; there are {names or 'none'}")
-    entry = usable[0]
-    points = read_points_table(folder, entry)
-    x = np.log(points[[entry["columns"][variable] for variable in entry["range"]]].to_numpy(float).T)
-    curve = read_curve(folder, entry)
-    behind = trial_behind(Results(folder.path.removesuffix("/fits")), entry)
-    candidates = candidates_of_trial(behind, entry) if behind else candidates_from(points, entry)
+    record = asked[0]
+    points = read_points_table(folder, record)
+    x = np.log(points[[record.columns[variable] for variable in record.range]].to_numpy(float).T)
+    curve = read_curve(folder, record)
+    behind = trial_behind(Results(folder.path.removesuffix("/fits")), record)
+    candidates = candidates_of_trial(behind, record) if behind else candidates_from(points, record)
     made = suggest(curve, x, candidates, budget=budget, target=target)
-    return made, sweep_file(entry["sweep"], behind, made) if behind else None
+    return made, sweep_file(record.origin.sweep, behind, made) if behind else None

@@ -13,11 +13,14 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.fit import Fit, fit_law
 from tinyscale.fitting.honesty import LEAST_SPREAD
-from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, fit_envelope, fit_isoflop
+from tinyscale.fitting.isoflop import SAME_BUDGET, fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
+from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import column_of, group_sizes, positive
 from tinyscale.fitting.tuning import fit_tuning
 from tinyscale.formatting import nearest
+
+AnyFit = Fit | Optima
 
 OPTIMA: dict[str, Callable[..., Optima]] = {
     "isoflop": fit_isoflop,
@@ -30,7 +33,7 @@ NAMES = (*LAWS, *OPTIMA)
 
 def fit(
     frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
-) -> Fit | Optima:
+) -> AnyFit:
     """Fit a scaling law to final points, one row a run; left out, the law for what varies.
 
     columns: variables n, d, c, ... and loss -> the frame's columns, where they are not the results' own. options: of

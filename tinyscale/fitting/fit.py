@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -13,12 +14,20 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import ENDS, Curve
-from tinyscale.fitting.estimate import Estimate, estimates_json
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.frontier import exponents
 from tinyscale.fitting.holdout import HeldOut, hold_out
-from tinyscale.fitting.honesty import influence, refuse_unsupported, rival_note, rivals, warnings_of
+from tinyscale.fitting.honesty import (
+    influence,
+    refuse_unsupported,
+    residual_table,
+    rival_note,
+    rivals,
+    warnings_of,
+)
 from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, describe_slice, read_points
+from tinyscale.fitting.record import Origin, Record
 from tinyscale.fitting.solve import Certificate, Problem, solve
 from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.uncertainty import (
@@ -43,9 +52,10 @@ class Fit:
     """A law with numbers, intervals and a certificate. It can only exist fitted.
 
     estimates: of its parameters, in the law's own units; delta: of Huber's function (inf: least
-    squares on log loss); objective: its sum over the points; influence: the parameters without each size; rivals: laws
-    of the same variables by held-out error; labels: where the runs came from; derived: of joint laws, the exponents
-    a, b of N* ~ C^a and D* ~ C^b.
+    squares on log loss); objective: its sum over the points; method, intervals: how these were made, in a
+    word and in a sentence; influence: the parameters without each size; alternatives: laws of the same variables by
+    held-out error; derived: of laws with a frontier, the exponents a, b of N* ~ C^a and D* ~ C^b; conventions: the
+    parameters under each way of counting, where asked for; origin: which runs these are.
     """
 
     law: Law
@@ -56,14 +66,16 @@ class Fit:
     certificate: Certificate
     noise: Noise
     method: str
+    intervals: str
     held_out: HeldOut | None
     influence: tuple[Mapping[str, Any], ...]
-    rivals: tuple[Mapping[str, Any], ...]
+    alternatives: tuple[Mapping[str, Any], ...]
     slice: str
     warnings: tuple[str, ...]
     points: Points
-    labels: Mapping[str, Any]
     derived: Mapping[str, Estimate]
+    conventions: tuple[Mapping[str, Any], ...] = ()
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def params(self) -> Mapping[str, float]:
@@ -71,10 +83,10 @@ class Fit:
         return self.curve.params
 
     def __repr__(self) -> str:
-        return f"Fit({self.law.name}: {verdict(self.as_json())})"
+        return f"Fit({self.law.name}: {verdict(self.record)})"
 
     def _repr_html_(self) -> str:
-        return as_html(self.as_json())
+        return as_html(self.record)
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter, or of what is derived. KeyError for a name that the law has not."""
@@ -87,33 +99,63 @@ class Fit:
         """
         return self.curve.predict(noise=noise, **variables)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for fits.json; an end that the data do not set is null."""
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The fitted points, one row each, columns named as the law's variables and `loss`."""
+        return self.points.frame
+
+    @property
+    def refits(self) -> pd.DataFrame:
+        """The parameters of each refit, one row each."""
+        return pd.DataFrame(self.curve.draws, columns=list(self.law.params))
+
+    @cached_property
+    def record(self) -> Record:
+        """What is written of the fit, and shown."""
         x = np.exp(self.points.x)
-        return {
-            **self.labels,
-            "law": self.law.name,
-            "formula": self.law.formula,
-            "params": estimates_json(self.estimates),
-            "derived": estimates_json(self.derived),
-            "intervals": self.method,
-            "objective": {
+        return Record(
+            origin=self.origin,
+            form=self.law,
+            formula=self.law.formula,
+            slice=self.slice,
+            estimates=self.estimates,
+            derived=self.derived,
+            method=self.method,
+            intervals=self.intervals,
+            objective={
                 "value": self.objective,
                 "kind": "least squares on log loss" if np.isinf(self.delta) else "Huber on log loss",
                 "delta": None if np.isinf(self.delta) else self.delta,
             },
-            "certificate": asdict(self.certificate),
-            "noise": asdict(self.noise),
-            "held_out": asdict(self.held_out) if self.held_out else None,
-            "rivals": [dict(row) for row in self.rivals],
-            "influence": [dict(row) for row in self.influence],
-            "slice": self.slice,
-            "warnings": list(self.warnings),
-            "columns": dict(self.points.counts),
-            "points": len(self.points),
-            "sizes": self.points.sizes,
-            "range": {n: [float(row.min()), float(row.max())] for n, row in zip(self.law.variables, x, strict=True)},
-        }
+            held_out=self.held_out,
+            warnings=self.warnings,
+            columns=self.points.counts,
+            points=len(self.points),
+            certificate=self.certificate,
+            noise=self.noise,
+            alternatives=self.alternatives,
+            influence=self.influence,
+            range={n: (float(row.min()), float(row.max())) for n, row in zip(self.law.variables, x, strict=True)},
+            sizes=self.points.sizes,
+            conventions=self.conventions,
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row a point, columns as they were read, with the loss `predicted` by the law and the log `residual`."""
+        frame = self.points.frame
+        predicted = self.law.loss(self.params, **{name: frame[name].to_numpy() for name in self.law.variables})
+        named = {name: column for name, column in self.points.counts.items() if column != name}
+        return frame.rename(columns=named).assign(predicted=predicted, residual=np.log(frame["loss"] / predicted))
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What tables/ holds of the fit, by what follows its name: its points; mean residuals by size.
+
+        Sizes are those of each variable and, for a law of N and D, of C = 6 N D.
+        """
+        frame, variables, points = self.points.frame, self.law.variables, self.table()
+        if {"n", "d"} <= set(variables):
+            frame, variables = frame.assign(c=6.0 * frame["n"] * frame["d"]), (*variables, "c")
+        return {"": points, "-residuals": residual_table(frame, variables, points["residual"].to_numpy())}
 
 
 def fit_law(
@@ -132,7 +174,7 @@ def fit_law(
     columns: the law's variables, `loss` and `weight` -> the frame's columns, where they differ from the results' own.
     delta: of Huber's function; None: inf (least squares on log loss) below 50 clusters of runs, else 1e-3.
     intervals: auto is profile below 50 clusters, else bootstrap; wild and profile are for least squares.
-    holdout: how many of the largest sizes to hold out for the error; 0: none, and no rival laws.
+    holdout: how many of the largest sizes to hold out for the error; 0: none, and no alternative laws.
     FitError when the points cannot support the law.
     """
     law = find_law(law) if isinstance(law, str) else law
@@ -174,14 +216,14 @@ def fit_law(
         objective=float(solution.objective[0]),
         certificate=certificate,
         noise=noise,
-        method=_describe(intervals, noise, clusters, len(drawn), draws),
+        method=intervals,
+        intervals=_describe(intervals, noise, clusters, len(drawn), draws),
         held_out=held_out,
         influence=tuple(without),
-        rivals=tuple(ranked),
+        alternatives=tuple(ranked),
         slice=describe_slice(frame, law, columns),
         warnings=(*notes, *rival_note(law, ranked)),
         points=points,
-        labels=MappingProxyType({}),
         derived=MappingProxyType(exponents(curve) if law.has_frontier else {}),
     )
 

@@ -29,13 +29,13 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
     frame: points to draw instead of the fitted ones, columns named as the law's variables and `loss`.
     """
     ax = ax or new_axes()
-    points = fit.points.frame if frame is None else frame
+    points = fit.runs if frame is None else frame
     if len(fit.law.variables) == 1:
         _draw_curve(fit, points, ax)
     else:
         _draw_family(fit, points, ax)
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title("\n".join(filter(None, [fit.labels.get("title"), fit.slice])), fontsize=10, loc="left")
+    ax.set_title("\n".join(filter(None, [fit.origin.title, fit.slice])), fontsize=10, loc="left")
     tidy(ax)
     return ax
 

@@ -5,11 +5,29 @@ from __future__ import annotations
 from tinyscale.errors import FitError
 from tinyscale.fitting.laws import broken, data_constrained, gamma, kaplan, power_sum
 from tinyscale.fitting.laws.base import COEFFICIENT, EXPONENT, FLOOR, VARIABLES, Law
+from tinyscale.fitting.laws.optima import OPTIMA_LAWS, OptimaLaw
 
-__all__ = ["COEFFICIENT", "EXPONENT", "FAMILIES", "FLOOR", "LAWS", "VARIABLES", "Law", "find_law"]
+__all__ = [
+    "COEFFICIENT",
+    "EXPONENT",
+    "FAMILIES",
+    "FLOOR",
+    "LAWS",
+    "OPTIMA_LAWS",
+    "VARIABLES",
+    "Law",
+    "OptimaLaw",
+    "find_form",
+    "find_law",
+]
 
 FAMILIES = (power_sum, gamma, kaplan, data_constrained, broken)
 LAWS: dict[str, Law] = {law.name: law for family in FAMILIES for law in family.LAWS}
+
+
+def find_form(name: str) -> Law | OptimaLaw:
+    """The law of the loss, or of optima, of that name. FitError lists what there is."""
+    return OPTIMA_LAWS[name] if name in OPTIMA_LAWS else find_law(name)
 
 
 def find_law(name: str) -> Law:

@@ -49,6 +49,8 @@ class Law:
     irreducible: str | None = None
     has_frontier: bool = False
     latex: Callable[[Mapping[str, float]], str] | None = None
+    kind = "loss"
+    predicts = "loss"
 
     @property
     def headline(self) -> str:

@@ -16,7 +16,7 @@ DRAWS = 400
 
 
 @dataclass(frozen=True)
-class Valley:
+class Minimum:
     """The bottom of one curve: position and height in logarithms, the position's standard deviation, and what was used.
 
     refused: why there is no bottom (the numbers are then NaN), or empty.
@@ -30,21 +30,23 @@ class Valley:
     refused: str = ""
 
 
-def find_valley(x: Array, y: Array, *, degree: int | None = None, window: float = WINDOW) -> Valley:
+def find_minimum(
+    x: Array, y: Array, *, degree: int | None = None, window: float = WINDOW, what: str = "size", most: str = "largest"
+) -> Minimum:
     """Bottom of y(x) (n,), both logarithms, by a least-squares polynomial around the lowest mean.
 
     A parabola's vertex is biased where the curve is lopsided, so a cubic is used from 6 different x on. Refused, with
     the reason: fewer than 4 different x, a lowest point at either edge, a curve that does not open upwards.
-    Hoffmann et al. 2022 (2203.15556), section 3.2, use the parabola.
+    Hoffmann et al. 2022 (2203.15556), section 3.2, use the parabola. what, most: words for x and for its upper end.
     """
     values, group = np.unique(np.round(x, 3), return_inverse=True)
     if len(values) < 4:
-        return _refusal(len(x), f"{len(values)} different sizes, 4 are needed")
+        return _refusal(len(x), f"{len(values)} different {what}s, 4 are needed")
     means = np.bincount(group, y) / np.bincount(group)
     lowest = int(means.argmin())
     if lowest in (0, len(values) - 1):
-        side = "smallest" if lowest == 0 else "largest"
-        return _refusal(len(x), f"the loss is lowest at the {side} size: the bottom is not inside the range")
+        side = "smallest" if lowest == 0 else most
+        return _refusal(len(x), f"the loss is lowest at the {side} {what}: the bottom is not inside the range")
     near = np.abs(x - values[lowest]) <= window
     if len(np.unique(group[near])) < 4:
         near = np.abs(group - lowest) <= 2
@@ -53,11 +55,11 @@ def find_valley(x: Array, y: Array, *, degree: int | None = None, window: float 
     return _bottom(x[near], y[near], values[lowest], degree, dof=max(near.sum() - degree - 1, 1))
 
 
-def _refusal(points: int, why: str) -> Valley:
-    return Valley(np.nan, np.nan, np.nan, points, 0, why)
+def _refusal(points: int, why: str) -> Minimum:
+    return Minimum(np.nan, np.nan, np.nan, points, 0, why)
 
 
-def _bottom(x: Array, y: Array, centre: float, degree: int, dof: int) -> Valley:
+def _bottom(x: Array, y: Array, centre: float, degree: int, dof: int) -> Minimum:
     """Bottom of the polynomial, and its scatter under new noise of the residuals' size."""
     z = x - centre
     basis = np.stack([z**k for k in range(degree + 1)], axis=1)
@@ -77,7 +79,7 @@ def _bottom(x: Array, y: Array, centre: float, degree: int, dof: int) -> Valley:
         return _refusal(len(x), "the curve is too flat for its noise: most refits have no bottom inside the range")
     # A robust width: refits that have their bottom at the edge are wide but not infinitely so.
     low, high = np.nanpercentile(np.clip(np.where(np.isnan(drawn), z.max(), drawn), z.min(), z.max()), [15.87, 84.13])
-    return Valley(float(at + centre), float(basis_at(at, degree) @ found), float((high - low) / 2), len(x), degree)
+    return Minimum(float(at + centre), float(basis_at(at, degree) @ found), float((high - low) / 2), len(x), degree)
 
 
 def basis_at(z: float, degree: int) -> Array:
