@@ -9,8 +9,8 @@ import pytest
 
 from tinyscale.analysis.study import find_laws
 from tinyscale.errors import FitError
+from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import fit_law
-from tinyscale.fitting.honesty import untuned_note
 
 TRUE = {"E": 1.4, "A": 60.0, "alpha": 0.29}
 

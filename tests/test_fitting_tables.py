@@ -17,9 +17,10 @@ from tinyscale.analysis.study import find_laws
 from tinyscale.cli import cli
 from tinyscale.cli.fits import fit as fit_command
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.choose import fit, laws_for
+from tinyscale.fitting.choose import fit
+from tinyscale.fitting.conventions import CONVENTIONS
 from tinyscale.fitting.fit import Fit, Method
-from tinyscale.fitting.honesty import CONVENTIONS
+from tinyscale.fitting.support import laws_for
 from tinyscale.reporting.write import analyse
 from tinyscale.results.store import SCHEMA, Results, SweepRecord
 from tinyscale.spec.config import TrialConfig

@@ -14,12 +14,14 @@ from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import READERS, Group, by_setting, free_settings, read_groups, refuse_mixed
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.choose import AnyFit, fit, laws_for
+from tinyscale.fitting.choose import AnyFit, fit
+from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
+from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.honesty import CONVENTIONS, under_conventions, untuned_note
 from tinyscale.fitting.laws.optima import SETTINGS
 from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.fitting.record import TRIALS, Origin, Record
+from tinyscale.fitting.support import laws_for
 from tinyscale.storage import Folder
 
 

@@ -14,21 +14,15 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import ENDS, Curve
+from tinyscale.fitting.diagnostics import influence, residual_table, warnings_of
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.frontier import exponents
-from tinyscale.fitting.holdout import HeldOut, hold_out
-from tinyscale.fitting.honesty import (
-    influence,
-    refuse_unsupported,
-    residual_table,
-    rival_note,
-    rivals,
-    warnings_of,
-)
+from tinyscale.fitting.holdout import HeldOut, alternative_note, hold_out, rank_alternatives
 from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, describe_slice, read_points
 from tinyscale.fitting.record import Origin, Record
 from tinyscale.fitting.solve import Certificate, Problem, solve
+from tinyscale.fitting.support import refuse_unsupported
 from tinyscale.fitting.text import as_html, verdict
 from tinyscale.fitting.uncertainty import (
     Noise,
@@ -195,7 +189,7 @@ def fit_law(
     estimates = {name: Estimate(*each) for name, each in zip(law.params, natural, strict=True)}
     params = MappingProxyType({name: each.value for name, each in estimates.items()})
     held_out = hold_out(law, points, delta, holdout)
-    ranked = rivals(law, points, delta) if holdout else []
+    ranked = rank_alternatives(law, points, delta) if holdout else []
     without = influence(problem, theta)
     notes = warnings_of(
         law,
@@ -222,7 +216,7 @@ def fit_law(
         influence=tuple(without),
         alternatives=tuple(ranked),
         slice=describe_slice(frame, law, columns),
-        warnings=(*notes, *rival_note(law, ranked)),
+        warnings=(*notes, *alternative_note(law, ranked)),
         points=points,
         derived=MappingProxyType(exponents(curve) if law.has_frontier else {}),
     )

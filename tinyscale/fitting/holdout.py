@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyscale.fitting.arrays import Array
-from tinyscale.fitting.laws import Law
+from tinyscale.fitting.laws import LAWS, Law
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import minimise
 
@@ -125,3 +125,32 @@ def _errors(law: Law, points: Points, theta: Array, fitted: int, target: int) ->
     at, last, loss = points.size == target, points.size == fitted - 1, np.exp(points.y)
     predicted = np.exp(law.log_loss(theta[None], points.x[:, at])[0])
     return float(loss[at].mean()), float(predicted.mean()), float(loss[last].mean())
+
+
+def rank_alternatives(law: Law, points: Points, delta: float) -> list[dict[str, Any]]:
+    """Every law of the same variables by its root mean square error on the next size up, best first.
+
+    All over the same expanding windows; a law that needs more sizes than there are is left out.
+    """
+    others = [o for o in LAWS.values() if o.variables == law.variables and points.configs() > len(o.params) + 1]
+    hungriest = max((len(other.params) for other in others), default=0)
+    enough = [k for k in range(1, points.sizes) if points.configs(points.size < k) > hungriest]
+    errors = {other.name: window_errors(other, points, delta, spaced(enough)) for other in others if enough}
+    rows = [
+        {"law": name, "held_out_rms_percent": float(np.sqrt(np.mean([w["error_percent"] ** 2 for w in windows])))}
+        for name, windows in errors.items()
+        if windows
+    ]
+    return sorted(rows, key=lambda row: row["held_out_rms_percent"])
+
+
+def alternative_note(law: Law, ranked: list[dict[str, Any]]) -> list[str]:
+    """A word when another law of the same variables predicted held-out sizes clearly better."""
+    errors = {row["law"]: row["held_out_rms_percent"] for row in ranked}
+    best = next(iter(errors), law.name)
+    if law.name not in errors or best == law.name or errors[best] > 0.7 * errors[law.name]:
+        return []
+    return [
+        f"{LAWS[best].formula} predicted held-out sizes better: {errors[best]:.2g} % against "
+        f"{errors[law.name]:.2g} %; try --law {best}"
+    ]

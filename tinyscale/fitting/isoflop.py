@@ -16,10 +16,8 @@ from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.laws.optima import ENVELOPE, ISOFLOP, OptimaLaw, with_optimum
 from tinyscale.fitting.minimum import Line, find_minimum, weighted_line
 from tinyscale.fitting.optima import Optima
-from tinyscale.fitting.points import column_of, group_sizes
+from tinyscale.fitting.points import SAME_BUDGET, column_of, group_sizes
 from tinyscale.formatting import compact
-
-SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
 
 
 def fit_isoflop(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = None, degree: int | None = None) -> Optima:

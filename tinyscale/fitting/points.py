@@ -22,6 +22,7 @@ COLUMNS = {
 }  # fmt: skip
 
 SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size
+SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
 CONSTANT = 0.05  # a quantity that spreads by less, as a share, counts as held fixed
 
 

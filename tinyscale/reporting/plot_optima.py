@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from tinyscale.fitting.arrays import Array, Index
-from tinyscale.fitting.isoflop import SAME_BUDGET, optimum_line
+from tinyscale.fitting.isoflop import optimum_line
 from tinyscale.fitting.laws.optima import ISOFLOP, with_optimum
 from tinyscale.fitting.minimum import Line, weighted_line
 from tinyscale.fitting.optima import Optima
-from tinyscale.fitting.points import group_sizes
+from tinyscale.fitting.points import SAME_BUDGET, group_sizes
 from tinyscale.fitting.tuning import best_setting
 from tinyscale.formatting import compact, scientific
 from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, new_axes, shades, tidy

@@ -81,6 +81,10 @@ class Law:
         """Solver coordinates (..., P) -> parameters."""
         return np.where(self.logged, np.exp(np.where(self.logged, theta, 0.0)), theta)
 
+    def named(self, theta: Array) -> dict[str, float]:
+        """Solver coordinates (P,) -> name -> value of each parameter."""
+        return dict(zip(self.params, self.to_params(theta).tolist(), strict=True))
+
     def loss(self, params: Mapping[str, float], **variables: Array | float) -> Array:
         """Predicted loss at sizes in their own units, for example `law.loss(fit.params, n=1e6, d=2e7)`."""
         theta = self.to_solver(np.array([params[name] for name in self.params]))
