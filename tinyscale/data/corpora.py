@@ -62,7 +62,8 @@ def documents(corpus: str, max_bytes: int | None = None) -> list[str]:
     if corpus in HUB:
         return hub_documents(corpus, max_bytes)
     if max_bytes is not None:
-        raise DataError(f"data.max_bytes is for {', '.join(HUB)}; {corpus} is read whole: remove it")
+        message = f"data.max_bytes is for {', '.join(HUB)}; {corpus} is read whole: remove it"
+        raise DataError(message, field="data.max_bytes")
     if corpus == SOTU:
         return _sotu()
     if corpus == ZIPF_RECORDS:

@@ -113,7 +113,8 @@ def hub_documents(name: str, max_bytes: int | None) -> list[str]:
         rows = pq.read_table(_fetch(name, source, source.size), columns=["text"]).column("text").to_pylist()
         texts = _first(_articles(rows) if source.articles else rows, max_bytes)
     if not texts:
-        raise DataError(f"data.max_bytes {max_bytes} does not hold one document of {name}; raise it")
+        message = f"data.max_bytes {max_bytes} does not hold one document of {name}; raise it"
+        raise DataError(message, field="data.max_bytes")
     return texts
 
 

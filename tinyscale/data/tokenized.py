@@ -132,7 +132,8 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
     )
     raise DataError(
         f"data.val_bytes {config.val_bytes} holds out {corpus.val_tokens:,} tokens of {config.corpus}; "
-        f"a loss needs at least {MIN_VAL_TOKENS:,} to be told from noise; {remedy}"
+        f"a loss needs at least {MIN_VAL_TOKENS:,} to be told from noise; {remedy}",
+        field="data.val_bytes",
     )
 
 
