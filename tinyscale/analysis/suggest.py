@@ -11,7 +11,7 @@ import pandas as pd
 
 from tinyscale.analysis.records import read_curve, read_points_table, read_records
 from tinyscale.errors import FitError
-from tinyscale.fitting.design import BEYOND, Candidate, Suggestion, suggest
+from tinyscale.fitting.design import REACH, Candidate, Suggestion, suggest
 from tinyscale.fitting.points import COLUMNS
 from tinyscale.fitting.record import Record
 from tinyscale.results.store import Results
@@ -30,7 +30,7 @@ def candidates_from(points: pd.DataFrame, record: Record) -> list[Candidate]:
     missing = [column for column in (n_column, d_column) if column not in points]
     if missing:
         raise FitError(f"runs cost 6 N D, and the fitted table has no column {', '.join(missing)}; fit with both")
-    n_axis, d_axis = (np.geomspace(points[c].min(), BEYOND * points[c].max(), 9) for c in (n_column, d_column))
+    n_axis, d_axis = (np.geomspace(points[c].min(), REACH * points[c].max(), 9) for c in (n_column, d_column))
     pairs = [(n, d) for n in n_axis for d in d_axis]
     if set(record.range) == {"n"}:
         ratio = float((points[d_column] / points[n_column]).median())
@@ -83,7 +83,7 @@ def _widths(behind: Behind, low: float, high: float) -> list[int]:
     """Up to 12 widths that the heads divide, from the smallest model fitted to four times the largest."""
     model = behind.config.model
     scale = model.d_model / np.sqrt(parameters(model, behind.vocab_size).n_non_embedding)  # N goes with width squared
-    wanted = np.geomspace(scale * np.sqrt(low), scale * np.sqrt(BEYOND * high), 12)
+    wanted = np.geomspace(scale * np.sqrt(low), scale * np.sqrt(REACH * high), 12)
     heads = model.n_heads * (2 if model.positions == "rotary" else 1)
     step = heads if behind.held == "n_heads" else model.head_dim
     return sorted({max(step * -(-LEAST_WIDTH // step), step * round(width / step)) for width in wanted})
@@ -92,7 +92,7 @@ def _widths(behind: Behind, low: float, high: float) -> list[int]:
 def _tokens(behind: Behind, shape: ModelConfig, fitted: Sequence[float] | None) -> list[float]:
     """Token counts for a size: a grid when the law has D, else what the trial's own budget gives."""
     if fitted is not None:
-        return [float(tokens) for tokens in np.geomspace(fitted[0], BEYOND * fitted[1], 9).round()]
+        return [float(tokens) for tokens in np.geomspace(fitted[0], REACH * fitted[1], 9).round()]
     train = behind.config.train
     return [float(train.batch_tokens * training_steps(shape, train, behind.vocab_size, behind.unique_tokens))]
 

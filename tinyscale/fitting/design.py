@@ -16,7 +16,7 @@ from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import Curve
 
 MOST_RUNS = 12
-BEYOND = 4.0  # times the largest size fitted: a run further out tests the law more than it sharpens it
+REACH = 4.0  # times the largest size fitted: a run further out tests the law more than it sharpens it
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def _ended(others: Sequence[Candidate], chosen: int, left: float) -> str:
     if chosen == MOST_RUNS:
         return f"{MOST_RUNS} runs are the most suggested at once: train these, fit, and ask again"
     if not others:
-        return (
-            f"these are all the sizes up to {BEYOND:g} times the largest fitted: a larger one would test the law more"
-        )
+        return f"these are all the sizes up to {REACH:g} times the largest fitted: a larger one would test the law more"
     cheapest = min(candidate.flops for candidate in others)
     if cheapest > left:
         return f"the next run takes {cheapest:.2g} FLOPs, more than the {left:.2g} that are left"
