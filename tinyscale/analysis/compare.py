@@ -96,7 +96,7 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
 
 
 def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
-    """One row a pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
+    """One row per pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
 
     They share the tokens, or the FLOPs where arms that spend these alike read other numbers of tokens.
     """

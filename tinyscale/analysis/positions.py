@@ -13,7 +13,7 @@ FLAT = 0.01  # of the loss: a fall of less is called flat
 
 
 def position_losses(points: pd.DataFrame) -> pd.DataFrame:
-    """One row a trial and entry of its loss_by_position, at the end of its schedule; empty where context matters not.
+    """One row per trial and entry of its loss_by_position, at the end of its schedule; empty where context matters not.
 
     points: of one sweep, with the column `arm`. Columns: trial, seed, those of CURVE, `seen` (least tokens of the
     document before the target: 1, 2, 4, ...) and `loss`. Context matters where the sweep varies context_length or

@@ -25,7 +25,7 @@ from tinyscale.storage import Folder
 
 
 def parameters_table(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a parameter of these fits: sweep, arm, law, parameter, value, 95 % ends, points, held-out errors."""
+    """One row per parameter of these fits: sweep, arm, law, parameter, value, 95 % ends, points, held-out errors."""
     rows = []
     for record in records:
         origin, held = record.origin, record.held_out

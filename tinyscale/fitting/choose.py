@@ -31,7 +31,7 @@ NAMES = (*LAWS, *OPTIMA)
 def fit(
     frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
 ) -> AnyFit:
-    """Fit a scaling law to final points, one row a run; left out, the law for what varies.
+    """Fit a scaling law to final points, one row per run; left out, the law for what varies.
 
     columns: variables n, d, c, ... and loss -> the frame's columns, where they are not the results' own. options: of
     `fit_law` (delta, intervals, draws, holdout, seed). FitError when the runs cannot support the law.

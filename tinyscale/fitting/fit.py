@@ -45,11 +45,11 @@ Method = Literal["auto", "profile", "bootstrap", "wild"]
 class Fit:
     """A law with numbers, intervals and a certificate. It can only exist fitted.
 
-    estimates: of its parameters, in the law's own units; delta: of Huber's function (inf: least
-    squares on log loss); objective: its sum over the points; method, intervals: how these were made, in a
-    word and in a sentence; influence: the parameters without each size; alternatives: laws of the same variables by
-    held-out error; derived: of laws with a frontier, the exponents a, b of N* ~ C^a and D* ~ C^b; conventions: the
-    parameters under each way of counting, where asked for; origin: which runs these are.
+    estimates: of its parameters, in the law's own units; delta: of Huber's function (inf: least squares on log loss);
+    objective: its sum over the points; method, intervals: how intervals were made, in a word and in a sentence;
+    influence: the parameters with one size left out at a time; alternatives: laws of the same variables by held-out
+    error; derived: of laws with a frontier, the exponents a, b of N* ~ C^a and D* ~ C^b; conventions: the parameters
+    under each way of counting, where asked for; origin: which runs these are.
     """
 
     law: Law
@@ -83,7 +83,7 @@ class Fit:
         return as_html(self.record)
 
     def interval(self, name: str) -> tuple[float, float]:
-        """95 % interval of a parameter, or of what is derived. KeyError for a name that the law has not."""
+        """95 % interval of a parameter, or of what is derived. KeyError for another name."""
         return (self.derived if name in self.derived else self.estimates)[name].ends
 
     def predict(self, *, noise: bool = True, **variables: Any) -> pd.DataFrame:
@@ -163,7 +163,7 @@ def fit_law(
     holdout: int = 1,
     seed: int = 0,
 ) -> Fit:
-    """Fit `law` to the rows of `frame`, one row a run's final point.
+    """Fit `law` to the rows of `frame`, one row per run: its final point.
 
     columns: the law's variables, `loss` and `weight` -> the frame's columns, where they differ from the results' own.
     delta: of Huber's function; None: inf (least squares on log loss) below 50 clusters of runs, else 1e-3.

@@ -20,7 +20,7 @@ from tinyscale.fitting.text import as_html, verdict
 class Optima:
     """A power law through optima, one of each budget or of each size.
 
-    table: one row an optimum. What its runs share (`c`; or `n`, `d` and, where it was swept, `batch_tokens`), `best`
+    table: one row per optimum. What its runs share (`c`; or `n`, `d` and, where it was swept, `batch_tokens`), `best`
     (N, or the setting), `best_d` (of budgets, D at that N), `log_sd` (standard deviation of log best), `loss` there,
     and `refused`: why there is no optimum, or empty.
     runs: the points that were read; objective: value and kind; dof: degrees of freedom of the intervals; of: what else
@@ -78,7 +78,7 @@ class Optima:
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """What tables/ holds of the fit, by what follows its name: one row an optimum."""
+        """What tables/ holds of the fit, by what follows its name: one row per optimum."""
         return {"": to_files(self.law, self.table)}
 
     def __repr__(self) -> str:

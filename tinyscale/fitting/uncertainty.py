@@ -23,7 +23,7 @@ OPEN = 3.0  # a bound this large or larger in solver coordinates says nothing: t
 NEAR = 8.0  # linear standard deviations within which most intervals end
 WIDEST = 1e3  # linear standard deviations that a profile is followed for
 LEAST_SD = 1e-12  # noiseless data still need a scale
-CURVED, NEIGHBOUR_STEPS = 6, 100  # laws of so many parameters have valleys that bend, or several
+CURVED, NEIGHBOUR_STEPS = 6, 100  # laws of so many parameters have minima along bent curves, or several
 HOLD = 1e4  # against 1: how hard a quantity is held at a value; the end of its interval is off by the inverse
 LACK_OF_FIT_LEVEL = 0.25  # to pool or not, Bancroft 1964: at 5 % a missed lack of fit makes intervals too short
 

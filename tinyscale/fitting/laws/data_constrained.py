@@ -28,15 +28,15 @@ def log_loss(theta: Array, x: Array) -> Pair:
     size, data = bounded_exp(a - alpha * n_eff), bounded_exp(b - beta * d_eff)
     total = E + size + data
     # How log N_opt moves with the coefficients and exponents; nowhere but where the model is larger than that.
-    reach = np.where(excess, -alpha * size * n_by_base, 0.0)
+    pull = np.where(excess, -alpha * size * n_by_base, 0.0)
     by_g = 1 + beta / alpha
     g_alpha, g_beta = (1 / alpha - g) / (alpha + beta), (-1 / beta - g) / (alpha + beta)
     parts = [
         np.ones_like(total),
-        size + reach * by_g / (alpha + beta),
-        data - reach * by_g / (alpha + beta),
-        -size * n_eff + reach * (by_g * g_alpha - beta / alpha**2 * (unique + g)),
-        -data * d_eff + reach * (by_g * g_beta + (unique + g) / alpha),
+        size + pull * by_g / (alpha + beta),
+        data - pull * by_g / (alpha + beta),
+        -size * n_eff + pull * (by_g * g_alpha - beta / alpha**2 * (unique + g)),
+        -data * d_eff + pull * (by_g * g_beta + (unique + g) / alpha),
         -alpha * size * n_by_r,
         -beta * data * d_by_r,
     ]
