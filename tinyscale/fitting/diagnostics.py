@@ -1,8 +1,9 @@
-"""What speaks against a fit: influence of single sizes, residuals, and warnings in plain words."""
+"""What speaks for a fit and against it: held-out error, influence of single sizes, residuals, warnings in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,52 @@ import pandas as pd
 
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.holdout import HeldOut
+from tinyscale.fitting.holdout import HeldOut, alternative_note, hold_out, rank_alternatives
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.points import COLUMNS, Points, group_sizes
 from tinyscale.fitting.solve import Certificate, Problem, minimise
 from tinyscale.fitting.support import LEAST_SPREAD
 from tinyscale.fitting.uncertainty import Noise
 from tinyscale.formatting import compact
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a fit and against it. The fields are those of `Fit`."""
+
+    held_out: HeldOut | None
+    influence: tuple[Mapping[str, Any], ...]
+    alternatives: tuple[Mapping[str, Any], ...]
+    warnings: tuple[str, ...]
+
+
+def gather_evidence(
+    points: Points,
+    problem: Problem,
+    theta: Array,
+    *,
+    estimates: Mapping[str, Estimate],
+    certificate: Certificate,
+    noise: Noise,
+    holdout: int,
+) -> Evidence:
+    """Held-out error, alternative laws, influence of each size, and what to warn of, for a law solved at theta (P,).
+
+    holdout: how many of the largest sizes to hold out; 0: none, and no alternative laws.
+    """
+    law, delta = problem.law, problem.delta
+    held_out = hold_out(law, points, delta, holdout)
+    alternatives = rank_alternatives(law, points, delta) if holdout else []
+    without = influence(problem, theta)
+    warnings = (
+        *_about_data(law, points, noise),
+        *_about_floor(law, estimates),
+        *_about_held_out(held_out),
+        *_about_search(law, certificate),
+        *_about_influence(law, without, estimates),
+        *alternative_note(law, alternatives),
+    )
+    return Evidence(held_out, tuple(without), tuple(alternatives), warnings)
 
 
 def influence(problem: Problem, theta: Array) -> list[dict[str, Any]]:
@@ -46,26 +86,6 @@ def residual_table(frame: pd.DataFrame, variables: tuple[str, ...], residual: Ar
                 "residual_percent": 100 * float(part.mean()), "t": float(part.mean() / sd) if sd else 0.0,
             })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def warnings_of(
-    law: Law,
-    points: Points,
-    *,
-    estimates: Mapping[str, Estimate],
-    certificate: Certificate,
-    noise: Noise,
-    held_out: HeldOut | None,
-    without: list[dict[str, Any]],
-) -> list[str]:
-    """What a reader should know before using the numbers, in plain words."""
-    return [
-        *_about_data(law, points, noise),
-        *_about_floor(law, estimates),
-        *_about_held_out(held_out),
-        *_about_search(law, certificate),
-        *_about_influence(law, without, estimates),
-    ]
 
 
 def untuned_note(frame: pd.DataFrame) -> list[str]:

@@ -14,10 +14,10 @@ import pandas as pd
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import ENDS, Curve
-from tinyscale.fitting.diagnostics import influence, residual_table, warnings_of
+from tinyscale.fitting.diagnostics import gather_evidence, residual_table
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.frontier import exponents
-from tinyscale.fitting.holdout import HeldOut, alternative_note, hold_out, rank_alternatives
+from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, describe_slice, read_points
 from tinyscale.fitting.record import Origin, Record
@@ -175,32 +175,20 @@ def fit_law(
     points = read_points(frame, law, columns)
     refuse_unsupported(law, points)
     clusters = int(points.cluster.max()) + 1
-    if delta is None:
-        delta = np.inf if clusters < FEW_CLUSTERS or intervals in ("profile", "wild") else DELTA
-    if intervals == "auto":
-        intervals = "profile" if clusters < FEW_CLUSTERS and np.isinf(delta) else "bootstrap"
+    delta, method = _choose_method(delta, intervals, clusters)
     problem = points.problem(law, delta)
     draws = min(draws, max(LEAST_DRAWS, MOST_REFITTED // len(points)))
     solution, certificate = solve(problem)
     theta = solution.theta[0]
     noise = estimate_noise(points, law.log_loss(theta[None], points.x)[0][0] - points.y, len(theta))
-    drawn, low, high = _intervals(intervals, problem, points, theta, noise, draws=draws, seed=seed)
+    drawn, low, high = _intervals(method, problem, points, theta, noise, draws=draws, seed=seed)
     natural = zip(*(_natural(law, each) for each in (theta, low, high)), strict=True)
     estimates = {name: Estimate(*each) for name, each in zip(law.params, natural, strict=True)}
     params = MappingProxyType({name: each.value for name, each in estimates.items()})
-    held_out = hold_out(law, points, delta, holdout)
-    ranked = rank_alternatives(law, points, delta) if holdout else []
-    without = influence(problem, theta)
-    notes = warnings_of(
-        law,
-        points,
-        estimates=estimates,
-        certificate=certificate,
-        noise=noise,
-        held_out=held_out,
-        without=without,
+    evidence = gather_evidence(
+        points, problem, theta, estimates=estimates, certificate=certificate, noise=noise, holdout=holdout
     )
-    profiled = problem if intervals == "profile" else None
+    profiled = problem if method == "profile" else None
     curve = Curve(law, params, law.to_params(drawn), noise.sd, noise.dof, profiled)
     return Fit(
         law=law,
@@ -210,16 +198,26 @@ def fit_law(
         objective=float(solution.objective[0]),
         certificate=certificate,
         noise=noise,
-        method=intervals,
-        intervals=_describe(intervals, noise, clusters, len(drawn), draws),
-        held_out=held_out,
-        influence=tuple(without),
-        alternatives=tuple(ranked),
+        method=method,
+        intervals=_describe(method, noise, clusters, len(drawn), draws),
+        held_out=evidence.held_out,
+        influence=evidence.influence,
+        alternatives=evidence.alternatives,
         slice=describe_slice(frame, law, columns),
-        warnings=(*notes, *alternative_note(law, ranked)),
+        warnings=evidence.warnings,
         points=points,
         derived=MappingProxyType(exponents(curve) if law.has_frontier else {}),
     )
+
+
+def _choose_method(delta: float | None, intervals: Method, clusters: int) -> tuple[float, Method]:
+    """Huber's delta, and how intervals are made, where these are left to what the points allow."""
+    few = clusters < FEW_CLUSTERS
+    if delta is None:
+        delta = np.inf if few or intervals in ("profile", "wild") else DELTA
+    if intervals == "auto":
+        intervals = "profile" if few and np.isinf(delta) else "bootstrap"
+    return delta, intervals
 
 
 def _intervals(
