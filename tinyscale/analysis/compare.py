@@ -140,7 +140,7 @@ def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
 def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
     """Mean difference, its standard error, two-sided p and degrees of freedom.
 
-    Where the difference changes with size, the sizes are the sample. Fewer than four cannot tell how it scatters over
+    Where the difference changes with size, the sizes are the sample. Fewer than four do not show how it scatters over
     sizes: then the mean is that of just these sizes, and the scatter that of their pairs.
     """
     values, number, sizes = pairs["difference"].to_numpy(float), len(pairs), pairs["n"].nunique()

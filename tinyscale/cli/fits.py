@@ -192,7 +192,7 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     type=click.Choice(["law", "residuals", "curves"]),
     default="law",
     show_default=True,
-    help="The law with its runs; what it leaves over; or the curves whose bottoms it is drawn through.",
+    help="The law with its runs; what it leaves over; or the curves of loss whose lowest points it is fitted to.",
 )
 @click.option(
     "--out",

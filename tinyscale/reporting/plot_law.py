@@ -73,7 +73,7 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
 
 
 def _widen(ax: Axes, loss: Array, *, below: float, above: float) -> None:
-    """Show the losses with room below and above, as shares of their span."""
+    """Show the losses with margins below and above, as shares of their span."""
     low, high = np.log(loss.min()), np.log(loss.max())
     span = max(high - low, 1e-3)
     ax.set_ylim(np.exp(low - below * span), np.exp(high + above * span))

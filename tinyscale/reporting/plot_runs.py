@@ -102,7 +102,7 @@ def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None:
-    """A column of colours beside the axes and, below it, the styles of several arms."""
+    """A column of colours to the right of the axes and, below it, the styles of several arms."""
     values = list(colours)
     named = [values[i] for i in sorted({round(i) for i in np.linspace(0, len(values) - 1, MOST_NAMED)})]
     handles = [Line2D([], [], color=colours[value], lw=2, label=_text(value)) for value in named]

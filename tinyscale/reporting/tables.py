@@ -30,7 +30,7 @@ COUNTED = ("n_non_embedding", "tokens", "flops", "c", "n", "n_low", "n_high", "d
 class Table:
     """A table of the page: stem of its CSV, all that the CSV holds, and column -> heading of what the page shows.
 
-    missing: what stands on the page for a value that is not there.
+    missing: what the page shows for a value that is not there.
     """
 
     name: str
@@ -177,17 +177,17 @@ def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[str]) -> 
 
 
 def positions_of(sweep: str, falls: pd.DataFrame) -> Table:
-    """How far into a document each curve of loss against position goes on falling."""
+    """Up to how many tokens of a document each curve of loss against position falls."""
     arm = {"arm": "arm"} if falls["arm"].nunique() > 1 else {}
     columns = arm | {
         "context_length": "context_length", "n_non_embedding": "N", "beyond": "beyond tokens", "fall": "loss falls by",
         "low": "95 % low", "high": "95 % high", "flat": "flat there", "seeds": "seeds",
     }  # fmt: skip
     caption = (
-        "Where reading further back stops paying: how much lower the loss is of targets that see the most of their "
-        "document than of those that see as many tokens as in the first number and less than twice as many. Flat: the "
-        "upper end is under 1 % of the loss; where no row of a curve is, its last is shown. Each seed is compared with "
-        "itself; the intervals hold the spread of seeds, not that of the validation text, which all share."
+        "Where a longer context stops helping: the loss of targets with so many tokens of their document before them "
+        "(and less than twice as many), minus the loss of those with the most. Flat: the interval's upper end is under "
+        "1 % of the loss; where no row of a curve is flat, its last is shown. Each seed is compared with itself; the "
+        "intervals hold the spread of seeds, not that of the validation text, which all share."
     )
     return Table(f"{sweep}-positions-falls", falls, columns, caption)
 
@@ -219,8 +219,8 @@ def launches_of(sweep: str, launches: Sequence[LaunchRecord]) -> Table:
     }  # fmt: skip
     caption = (
         "The launches. Efficiency: training seconds over the seconds of all slots, from the first trial's begin to the "
-        "last one's end. Overhead: seconds of a process beside training, a trial. Forecast: expected over real wall "
-        "time, less one. A launch that was killed leaves no row here, but keeps the trials it finished."
+        "last one's end. Overhead: seconds per trial that a process spends outside training. Forecast: expected over "
+        "real wall time, less one. A launch that was killed leaves no row here, but keeps the trials it finished."
     )
     return Table(f"{sweep}-launches", pd.DataFrame(rows), columns, caption)
 
