@@ -17,6 +17,12 @@ from tinyscale.fitting.solve import Certificate
 from tinyscale.fitting.uncertainty import Noise
 
 TRIALS = "trials"  # the source of fits to a results folder's own runs
+# Keys of an entry of fits.json, in the order that they are written in.
+KEYS = (
+    "name", "derived", "sweep", "arm", "title", "rows", "source", "conventions", "law", "formula", "params", "method",
+    "intervals", "objective", "certificate", "noise", "held_out", "rivals", "influence", "slice", "warnings", "columns",
+    "of", "points", "sizes", "range", "optima",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         """Plain values, as an entry of fits.json. An end of an interval that the data do not set is null."""
         origin = self.origin
-        return {
+        values = {
             "name": self.name,
             "derived": estimates_json(self.derived),
             "sweep": origin.sweep,
@@ -112,6 +118,7 @@ class Record:
             "points": self.points,
             **(self._of_loss() if self.optima is None else self._of_optima(self.optima)),
         }
+        return {key: values[key] for key in KEYS if key in values}
 
     def _of_loss(self) -> dict[str, Any]:
         assert self.certificate is not None and self.noise is not None
