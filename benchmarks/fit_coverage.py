@@ -21,7 +21,7 @@ import pandas as pd
 
 from tinyscale.errors import FitError
 from tinyscale.fitting import Curve, Fit, exponents, find_law, fit_envelope, fit_isoflop, fit_law, fit_tuning, frontier
-from tinyscale.fitting.frontier import JOINT
+from tinyscale.fitting.estimate import Estimate
 
 CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}  # 2404.10102, table 1
 TRUTHS = {
@@ -91,23 +91,24 @@ class Study:
 
     def _held(self, found: Any, factor: float) -> dict[str, bool]:
         """Whether each interval holds the truth."""
-        ends = dict(found.intervals)
+        ends = {name: each.ends for name, each in found.estimates.items()}
         if isinstance(found, Fit) and self.beyond:
-            ends |= derived(found.curve, largest_budget(self.configurations), slice(1, None))
+            follows = derived(found.curve, largest_budget(self.configurations))
+            ends |= {name: each.ends for name, each in follows.items()}
             new = found.predict(**{name: self.beyond[name] for name in found.law.variables}).iloc[0]
             ends["new"] = (new["low"], new["high"])
         truth = {**self.truth, "new": self.beyond["loss"] * factor if self.beyond else np.nan}
         return {name: bool(low <= truth[name] <= high) for name, (low, high) in ends.items()}
 
 
-def derived(curve: Curve, budget: float, part: slice) -> dict[str, Any]:
-    """a, N* and L* at a budget, (value, low, high) or the part of it that is asked for; empty without a frontier."""
-    if curve.law.name not in JOINT:
+def derived(curve: Curve, budget: float) -> dict[str, Estimate]:
+    """a, N* and L* at a budget; empty without a frontier."""
+    if not curve.law.has_frontier:
         return {}
     best = frontier(curve, budget).iloc[0]
     named = {"N*": "n", "L*": "loss"}
-    triples = {symbol: (best[name], best[f"{name}_low"], best[f"{name}_high"]) for symbol, name in named.items()}
-    return {name: triple[part] for name, triple in {"a": exponents(curve)["a"], **triples}.items()}
+    ends = {symbol: [best[f"{name}{end}"] for end in ("", "_low", "_high")] for symbol, name in named.items()}
+    return {"a": exponents(curve)["a"], **{symbol: Estimate(*each) for symbol, each in ends.items()}}
 
 
 def largest_budget(runs: pd.DataFrame) -> float:
@@ -130,7 +131,7 @@ def of_law(
     name: str = "",
     **options: Any,
 ) -> Study:
-    """A study of a law of `laws.py` on that many values of each variable. options: of `fit_law`."""
+    """A study of a law of the catalogue on that many values of each variable. options: of `fit_law`."""
     form, truth = find_law(law), TRUTHS[law]
     if configurations is None:
         ends = [RANGES.get(law.removesuffix("-no-floor"), RANGES.get(v)) for v in form.variables]
@@ -139,13 +140,14 @@ def of_law(
         )
     beyond = {v: 4.0 * float(configurations[v].max()) for v in form.variables}
     exact = Curve(form, truth, np.array([list(truth.values())]), 0.0, 1)
+    follows = derived(exact, largest_budget(configurations))
     return Study(
         name=name or law,
         shape=" x ".join(map(str, counts)) + " sizes",
         configurations=configurations.assign(
             loss=form.loss(truth, **{v: configurations[v].to_numpy() for v in form.variables})
         ),
-        truth={**truth, **derived(exact, largest_budget(configurations), 0)},
+        truth={**truth, **{name: each.value for name, each in follows.items()}},
         noise=noise,
         fit=partial(fit_law, law=form, holdout=0, draws=400, **options),
         seeds=seeds,

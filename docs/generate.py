@@ -15,7 +15,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tinyscale.analysis.records import read_records
-from tinyscale.formatting import number
 from tinyscale.results.launches import FIELDS as LAUNCH_FIELDS
 from tinyscale.results.store import COLUMNS, SCHEMA_VERSION, Results, SweepRecord
 from tinyscale.spec.config import TrialConfig
@@ -26,7 +25,6 @@ DOCS, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- exponents: made by docs/generate.py from results/ -->", "<!-- end of exponents -->"
 BETWEEN = f"{re.escape(BEGIN)}.*{re.escape(END)}"
-EXPONENTS = ("alpha", "beta", "alpha_N", "alpha_D", "gamma", "a", "b", "p", "q")
 MADE = "<!-- Made by docs/generate.py from the code: change it there. -->"
 
 SWEEP_FILE = """\
@@ -174,16 +172,12 @@ def _of(folder: Path) -> Iterator[str]:
     """The rows of one study."""
     store = Results(str(folder))
     sweeps = {record.name: record for record in store.read_sweeps()}
-    for entry in read_records(str(folder))[1]:
-        named = (entry["params"] | entry["derived"]).items()
-        powers = ", ".join(f"{n} {_ends(v)}" for n, v in named if n in EXPONENTS)
-        held = f"{entry['held_out']['error_percent']:+.2f} %" if entry["held_out"] else "none"
-        commits = _commits(store, sweeps[entry["sweep"]], entry["arm"])
-        yield f"| {folder.name} | {entry['title']} | `{entry['formula']}` | {powers} | {held} | {commits} |"
-
-
-def _ends(value: dict[str, float | None]) -> str:
-    return "{} ({} to {})".format(*(number(value[name], 3) for name in ("value", "low", "high")))
+    for record in read_records(str(folder))[1]:
+        powers = {name: record.estimates[name] for name in record.form.exponents if name in record.estimates}
+        shown = ", ".join(f"{name} {estimate}" for name, estimate in (powers | dict(record.derived)).items())
+        held = f"{record.held_out.error_percent:+.2f} %" if record.held_out else "none"
+        commits = _commits(store, sweeps[record.origin.sweep], record.origin.arm)
+        yield f"| {folder.name} | {record.origin.title} | `{record.formula}` | {shown} | {held} | {commits} |"
 
 
 def _commits(store: Results, record: SweepRecord, arm: str | None) -> str:

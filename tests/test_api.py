@@ -33,7 +33,7 @@ def test_predictions_are_those_of_the_command_line(fitted: str) -> None:
     rows = ts.predict(fitted, flops=1e12)
     made = predict_all(*read_records(fitted), {"c": 1e12})
     assert len(rows) == sum(len(each.values) for each in made)
-    assert rows["value"].tolist() == [value for each in made for value, _, _ in each.values.values()]
+    assert rows["value"].tolist() == [quantity.value for each in made for quantity in each.values.values()]
     assert (rows["low"] <= rows["value"]).all()
 
 

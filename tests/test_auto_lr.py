@@ -67,7 +67,7 @@ def test_the_rate_of_a_sweep_is_that_of_the_law_at_each_size_and_is_kept(
     results = Results(str(tmp_path / "results"))
     searched(plan, results)
     done = analyse(str(tmp_path / "results"), str(tmp_path / "results"))
-    assert [found.law for found in done.fits] == ["lr"], "a law of the rate, and none of losses at each draw"
+    assert [found.law.name for found in done.fits] == ["lr"], "a law of the rate, and none of losses at each draw"
     assert done.refused == ()
     made = plan(AUTO)
     for planned in made.trials:

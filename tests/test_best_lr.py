@@ -51,13 +51,13 @@ def found_in(folder: Path, *, seeds: int = 3, lucky: bool = False, lost: float =
 def test_each_arm_is_compared_at_its_own_rate(tmp_path: Path) -> None:
     (contrast,) = found_in(tmp_path).contrasts
     assert contrast.pairs == 2 * len(WIDTHS), "seeds 1 and 2; seed 0 chose"
-    assert contrast.difference == pytest.approx(0, abs=0.02)
+    assert contrast.difference.value == pytest.approx(0, abs=0.02)
     assert "at its own learning rate, chosen on seed 0" in contrast.verdict
 
 
 def test_the_luck_of_the_seed_that_chose_is_not_in_the_comparison(tmp_path: Path) -> None:
     (contrast,) = found_in(tmp_path, lucky=True).contrasts
-    assert contrast.difference == pytest.approx(0, abs=0.02)
+    assert contrast.difference.value == pytest.approx(0, abs=0.02)
 
 
 @pytest.mark.parametrize(("best", "side"), [(1e-3, "lowest"), (9e-3, "highest")])
@@ -72,7 +72,7 @@ def test_a_best_rate_at_the_edge_gives_no_verdict_and_says_so(tmp_path: Path, be
 def test_a_rate_that_diverged_bounds_the_range(tmp_path: Path) -> None:
     """Of adamw's rates the highest diverged at all sizes: the best one below it is inside the range."""
     (contrast,) = found_in(tmp_path, adamw_best=1.9e-2, lost=3e-2).contrasts
-    assert contrast.difference == pytest.approx(0, abs=0.02)
+    assert contrast.difference.value == pytest.approx(0, abs=0.02)
 
 
 def test_one_seed_alone_cannot_both_choose_and_compare(tmp_path: Path) -> None:

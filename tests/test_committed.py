@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers import ROOT
-from tinyscale.analysis.records import read_records, record
+from tinyscale.analysis.records import read_records
 from tinyscale.analysis.study import find_laws
+from tinyscale.fitting.record import Record
 from tinyscale.results.store import Results
 from tinyscale.spec.trial import resolve
 
@@ -19,13 +21,21 @@ by_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.nam
 
 @by_study
 def test_a_study_fitted_again_gives_the_committed_parameters_and_intervals(study: Path) -> None:
-    committed = {entry["name"]: entry for entry in read_records(str(study))[1]}
-    again = {entry["name"]: entry for entry in map(record, find_laws(str(study)).fits)}
+    committed = {record.name: record for record in read_records(str(study))[1]}
+    again = {found.record.name: found.record for found in find_laws(str(study)).fits}
     assert again.keys() == committed.keys()
-    for name, entry in committed.items():
-        for param, value in entry["params"].items():
-            ends = [[each[key] for key in ("value", "low", "high")] for each in (again[name]["params"][param], value)]
-            np.testing.assert_allclose(*np.array(ends, dtype=float), rtol=1e-3, err_msg=f"{name}, {param}")
+    for name, record in committed.items():
+        for param, estimate in record.estimates.items():
+            ends = [list(vars(each).values()) for each in (again[name].estimates[param], estimate)]
+            np.testing.assert_allclose(*ends, rtol=1e-3, err_msg=f"{name}, {param}")
+
+
+@by_study
+def test_a_committed_record_is_read_and_written_again_as_it_was(study: Path) -> None:
+    for entry in json.loads((study / "fits" / "fits.json").read_text()):
+        again = Record.of_json(entry).as_json()
+        assert again.pop("method") == entry["intervals"].split()[0]
+        assert list(again.items()) == list(entry.items())
 
 
 @by_study

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
@@ -21,10 +23,8 @@ from helpers.results import make_results
 from helpers.servers import running_hub
 from helpers.text import write_text
 from helpers.trials import trial_config
-from tinyscale import fitting
 from tinyscale.analysis.records import read_records
 from tinyscale.data import content_hash, corpora, documents, hub, prepare
-from tinyscale.fitting.laws import LAWS
 from tinyscale.results.store import COLUMNS
 from tinyscale.spec.config import DataConfig, TrialConfig
 
@@ -50,14 +50,23 @@ def test_links_between_pages_lead_to_files(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_the_law_that_the_guide_adds_can_be_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of extending.md as it stands there: a law of one's own recovers its parameters."""
-    monkeypatch.setattr(fitting.laws, "LAWS", dict(LAWS))
-    scope: dict[str, object] = {}
-    exec(python_block("Law("), scope)
-    frame = scope["frame"]
-    found = fitting.fit_law(frame, scope["law"], draws=200)  # type: ignore[arg-type]
-    np.testing.assert_allclose([found.params["A"], found.params["alpha"]], [30, 0.2], rtol=0.05)
+def test_the_law_that_the_guide_adds_in_one_file_and_the_catalogue_is_fitted(tmp_path: Path) -> None:
+    """A copy of the code with the guide's file and its line, and a table of runs that follow the law."""
+    shutil.copytree(ROOT / "tinyscale", tmp_path / "tinyscale", ignore=shutil.ignore_patterns("__pycache__"))
+    laws = tmp_path / "tinyscale" / "fitting" / "laws"
+    (laws / "slow.py").write_text(python_block("Law("))
+    catalogue = laws / "__init__.py"
+    line = f"from tinyscale.fitting.laws import slow\n\n{python_block('FAMILIES')}\nLAWS: dict"
+    catalogue.write_text(catalogue.read_text().replace("LAWS: dict", line))
+    n = np.geomspace(1e4, 1e7, 8)
+    runs = pd.DataFrame({"n": n, "loss": 30 * np.log(n) ** -0.2 * (1 + 1e-3 * np.sin(np.arange(8)))})
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    command = [sys.executable, "-m", "tinyscale", "fit", "runs.csv", "--law", "log-power-n", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert [found["params"][name]["value"] for name in ("A", "alpha")] == pytest.approx([30, 0.2], rel=0.05)
+    assert "log-power-n" in {row["law"] for row in found["rivals"]}
 
 
 @pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda path: path.name)
@@ -73,9 +82,10 @@ def test_commands_stand_in_blocks_that_tests_read_or_need_an_account(page: Path)
 def test_the_readmes_exponents_are_those_of_the_results(tmp_path: Path, fitted: str) -> None:
     study = shutil.copytree(fitted, tmp_path / "study")
     text = runpy.run_path(str(ROOT / "docs" / "generate.py"))["readme"](tmp_path)
-    (width,) = [record for record in read_records(str(study))[1] if record["name"] == "width-power-n"]
-    alpha = "alpha {value:.3g} ({low:.3g} to {high:.3g})".format(**width["params"]["alpha"])
-    error = f"{width['held_out']['error_percent']:+.2f} %"
+    (width,) = [record for record in read_records(str(study))[1] if record.name == "width-power-n"]
+    alpha = "alpha {value:.3g} ({low:.3g} to {high:.3g})".format(**vars(width.estimates["alpha"]))
+    assert width.held_out is not None
+    error = f"{width.held_out.error_percent:+.2f} %"
     assert f"| study | width | `L(N) = E + A N^-alpha` | {alpha} | {error} | `0123abc` |" in text
     assert "No study is committed" not in text
 

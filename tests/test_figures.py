@@ -22,10 +22,10 @@ def plot(*arguments: str | Path) -> Result:
 
 def test_a_fit_that_is_read_is_the_fit_that_was_written(fitted: str) -> None:
     for written in [each for each in find_laws(fitted, draws=100).fits if isinstance(each, Fit)]:
-        found, origin = fit_to_draw(fitted, written.law.name, f"{written.labels['title']}-{written.law.name}")
+        found, origin = fit_to_draw(fitted, written.law.name, written.record.name)
         assert isinstance(found, Fit)
         assert origin.startswith("read from")
-        assert json.dumps(found.as_json()) == json.dumps(written.as_json())
+        assert json.dumps(found.record.as_json()) == json.dumps(written.record.as_json())
         sizes = {name: np.array([1e4, 1e6]) for name in written.law.variables}
         np.testing.assert_allclose(found.predict(**sizes), written.predict(**sizes), rtol=1e-12)
 

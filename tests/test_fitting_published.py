@@ -10,7 +10,7 @@ from helpers.runs import HOFFMANN, published, simulated
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.isoflop import fit_isoflop
 from tinyscale.fitting.laws import find_law
-from tinyscale.fitting.valley import weighted_line
+from tinyscale.fitting.minimum import weighted_line
 
 PORIAN = ["dataset", "hparams", "warmup", "decay", "param_count", "val", "file"]
 

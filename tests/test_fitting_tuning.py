@@ -25,7 +25,7 @@ def test_the_power_of_the_best_learning_rate_comes_back() -> None:
     low, high = found.interval("p")
     assert low < -0.4 < high
     assert found.params["p"] == pytest.approx(-0.4, abs=0.02)
-    assert best_setting(found, 1e8) == pytest.approx(1.8 * 1e8**-0.4, rel=0.1)
+    assert best_setting(found.estimates, 1e8) == pytest.approx(1.8 * 1e8**-0.4, rel=0.1)
 
 
 def test_with_data_apart_from_size_both_powers_come_back() -> None:
@@ -51,7 +51,7 @@ def test_batches_of_different_size_have_best_rates_of_their_own() -> None:
     both = pd.concat([small.assign(batch_tokens=1024), large.assign(batch_tokens=4096)])
     table = fit_tuning(both, "lr").table
     assert sorted(table["batch_tokens"].unique()) == [1024, 4096]
-    ratio = table.groupby("batch_tokens")["optimum"].apply(list)
+    ratio = table.groupby("batch_tokens")["best"].apply(list)
     assert np.divide(ratio[4096], ratio[1024]) == pytest.approx(2, rel=0.1)
     with pytest.raises(FitError, match=r"N = 1M, batch_tokens = 1024: best lr 0\.00\d+ \(95 %: 0\.00"):
         fit_tuning(both[both["n"] == n[0]], "lr")
@@ -84,7 +84,7 @@ def test_the_law_comes_back_from_the_uneven_draws_of_a_search() -> None:
         frames.append(pd.DataFrame({"n": size, "d": 20 * size, "lr": rates, "loss": np.array(losses) * size**-0.05}))
     found = fit_tuning(pd.concat(frames), "lr")
     assert (found.table["refused"] == "").all()
-    assert found.table["optimum"].to_numpy() == pytest.approx(best, rel=0.3)
+    assert found.table["best"].to_numpy() == pytest.approx(best, rel=0.3)
     low, high = found.interval("p")
     assert low < -0.35 < high
     assert found.params["p"] == pytest.approx(-0.35, abs=0.05)

@@ -80,12 +80,12 @@ def test_best_rates_are_drawn_with_their_law_and_its_band_and_with_the_curves_be
     assert f"{found.params['p']:.3f}" in legend.get_title().get_text()
     (band,) = [each for each in ax.collections if each.get_label() == "95 % band of the line"]
     ends = band.get_paths()[0].get_extents()
-    assert ends.y0 < found.table["optimum"].min()
-    assert ends.y1 > found.table["optimum"].max()
+    assert ends.y0 < found.table["best"].min()
+    assert ends.y1 > found.table["best"].max()
     curves = plot_settings(found)
     assert curves.get_xlabel() == "lr: peak learning rate"
     dots = sum(len(line.get_xdata()) for line in curves.lines if line.get_marker() == "o")
-    assert dots == len(found.points), "every seed is a point"
+    assert dots == len(found.runs), "every seed is a point"
 
 
 def test_the_band_of_best_rates_is_that_of_the_fits_own_intervals() -> None:

@@ -13,6 +13,7 @@ from helpers.runs import HOFFMANN, simulated
 from tinyscale.analysis.suggest import suggest_from
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting import compute_for, exponents, fit, fit_isoflop, fit_law, frontier
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.uncertainty import profile_of
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.sweep import load_sweep
@@ -39,15 +40,15 @@ def test_the_frontier_is_where_no_other_split_of_the_budget_has_less_loss() -> N
 def test_the_frontiers_inverse_gives_the_budget_back() -> None:
     found = fit_law(simulated(0.0), "chinchilla", draws=100, holdout=0)
     loss = frontier(found.curve, 3e22)["loss"].iloc[0]
-    assert compute_for(found.curve, loss)[0] == pytest.approx(3e22, rel=1e-9)
+    assert compute_for(found.curve, loss).value == pytest.approx(3e22, rel=1e-9)
     with pytest.raises(FitError, match="the fitted floor"):
         compute_for(found.curve, 1.0)
 
 
 def test_the_exponents_of_the_frontier_hold_the_truth() -> None:
-    value, low, high = exponents(fit_law(simulated(0.005), "chinchilla", holdout=0).curve)["a"]
-    assert low < HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"]) < high
-    assert low < value < high
+    a = exponents(fit_law(simulated(0.005), "chinchilla", holdout=0).curve)["a"]
+    assert a.low < HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"]) < a.high
+    assert a.low < a.value < a.high
 
 
 def few_runs() -> pd.DataFrame:
@@ -62,10 +63,10 @@ def test_profiles_of_the_frontier_hold_the_estimate_and_their_parts_agree() -> N
     for name in ("n", "d", "loss"):
         assert best[f"{name}_low"] < best[name] < best[f"{name}_high"]
     assert 6 * best["n_low"] * best["d_high"] == pytest.approx(1e21)
-    value, low, high = compute_for(curve, best["loss_high"])
-    assert value < 1e21
-    assert high == pytest.approx(1e21, rel=0.01)  # a budget is in the interval when its loss is
-    assert low < value
+    compute = compute_for(curve, best["loss_high"])
+    assert compute.value < 1e21
+    assert compute.high == pytest.approx(1e21, rel=0.01)  # a budget is in the interval when its loss is
+    assert compute.low < compute.value
 
 
 def test_a_profile_of_a_parameter_taken_as_a_quantity_is_the_parameters_own() -> None:
@@ -74,19 +75,19 @@ def test_a_profile_of_a_parameter_taken_as_a_quantity_is_the_parameters_own() ->
     theta = found.law.to_solver(np.array(list(found.params.values())))
     for index, name in enumerate(found.law.params):
         direction = np.eye(5)[index]
-        ends = profile_of(problem, theta, found.noise, lambda at, v=direction: (at @ v, np.broadcast_to(v, at.shape)))
-        natural = np.exp(ends) if name in ("A", "B") else np.array(ends)
+        held = profile_of(problem, theta, found.noise, lambda at, v=direction: (at @ v, np.broadcast_to(v, at.shape)))
+        natural = np.exp(held.ends) if name in ("A", "B") else np.array(held.ends)
         width = np.diff(found.interval(name))[0]
         np.testing.assert_allclose(natural, found.interval(name), atol=0.02 * width)
 
 
 def test_the_exponents_of_a_tied_law_are_certain() -> None:
-    assert exponents(fit_law(few_runs(), "tied", draws=100, holdout=0).curve)["a"] == (0.5, 0.5, 0.5)
+    assert exponents(fit_law(few_runs(), "tied", draws=100, holdout=0).curve)["a"] == Estimate(0.5, 0.5, 0.5)
 
 
 def test_a_loss_near_the_floor_may_never_be_reached() -> None:
     curve = fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve
-    assert compute_for(curve, curve.params["E"] * 1.001)[2] == np.inf
+    assert compute_for(curve, curve.params["E"] * 1.001).high == np.inf
 
 
 def test_saved_fits_have_the_intervals_of_the_frontier_that_were_fitted(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ from tinyscale.analysis.runs import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.analysis.study import find_laws
 from tinyscale.cli.fits import fit as fit_command
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.choose import fit, laws_for
+from tinyscale.fitting.choose import fit
+from tinyscale.fitting.conventions import CONVENTIONS
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.fit import Fit, Method
-from tinyscale.fitting.honesty import CONVENTIONS
+from tinyscale.fitting.holdout import HeldOut
+from tinyscale.fitting.support import laws_for
 from tinyscale.reporting.write import analyse
 
 
@@ -217,6 +220,23 @@ def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: P
 def test_a_misspelt_law_is_answered_with_the_nearest() -> None:
     with pytest.raises(FitError, match="nearest: chinchilla"):
         fit(pd.DataFrame({"n": [1.0], "loss": [2.0]}), "chinchila")
+
+
+def test_an_older_record_of_budgets_names_the_held_out_one_otherwise() -> None:
+    held = HeldOut.of({"c": 1e18}, 3, actual=2e6, predicted=2.2e6, carried=1e6)
+    older = {name: value for name, value in held.as_json().items() if name not in ("size", "windows")}
+    assert HeldOut.of_json({"c": 1e18, **older}) == held
+    assert HeldOut.of_json(held.as_json()) == held
+    assert (held.error_percent, held.carry_forward_percent) == pytest.approx((10, -50))
+
+
+@pytest.mark.parametrize(
+    "estimate", [Estimate(1.5, 1.0, 2.0), Estimate(1.5, -np.inf, 2.0), Estimate(0.5, 0.0, np.inf)], ids=str
+)
+def test_an_estimate_is_read_as_it_was_written_its_open_ends_as_null(estimate: Estimate) -> None:
+    written = json.loads(json.dumps(estimate.as_json(), allow_nan=False))
+    assert Estimate.of_json(written) == estimate
+    assert [written["low"] is None, written["high"] is None] == list(np.isinf(estimate.ends))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])

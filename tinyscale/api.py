@@ -57,9 +57,9 @@ def predict(
     folder, records = read_records(results)
     asked = {name: value for name, value in {"n": n, "d": tokens, "c": flops}.items() if value is not None}
     rows = [
-        {"fit": made.name, "quantity": name, "value": value, "low": low, "high": high, "notes": "; ".join(made.notes)}
+        {"fit": made.name, "quantity": name, **vars(estimate), "notes": "; ".join(made.notes)}
         for made in predict_all(folder, records, asked)
-        for name, (value, low, high) in made.values.items()
+        for name, estimate in made.values.items()
     ]
     return pd.DataFrame(rows)
 

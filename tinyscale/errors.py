@@ -28,7 +28,11 @@ class ConfigError(TinyscaleError):
 
 
 class DataError(TinyscaleError):
-    """A corpus or a tokenizer cannot be used."""
+    """A corpus or a tokenizer cannot be used. field: of a sweep file, that is to blame (None: the corpus)."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ResultsError(TinyscaleError):

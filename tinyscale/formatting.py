@@ -25,6 +25,12 @@ def number(value: float | None, digits: int = 4) -> str:
     return "open" if value is None or math.isinf(value) else f"{value:.{digits}g}"
 
 
+def scientific(value: float, digits: int = 3) -> str:
+    """1.2e10 as mathematics in LaTeX, without the dollar signs."""
+    mantissa, _, power = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa} \\times 10^{{{int(power)}}}" if power else mantissa
+
+
 def distinct(first: float, second: float) -> tuple[str, str]:
     """Two values with as few digits as show which is larger, two to six."""
     texts = [tuple(f"{value:#.{digits}g}".rstrip(".") for value in (first, second)) for digits in range(2, 7)]

@@ -7,7 +7,7 @@ Pairs of the same size, tokens (else FLOPs) and seed, so that what they share ca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from scipy import special
 from tinyscale.analysis.efficiency import MATCH, efficiency_of
 from tinyscale.analysis.runs import Group
 from tinyscale.errors import FitError
-from tinyscale.fitting.forms import Index
+from tinyscale.fitting.arrays import Index
+from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.points import COLUMNS, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
 from tinyscale.formatting import compact
@@ -31,9 +32,9 @@ SAME_LENGTH = 0.05  # numbers of tokens whose logarithms differ by less are one:
 class Contrast:
     """One arm against the base.
 
-    difference: arm minus base in `unit`, mean over pairs, with ends corrected for the number of arms; p: by Holm;
-    by_size: size -> mean difference; efficiency: rho_N, rho_D, compute -> (value, low, high) of the shared law, empty
-    where it could not be fitted (then `efficiency_refused` says why); verdict: one sentence.
+    difference: arm minus base in `unit`, mean over pairs, its interval corrected for the number of arms; p: by Holm;
+    by_size: size -> mean difference; efficiency: rho_N, rho_D and compute by the shared law, empty where it could not
+    be fitted (then `efficiency_refused` says why); verdict: one sentence.
     """
 
     sweep: str
@@ -41,20 +42,19 @@ class Contrast:
     base: str
     unit: str
     pairs: int
-    difference: float
-    low: float
-    high: float
+    difference: Estimate
     p: float
     by_size: Mapping[str, float]
-    efficiency: Mapping[str, tuple[float, float, float]]
+    efficiency: Mapping[str, Estimate]
     efficiency_refused: str
     verdict: str
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end is null."""
-        ends = {k: [v if np.isfinite(v) else None for v in triple] for k, triple in self.efficiency.items()}
-        named = {k: dict(zip(("value", "low", "high"), triple, strict=True)) for k, triple in ends.items()}
-        return {**asdict(self), "by_size": dict(self.by_size), "efficiency": named}
+        ends = dict(zip(("difference", "low", "high"), vars(self.difference).values(), strict=True))
+        values = {**vars(self), "by_size": dict(self.by_size), "efficiency": estimates_json(self.efficiency)}
+        parts = [ends if name == "difference" else {name: value} for name, value in values.items()]
+        return {name: value for part in parts for name, value in part.items()}
 
 
 def base_of(groups: Sequence[Group]) -> Group:
@@ -75,8 +75,7 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
     contrasts = []
     for group in others:
         pairs, (mean, sd, _, dof) = paired[group.arm], raw[group.arm]
-        reach = float(special.stdtrit(dof, 1 - 0.025 / len(others))) * sd
-        ends = (mean - reach, mean + reach)
+        difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - 0.025 / len(others))) * sd)
         efficiency, refused = efficiency_of(reference.frame, group.frame, column)
         contrasts.append(
             Contrast(
@@ -85,21 +84,19 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
                 base=reference.arm,
                 unit=unit,
                 pairs=len(pairs),
-                difference=mean,
-                low=ends[0],
-                high=ends[1],
+                difference=difference,
                 p=corrected[group.arm],
                 by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
                 efficiency=efficiency,
                 efficiency_refused=refused,
-                verdict=_verdict(group.arm, reference.arm, mean, ends, unit, efficiency) + _trend(pairs),
+                verdict=_verdict(group.arm, reference.arm, difference, unit, efficiency) + _trend(pairs),
             )
         )
     return contrasts
 
 
 def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
-    """One row a pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
+    """One row per pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
 
     They share the tokens, or the FLOPs where arms that spend these alike read other numbers of tokens.
     """
@@ -143,7 +140,7 @@ def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
 def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
     """Mean difference, its standard error, two-sided p and degrees of freedom.
 
-    Where the difference changes with size, the sizes are the sample. Fewer than four cannot tell how it scatters over
+    Where the difference changes with size, the sizes are the sample. Fewer than four do not show how it scatters over
     sizes: then the mean is that of just these sizes, and the scatter that of their pairs.
     """
     values, number, sizes = pairs["difference"].to_numpy(float), len(pairs), pairs["n"].nunique()
@@ -182,11 +179,9 @@ def _holm(values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _verdict(
-    arm: str, base: str, mean: float, ends: tuple[float, float], unit: str, efficiency: Mapping[str, Any]
-) -> str:
-    near, far = sorted(map(abs, ends))
-    if ends[0] <= 0 <= ends[1]:
+def _verdict(arm: str, base: str, difference: Estimate, unit: str, efficiency: Mapping[str, Estimate]) -> str:
+    mean, (near, far) = difference.value, sorted(map(abs, difference.ends))
+    if difference.low <= 0 <= difference.high:
         return (
             f"no difference seen at this noise: {arm} against {base} is {mean:+.4f} {unit}, "
             f"and less than {far:.4f} either way"
@@ -195,8 +190,8 @@ def _verdict(
         f"{arm} is {'better' if mean < 0 else 'worse'} than {base} by {abs(mean):.4f} {unit} ({near:.4f} to {far:.4f})"
     )
     if "compute" in efficiency:
-        value, low, high = efficiency["compute"]
-        text += f", worth {value:.2f} times the compute ({low:.2f} to {high:.2f})"
+        worth = efficiency["compute"]
+        text += f", worth {worth.value:.2f} times the compute ({worth.low:.2f} to {worth.high:.2f})"
     return text
 
 

@@ -5,16 +5,15 @@ Separate fits of few sizes are ill-conditioned; with shared exponents the differ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array, Pair
 from tinyscale.fitting.curve import ENDS
-from tinyscale.fitting.forms import Array, Pair
-from tinyscale.fitting.guess import guess_power_sum
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.laws import COEFFICIENT, EXPONENT, FLOOR, Law
+from tinyscale.fitting.laws.power_sum import ONE_TERM, TWO_TERMS, guess_power_sum
 from tinyscale.fitting.points import Points, group_sizes
 from tinyscale.fitting.solve import solve
 from tinyscale.fitting.uncertainty import estimate_noise, parametric_draws, profile
@@ -22,10 +21,8 @@ from tinyscale.fitting.uncertainty import estimate_noise, parametric_draws, prof
 MATCH = ("n_non_embedding", "tokens")  # what a size is
 DRAWS = 400
 
-Interval = tuple[float, float, float]  # value, and 95 % ends
 
-
-def efficiency_of(base: pd.DataFrame, arm: pd.DataFrame, column: str) -> tuple[dict[str, Interval], str]:
+def efficiency_of(base: pd.DataFrame, arm: pd.DataFrame, column: str) -> tuple[dict[str, Estimate], str]:
     """rho_N and rho_D of an arm under a law shared with the base, and `compute`, their worth; or the reason for none.
 
     L = E + A (rho_N N)^-alpha + B (rho_D D)^-beta, rho = 1 for the base, so the arm at C FLOPs equals the base at
@@ -52,26 +49,24 @@ def efficiency_of(base: pd.DataFrame, arm: pd.DataFrame, column: str) -> tuple[d
     low, high = profile(problem, theta, noise)
     with np.errstate(over="ignore"):
         ends = np.exp(np.stack([theta, low, high], axis=1))
-    found = {name: _interval(row) for name, row in zip(law.params, ends, strict=True) if name.startswith("rho")}
+    found = {
+        name: Estimate(*row.tolist()) for name, row in zip(law.params, ends, strict=True) if name.startswith("rho")
+    }
     if joint:
         drawn = np.exp(parametric_draws(problem, theta, noise, DRAWS, seed=0)[:, -2:].sum(axis=1))
-        found["compute"] = _interval([np.exp(theta[-2:].sum()), *np.percentile(drawn, ENDS)])
+        found["compute"] = Estimate(float(np.exp(theta[-2:].sum())), *np.percentile(drawn, ENDS).tolist())
     else:
         # Along a ratio D/N the compute goes with N squared, at fixed tokens with N.
-        found["compute"] = _interval(np.array(found["rho_N"]) ** (2 if np.ptp(d - n) < 0.05 else 1))
+        power = 2 if np.ptp(d - n) < 0.05 else 1
+        found["compute"] = found["rho_N"].map(lambda rho: rho**power)
     return found, ""
-
-
-def _interval(values: Iterable[float]) -> Interval:
-    value, low, high = (float(v) for v in values)
-    return value, low, high
 
 
 def _shared(*, joint: bool) -> Law:
     """The law of two arms: x holds log N, (log D,) and 1 for rows of the second arm."""
     names = ("E", "A", "B", "alpha", "beta", "rho_N", "rho_D") if joint else ("E", "A", "alpha", "rho_N")
     bounds = {"E": FLOOR, "A": COEFFICIENT, "B": COEFFICIENT, "alpha": EXPONENT, "beta": EXPONENT}
-    terms = ((1, (3, 0)), (2, (4, 1))) if joint else ((1, (2, 0)),)
+    terms = TWO_TERMS if joint else ONE_TERM
     rhos = len(terms)
 
     def log_loss(theta: Array, x: Array) -> Pair:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from scipy import special
 
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.formatting import compact
 
 CURVE = ["arm", "context_length", "n_non_embedding"]  # what tells curves apart
@@ -12,11 +13,11 @@ FLAT = 0.01  # of the loss: a fall of less is called flat
 
 
 def position_losses(points: pd.DataFrame) -> pd.DataFrame:
-    """One row a trial and entry of its loss_by_position, at the end of its schedule; empty where context matters not.
+    """One row per trial and entry of its loss_by_position, at the end of its schedule; empty where context matters not.
 
     points: of one sweep, with the column `arm`. Columns: trial, seed, those of CURVE, `seen` (least tokens of the
     document before the target: 1, 2, 4, ...) and `loss`. Context matters where the sweep varies context_length or
-    positions, and beside it nothing but sizes that differ in N, arms, and seeds.
+    positions, and apart from it only sizes that differ in N, arms, and seeds.
     """
     final = points[(points["state"] == "finished") & points["loss_by_position"].notna()].sort_values("tokens")
     last = final.drop_duplicates("trial", keep="last")
@@ -47,21 +48,22 @@ def falls_beyond(losses: pd.DataFrame) -> pd.DataFrame:
         *before, end = by_seed.columns
         if not before:
             continue
+        seeds = len(by_seed)
         falls = [_fall(by_seed[seen] - by_seed[end]) for seen in before]
-        shares = [(fall if seeds == 1 else high) / by_seed[end].mean() for fall, _, high, seeds in falls]
+        shares = [(fall.value if seeds == 1 else fall.high) / by_seed[end].mean() for fall in falls]
         steep = [index for index, share in enumerate(shares) if share >= FLAT]
         at = min(steep[-1] + 1 if steep else 0, len(before) - 1)
-        found = dict(zip(("fall", "low", "high", "seeds"), falls[at], strict=True))
-        place = {"beyond": before[at], "end": end, "share": shares[at], "flat": shares[at] < FLAT}
-        rows.append({**dict(zip(CURVE, names, strict=True)), **place, **found})
+        fall = {"fall": falls[at].value, "low": falls[at].low, "high": falls[at].high, "seeds": seeds}
+        where = {"beyond": before[at], "end": end, "share": shares[at], "flat": shares[at] < FLAT}
+        rows.append({**dict(zip(CURVE, names, strict=True)), **where, **fall})
     return pd.DataFrame(rows)
 
 
-def _fall(differences: pd.Series[float]) -> tuple[float, float, float, int]:
-    """Mean over seeds, its 95 % ends, and how many seeds."""
-    mean, seeds = float(differences.mean()), len(differences)
-    reach = float(special.stdtrit(seeds - 1, 0.975) * differences.std() / seeds**0.5) if seeds > 1 else float("nan")
-    return mean, mean - reach, mean + reach, seeds
+def _fall(differences: pd.Series[float]) -> Estimate:
+    """Mean over seeds; no interval for one seed."""
+    seeds = len(differences)
+    half_width = special.stdtrit(seeds - 1, 0.975) * differences.std() / seeds**0.5 if seeds > 1 else float("nan")
+    return Estimate.around(differences.mean(), half_width)
 
 
 def positions_verdict(falls: pd.DataFrame) -> str:

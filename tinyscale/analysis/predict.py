@@ -11,8 +11,10 @@ import pandas as pd
 
 from tinyscale.analysis.records import read_curve
 from tinyscale.errors import FitError
-from tinyscale.fitting.frontier import JOINT, frontier
+from tinyscale.fitting.estimate import Estimate, estimates_json
+from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.isoflop import optimum_line
+from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact
 from tinyscale.storage import Folder
 
@@ -22,78 +24,77 @@ FAR = 10.0  # times the fitted range; beyond, nothing in the data speaks for the
 
 @dataclass(frozen=True)
 class Prediction:
-    """name: of the fit; values: quantity -> (value, 95 % low, 95 % high); notes: what to know before using it."""
+    """name: of the fit; values: quantity -> its estimate; notes: what to know before using it."""
 
     name: str
     formula: str
-    values: Mapping[str, tuple[float, float, float]]
+    values: Mapping[str, Estimate]
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end is null."""
-        ends = {name: [v if np.isfinite(v) else None for v in triple] for name, triple in self.values.items()}
-        values = {name: dict(zip(("value", "low", "high"), triple, strict=True)) for name, triple in ends.items()}
+        values = estimates_json(self.values)
         return {"name": self.name, "formula": self.formula, "values": values, "notes": list(self.notes)}
 
 
-def predict_all(folder: Folder, records: Sequence[Mapping[str, Any]], asked: Mapping[str, float]) -> list[Prediction]:
+def predict_all(folder: Folder, records: Sequence[Record], asked: Mapping[str, float]) -> list[Prediction]:
     """What each saved fit says of the sizes asked for (n, d, c, ...): those that can.
 
     A law of exactly the variables asked for predicts the loss; asked for FLOPs alone, joint laws and IsoFLOPs predict
     the compute-optimal run. FitError when no fit can.
     """
-    found = [made for entry in records if (made := _predict(folder, entry, asked)) is not None]
+    found = [made for record in records if (made := _predict(folder, record, asked)) is not None]
     if not found:
         given = " and ".join(FLAGS[name] for name in asked) or "nothing"
         raise FitError(f"no fit predicts from {given} alone; " + "; ".join(map(_takes, records)))
     return found
 
 
-def _takes(entry: Mapping[str, Any]) -> str:
+def _takes(record: Record) -> str:
     """What a fit predicts from."""
-    if entry["law"] in ("isoflop", "envelope"):
-        return f"{entry['name']} takes --flops"
-    if "range" not in entry:
-        return f"{entry['name']} is a law of the best {entry['law']} and predicts no loss"
-    if unknown := [name for name in entry["range"] if name not in FLAGS]:
-        return f"{entry['name']} takes {', '.join(entry['range'])}, and {', '.join(unknown)} only Python gives it"
-    either = ", or --flops alone" if entry["law"] in JOINT else ""
-    return f"{entry['name']} takes {' with '.join(FLAGS[name] for name in entry['range'])}{either}"
+    if record.form.kind == "budgets":
+        return f"{record.name} takes --flops"
+    if record.form.kind == "sizes":
+        return f"{record.name} is a law of the best {record.law} and predicts no loss"
+    if unknown := [name for name in record.range if name not in FLAGS]:
+        return f"{record.name} takes {', '.join(record.range)}, and {', '.join(unknown)} only Python gives it"
+    either = ", or --flops alone" if record.form.has_frontier else ""
+    return f"{record.name} takes {' with '.join(FLAGS[name] for name in record.range)}{either}"
 
 
-def _predict(folder: Folder, entry: Mapping[str, Any], asked: Mapping[str, float]) -> Prediction | None:
-    if entry["law"] in ("isoflop", "envelope"):
-        return _from_optima(entry, asked["c"]) if set(asked) == {"c"} else None
-    if "range" not in entry:
+def _predict(folder: Folder, record: Record, asked: Mapping[str, float]) -> Prediction | None:
+    of_budget = set(asked) == {"c"}
+    if record.form.kind == "budgets":
+        return _from_optima(record, asked["c"]) if of_budget else None
+    if record.form.kind == "sizes":
         return None
-    needed = list(entry["range"])
-    if set(asked) == {"c"} and entry["law"] in JOINT:
-        row = frontier(read_curve(folder, entry), asked["c"]).iloc[0]
-        values = {name: (row[key], row[f"{key}_low"], row[f"{key}_high"]) for name, key in _FRONTIER.items()}
+    if of_budget and record.form.has_frontier:
+        row = frontier(read_curve(folder, record), asked["c"]).iloc[0]
+        values = {name: _estimate(row, key, f"{key}_low", f"{key}_high") for name, key in _FRONTIER.items()}
         sizes = {"n": row["n"], "d": row["d"]}
-    elif set(needed) <= set(asked):
-        sizes = {name: asked[name] for name in needed}
-        row = read_curve(folder, entry).predict(**sizes).iloc[0]
-        values = {"loss": (row["loss"], row["low"], row["high"])}
+    elif set(record.range) <= set(asked):
+        sizes = {name: asked[name] for name in record.range}
+        row = read_curve(folder, record).predict(**sizes).iloc[0]
+        values = {"loss": _estimate(row, "loss", "low", "high")}
     else:
         return None
-    notes = [*_distance(entry["range"], sizes), *_slice(entry, asked), *entry["warnings"]]
-    plain = {name: (float(value), float(low), float(high)) for name, (value, low, high) in values.items()}
-    return Prediction(entry["name"], entry["formula"], plain, tuple(notes))
+    notes = (*_distance(record.range, sizes), *_slice(record, asked), *record.warnings)
+    return Prediction(record.name, record.formula, values, notes)
 
 
 _FRONTIER = {"N*": "n", "D*": "d", "loss": "loss"}
 
 
-def _from_optima(entry: Mapping[str, Any], flops: float) -> Prediction:
-    table = pd.DataFrame(entry["optima"])
-    table = table[table["refused"] == ""].astype({"n_star": float, "d_star": float, "log_n_sd": float})
-    values = {}
-    for name, column in (("N*", "n_star"), ("D*", "d_star")):
-        value, low, high = np.exp(optimum_line(table, column).at(float(np.log(flops)))).tolist()
-        values[name] = (value, low, high)
+def _estimate(row: pd.Series[float], *columns: str) -> Estimate:
+    return Estimate(*(float(row[column]) for column in columns))
+
+
+def _from_optima(record: Record, flops: float) -> Prediction:
+    table, at = record.kept, float(np.log(flops))
+    columns = {"N*": "best", "D*": "best_d"}
+    values = {name: optimum_line(table, column).at(at).map(np.exp) for name, column in columns.items()}
     notes = _distance({"c": [table["c"].min(), table["c"].max()]}, {"c": flops})
-    return Prediction(entry["name"], entry["formula"], values, (*notes, *entry["warnings"]))
+    return Prediction(record.name, record.formula, values, (*notes, *record.warnings))
 
 
 def _distance(fitted: Mapping[str, Sequence[float]], asked: Mapping[str, float]) -> list[str]:
@@ -108,18 +109,18 @@ def _distance(fitted: Mapping[str, Sequence[float]], asked: Mapping[str, float])
     return notes
 
 
-def _slice(entry: Mapping[str, Any], asked: Mapping[str, float]) -> list[str]:
-    unused = sorted(set(asked) - set(entry["range"]))
-    if not entry["slice"]:
+def _slice(record: Record, asked: Mapping[str, float]) -> list[str]:
+    unused = sorted(set(asked) - set(record.range))
+    if not record.slice:
         return []
     ignored = f"; {', '.join(name.upper() for name in unused)} is not in it and was not used" if unused else ""
-    return [f"this law holds {entry['slice']}{ignored}"]
+    return [f"this law holds {record.slice}{ignored}"]
 
 
 def describe_prediction(made: Prediction) -> str:
     """A prediction as a block of lines."""
     lines = [f"{made.name}: {made.formula}"]
-    for name, (value, low, high) in made.values.items():
+    for name, each in made.values.items():
         show = (lambda v: f"{v:.4f}") if name == "loss" else compact
-        lines.append(f"  {name:5} {show(value):>10}   95 %: {show(low)} to {show(high)}")
+        lines.append(f"  {name:5} {show(each.value):>10}   95 %: {show(each.low)} to {show(each.high)}")
     return "\n".join(lines + [f"  note: {note}" for note in made.notes])

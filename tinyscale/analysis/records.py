@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -15,101 +14,57 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from tinyscale.analysis.compare import Contrast
-from tinyscale.analysis.runs import Group
 from tinyscale.errors import ResultsError
+from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.frontier import JOINT
-from tinyscale.fitting.holdout import HeldOut
-from tinyscale.fitting.honesty import residual_table
-from tinyscale.fitting.isoflop import Optima
 from tinyscale.fitting.laws import find_law
 from tinyscale.fitting.points import read_points
-from tinyscale.fitting.solve import Certificate
-from tinyscale.fitting.uncertainty import Noise
+from tinyscale.fitting.record import TRIALS, Record
 from tinyscale.storage import Folder
 
-Found = Fit | Optima
-TRIALS = "trials"  # the source of fits to the folder's own runs
 
-
-def label(found: Found, group: Group, **more: Any) -> Found:
-    """The fit with where its runs came from; more: further entries of its record."""
-    rows = {"kept": len(found.points), "dropped": dict(group.dropped)}
-    labels = {"sweep": group.sweep, "arm": group.arm, "title": group.title, "rows": rows, **more}
-    return replace(found, labels=MappingProxyType(labels))
-
-
-def law_name(found: Found) -> str:
-    """Name of the law that was fitted."""
-    return found.law.name if isinstance(found, Fit) else found.law
-
-
-def slug(found: Found) -> str:
-    """<sweep>[-<arm>][-<setting>]-<law>, the stem of this fit's files."""
-    return re.sub(r"[^\w.=-]+", "_", f"{found.labels['title']}-{law_name(found)}")
-
-
-def record(found: Found) -> dict[str, Any]:
-    """A fit as it stands in fits.json: plain values, and its name."""
-    return {"name": slug(found), "derived": {}, **found.as_json()}
-
-
-def parameters_table(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a parameter of these records: sweep, arm, law, parameter, value, 95 % ends, points, held-out errors."""
+def parameters_table(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per parameter of these fits: sweep, arm, law, parameter, value, 95 % ends, points, held-out errors."""
     rows = []
-    for entry in entries:
-        held = entry["held_out"] or {}
-        shared = {name: entry[name] for name in ("sweep", "arm", "title", "law")}
-        errors = {name: held.get(name) for name in ("error_percent", "carry_forward_percent")}
-        for name, ends in (entry["params"] | entry["derived"]).items():
-            rows.append({**shared, "parameter": name, **ends, "points": entry["points"], **errors})
+    for record in records:
+        origin, held = record.origin, record.held_out
+        shared = {"sweep": origin.sweep, "arm": origin.arm, "title": origin.title, "law": record.law}
+        errors = {name: getattr(held, name, None) for name in ("error_percent", "carry_forward_percent")}
+        for name, estimate in record.all_estimates.items():
+            rows.append({**shared, "parameter": name, **estimate.as_json(), "points": record.points, **errors})
     return pd.DataFrame(rows)
 
 
-def points_table(found: Found) -> pd.DataFrame:
-    """One row a fitted point with the law's loss and the residual of log loss; of optima, one row an optimum."""
-    if not isinstance(found, Fit):
-        return found.table
-    frame = found.points.frame
-    predicted = found.law.loss(found.params, **{name: frame[name].to_numpy() for name in found.law.variables})
-    named = {name: column for name, column in found.points.counts.items() if column != name}
-    return frame.rename(columns=named).assign(predicted=predicted, residual=np.log(frame["loss"] / predicted))
-
-
-def residuals_of(found: Fit) -> pd.DataFrame:
-    """Mean residuals by each variable and, for a law of N and D, by C = 6 N D."""
-    frame, variables = found.points.frame, found.law.variables
-    if {"n", "d"} <= set(variables):
-        frame, variables = frame.assign(c=6.0 * frame["n"] * frame["d"]), (*variables, "c")
-    return residual_table(frame, variables, points_table(found)["residual"].to_numpy())
-
-
-def write_fits(folder: Folder, fits: Sequence[Found], source: str) -> list[str]:
+def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]:
     """Write fits/ (fits.json, refits) and tables/ (CSV and Parquet) under a results folder; the paths written.
 
     source: the file the runs came from, or TRIALS. Fits of other sources stay; ResultsError where a name is taken.
     """
-    entries = [record(found) for found in fits]
-    others = [entry for entry in _read_json(folder / "fits", "fits.json") if entry.get("source", TRIALS) != source]
-    taken = {entry["name"]: entry.get("source", TRIALS) for entry in others}
-    for entry in entries:
-        if entry["name"] in taken:
-            raise ResultsError(
-                f"{folder}: a fit {entry['name']} of {taken[entry['name']]} is there already; rename the file, or name "
-                "another folder with --results"
-            )
-    entries = sorted([*others, *entries], key=lambda entry: entry.get("source", TRIALS) != TRIALS)
-    text = _json(entries)
-    refits = {f"{slug(found)}.draws.parquet": _parquet(_draws(found)) for found in fits if isinstance(found, Fit)}
-    tables = {"fits": parameters_table(entries)}
+    others = [each for each in _other_records(folder / "fits") if each.origin.source != source]
+    taken = {each.name: each.origin.source for each in others}
     for found in fits:
-        tables[slug(found)] = points_table(found)
-        if isinstance(found, Fit):
-            tables[f"{slug(found)}-residuals"] = residuals_of(found)
+        if found.record.name in taken:
+            raise ResultsError(
+                f"{folder}: a fit {found.record.name} of {taken[found.record.name]} is there already; rename the file, "
+                "or name another folder with --results"
+            )
+    records = sorted([*others, *(found.record for found in fits)], key=lambda each: each.origin.source != TRIALS)
+    refits = {
+        f"{found.record.name}.draws.parquet": _parquet(found.refits) for found in fits if found.refits is not None
+    }
+    tables = {"fits": parameters_table(records)}
+    for found in fits:
+        tables |= {f"{found.record.name}{suffix}": table for suffix, table in found.tables().items()}
     csv = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
     parquet = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
+    text = _json([each.as_json() for each in records])
     return _write(folder / "fits", {"fits.json": text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
+
+
+def _other_records(folder: Folder) -> list[Record]:
+    """The records that are there; none where fits.json is missing or damaged."""
+    return [Record.of_json(entry) for entry in _read_json(folder, "fits.json")]
 
 
 def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
@@ -153,10 +108,6 @@ def _read_json(folder: Folder, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _draws(found: Fit) -> pd.DataFrame:
-    return pd.DataFrame(found.curve.draws, columns=list(found.law.params))
-
-
 def _parquet(table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
@@ -175,7 +126,7 @@ def _write(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
     return [f"{folder}/{name}" for name in files]
 
 
-def read_records(location: str) -> tuple[Folder, list[dict[str, Any]]]:
+def read_records(location: str) -> tuple[Folder, list[Record]]:
     """The fits that `write_fits` left in a results folder, or in a fits.json. ResultsError when there are none."""
     folder = (
         Folder.at(location.removesuffix("/fits.json")) if location.endswith(".json") else Folder.at(location) / "fits"
@@ -184,65 +135,57 @@ def read_records(location: str) -> tuple[Folder, list[dict[str, Any]]]:
         found = json.loads(folder.read("fits.json"))
     except (OSError, ValueError) as error:
         raise ResultsError(f"{folder}/fits.json: cannot be read ({error}); run tinyscale fit first") from error
-    return folder, found
+    return folder, [Record.of_json(entry) for entry in found]
 
 
-def read_points_table(folder: Folder, entry: Mapping[str, Any]) -> pd.DataFrame:
+def read_points_table(folder: Folder, record: Record) -> pd.DataFrame:
     """The fitted points of a record, under the names of the table they came from. folder: that of fits.json."""
     tables = replace(folder, path=folder.path.removesuffix("fits") + "tables")
     try:
-        return _read_parquet(tables.read(f"{entry['name']}.parquet"))
+        return _read_parquet(tables.read(f"{record.name}.parquet"))
     except OSError as error:
-        raise ResultsError(f"{tables}: the points of {entry['name']} are gone ({error}); run tinyscale fit") from error
+        raise ResultsError(f"{tables}: the points of {record.name} are gone ({error}); run tinyscale fit") from error
 
 
-def read_fit(folder: Folder, entry: Mapping[str, Any]) -> Fit:
-    """The fit of a record as it was before it was written: nothing is fitted again."""
-    law, held = find_law(entry["law"]), entry["held_out"]
-    columns = {name: column for name, column in entry["columns"].items() if name in (*law.variables, "loss", "weight")}
-    certificate = {**entry["certificate"], "at_bound": tuple(entry["certificate"]["at_bound"])}
-    ends = {
-        name: (each["value"], _end(each["low"], -np.inf), _end(each["high"], np.inf))
-        for name, each in (entry["params"] | entry["derived"]).items()
-    }
-    delta = entry["objective"]["delta"]
-    labels = {name: entry[name] for name in ("sweep", "arm", "title", "rows", "source", "conventions") if name in entry}
+def read_fit(folder: Folder, record: Record) -> Fit:
+    """The fit of a law of the loss as it was before it was written: nothing is fitted again."""
+    law, delta = find_law(record.law), record.objective["delta"]
+    assert record.certificate is not None and record.noise is not None
+    columns = {name: column for name, column in record.columns.items() if name in (*law.variables, "loss", "weight")}
     return Fit(
         law=law,
-        curve=read_curve(folder, entry),
-        intervals=MappingProxyType({name: ends[name][1:] for name in law.params}),
+        curve=read_curve(folder, record),
+        estimates=MappingProxyType(dict(record.estimates)),
         delta=np.inf if delta is None else delta,
-        objective=entry["objective"]["value"],
-        certificate=Certificate(**certificate),
-        noise=Noise(**entry["noise"]),
-        method=entry["intervals"],
-        held_out=HeldOut(**{**held, "windows": tuple(held["windows"])}) if held else None,
-        influence=tuple(entry["influence"]),
-        rivals=tuple(entry["rivals"]),
-        slice=entry["slice"],
-        warnings=tuple(entry["warnings"]),
-        points=read_points(read_points_table(folder, entry), law, columns),
-        derived=MappingProxyType({name: ends[name] for name in entry["derived"]}),
-        labels=MappingProxyType(labels),
+        objective=record.objective["value"],
+        certificate=record.certificate,
+        noise=record.noise,
+        method=record.method,
+        intervals=record.intervals,
+        held_out=record.held_out,
+        influence=record.influence,
+        alternatives=record.alternatives,
+        slice=record.slice,
+        warnings=record.warnings,
+        points=read_points(read_points_table(folder, record), law, columns),
+        derived=MappingProxyType(dict(record.derived)),
+        conventions=record.conventions,
+        origin=record.origin,
     )
 
 
-def _end(value: float | None, unset: float) -> float:
-    return unset if value is None else value
-
-
-def read_curve(folder: Folder, entry: Mapping[str, Any]) -> Curve:
-    """The curve of a record, with its refits."""
-    law = find_law(entry["law"])
+def read_curve(folder: Folder, record: Record) -> Curve:
+    """The curve of a record of a law of the loss, with its refits."""
+    law, noise = find_law(record.law), record.noise
+    assert noise is not None
     try:
-        draws = _read_parquet(folder.read(f"{entry['name']}.draws.parquet"))
+        draws = _read_parquet(folder.read(f"{record.name}.draws.parquet"))
     except OSError as error:
         raise ResultsError(
-            f"{folder}: the refits of {entry['name']} are gone ({error}); run tinyscale fit again"
+            f"{folder}: the refits of {record.name} are gone ({error}); run tinyscale fit again"
         ) from error
-    params = {name: entry["params"][name]["value"] for name in law.params}
+    params = {name: record.estimates[name].value for name in law.params}
     profiled = None
-    if entry["law"] in JOINT and entry["intervals"].startswith("profile"):
-        profiled = read_points(read_points_table(folder, entry), law, entry["columns"]).problem(law, np.inf)
-    noise = entry["noise"]
-    return Curve(law, params, draws[list(law.params)].to_numpy(), noise["sd"], noise["dof"], profiled)
+    if law.has_frontier and record.method == "profile":
+        profiled = read_points(read_points_table(folder, record), law, record.columns).problem(law, np.inf)
+    return Curve(law, params, draws[list(law.params)].to_numpy(), noise.sd, noise.dof, profiled)

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.choose import laws_for
 from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.points import COLUMNS, column_of, varying
+from tinyscale.fitting.support import laws_for
 from tinyscale.results.store import Results, sweep_points
 from tinyscale.spec.config import BUDGETS, ModelConfig, TrainConfig
 from tinyscale.storage import Folder

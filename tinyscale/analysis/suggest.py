@@ -1,12 +1,8 @@
-"""Which next runs shrink an interval most for their FLOPs: optimal design on the fitted law.
-
-The covariance of the parameters is (J'J / s^2)^-1 with J the derivatives of log loss at the runs there are; a run adds
-its own row to J before it is made (Fedorov 1972). Greedy: one run at a time, the largest fall in variance per FLOP.
-"""
+"""The next runs of a fitted sweep: candidates like its trials, the best of them, and a sweep file that trains these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,126 +11,32 @@ import pandas as pd
 
 from tinyscale.analysis.records import read_curve, read_points_table, read_records
 from tinyscale.errors import FitError
-from tinyscale.fitting.curve import Curve
-from tinyscale.fitting.forms import Array
+from tinyscale.fitting.design import REACH, Candidate, Suggestion, suggest
 from tinyscale.fitting.points import COLUMNS
+from tinyscale.fitting.record import Record
 from tinyscale.results.store import Results
 from tinyscale.spec.config import BUDGETS, ModelConfig
 from tinyscale.spec.costs import flops_per_token, parameters, training_steps
 from tinyscale.spec.trial import Trial
 
-MOST_RUNS = 12
 LEAST_WIDTH = 4  # of a model
-REACH = 4.0  # times the largest size fitted: a run further out tests the law more than it sharpens it
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A run that could be made. variables: the law's, in their units; fields: what a sweep file sets for it."""
-
-    variables: Mapping[str, float]
-    flops: float
-    fields: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """runs: the candidates chosen; flops: their cost; shrink: the interval's width afterwards over its width now.
-
-    ended: why there are not more runs.
-    """
-
-    target: str
-    runs: tuple[Candidate, ...]
-    flops: float
-    shrink: float
-    ended: str
-
-
-def suggest(curve: Curve, x: Array, candidates: Sequence[Candidate], *, budget: float, target: str) -> Suggestion:
-    """Choose runs within a budget of FLOPs for a parameter of the law, or for `loss` at ten times the largest sizes.
-
-    x (k, n): logarithms of the law's variables at the runs there are. FitError when the budget pays for none.
-    """
-    law = curve.law
-    theta = law.to_solver(np.array([[curve.params[name] for name in law.params]]))
-    direction = _direction(curve, theta, x, target)
-    affordable = [c for c in candidates if c.flops <= budget]
-    if not affordable:
-        cheapest = min((c.flops for c in candidates), default=np.inf)
-        raise FitError(
-            f"{budget:.2g} FLOPs pay for no run of these sizes: the smallest takes {cheapest:.2g}; raise --flops"
-        )
-    at = np.log([[c.variables[name] for name in law.variables] for c in affordable]).T
-    rows = law.log_loss(theta, at)[1][0].T
-    costs = np.array([c.flops for c in affordable])
-    information = (jacobian := law.log_loss(theta, x)[1][0]) @ jacobian.T
-    # A floor at zero or one ratio D/N leaves a direction without information; a trace of it keeps the inverse finite.
-    information += 1e-9 * np.diag(np.diag(information))
-    plans = [_greedy(information, direction, rows, costs, budget, power) for power in (0.0, 0.5, 1.0)]
-    variance, chosen = min(plans, key=lambda plan: plan[0])
-    before = direction @ np.linalg.solve(information, direction)
-    spent, runs = float(costs[chosen].sum()), tuple(affordable[i] for i in chosen)
-    ended = _ended([c for c in candidates if c not in runs], len(runs), budget - spent)
-    return Suggestion(target, runs, spent, float(np.sqrt(variance / before)), ended)
-
-
-def _ended(others: Sequence[Candidate], chosen: int, left: float) -> str:
-    """Why a plan has no further run."""
-    if chosen == MOST_RUNS:
-        return f"{MOST_RUNS} runs are the most suggested at once: train these, fit, and ask again"
-    if not others:
-        return f"these are all the sizes up to {REACH:g} times the largest fitted: a larger one would test the law more"
-    cheapest = min(candidate.flops for candidate in others)
-    if cheapest > left:
-        return f"the next run takes {cheapest:.2g} FLOPs, more than the {left:.2g} that are left"
-    return "no other run of these sizes would shrink it"
-
-
-def _direction(curve: Curve, theta: Array, x: Array, target: str) -> Array:
-    """The derivative (P,) of what should be known, by the law's parameters."""
-    if target == "loss":
-        return np.asarray(curve.law.log_loss(theta, x.max(axis=1, keepdims=True) + np.log(10))[1][0][:, 0])
-    if target not in curve.law.params:
-        raise FitError(f"no interval is called {target!r}; there are loss, {', '.join(curve.law.params)}")
-    return np.array([float(name == target) for name in curve.law.params])
-
-
-def _greedy(
-    information: Array, direction: Array, rows: Array, costs: Array, budget: float, power: float
-) -> tuple[float, list[int]]:
-    """Variance left, and rows chosen, each once, by the fall in variance per cost^power (1: per FLOP)."""
-    inverse, left = np.linalg.inv(information), budget
-    chosen: list[int] = []
-    while len(chosen) < MOST_RUNS:
-        # Sherman-Morrison: how far each row alone lowers the variance along the direction.
-        gain = (rows @ inverse @ direction) ** 2 / (1 + np.einsum("ip,pq,iq->i", rows, inverse, rows))
-        gain = np.where((costs <= left) & ~np.isin(np.arange(len(costs)), chosen), gain / costs**power, -1.0)
-        best = int(gain.argmax())
-        if gain[best] <= 0:
-            break
-        pulled = inverse @ rows[best]
-        inverse = inverse - np.outer(pulled, pulled) / (1 + rows[best] @ pulled)
-        chosen.append(best)
-        left -= costs[best]
-    return float(direction @ inverse @ direction), chosen
-
-
-def candidates_from(points: pd.DataFrame, entry: Mapping[str, Any]) -> list[Candidate]:
+def candidates_from(points: pd.DataFrame, record: Record) -> list[Candidate]:
     """Runs on a grid of the fitted ranges and beyond, at 6 N D FLOPs; for tables of one's own.
 
     points: the fitted points, columns by the names in the record. A law of N alone keeps the middle ratio D/N.
     """
-    n_column, d_column = (entry["columns"].get(name, COLUMNS[name]) for name in ("n", "d"))
+    n_column, d_column = (record.columns.get(name, COLUMNS[name]) for name in ("n", "d"))
     missing = [column for column in (n_column, d_column) if column not in points]
     if missing:
         raise FitError(f"runs cost 6 N D, and the fitted table has no column {', '.join(missing)}; fit with both")
     n_axis, d_axis = (np.geomspace(points[c].min(), REACH * points[c].max(), 9) for c in (n_column, d_column))
     pairs = [(n, d) for n in n_axis for d in d_axis]
-    if set(entry["range"]) == {"n"}:
+    if set(record.range) == {"n"}:
         ratio = float((points[d_column] / points[n_column]).median())
         pairs = [(n, ratio * n) for n in n_axis]
-    if set(entry["range"]) == {"d"}:
+    if set(record.range) == {"d"}:
         pairs = [(float(points[n_column].median()), d) for d in d_axis]
     return [Candidate({"n": n, "d": d}, 6.0 * n * d, {}) for n, d in pairs]
 
@@ -151,14 +53,14 @@ class Behind:
     unused_seed: int
 
 
-def candidates_of_trial(behind: Behind, entry: Mapping[str, Any]) -> list[Candidate]:
+def candidates_of_trial(behind: Behind, record: Record) -> list[Candidate]:
     """Runs like one trial but wider or narrower (N) and longer or shorter (D), with the fields that make them."""
-    model, variables, found = behind.trial.config.model, tuple(entry["range"]), []
-    for d_model in _widths(behind, *entry["range"]["n"]) if "n" in variables else [model.d_model]:
+    model, variables, found = behind.trial.config.model, tuple(record.range), []
+    for d_model in _widths(behind, *record.range["n"]) if "n" in variables else [model.d_model]:
         shape = ModelConfig.model_validate({**_shape(behind), "d_model": d_model})
         n = float(parameters(shape, behind.trial.vocab_size).n_non_embedding)
         per_token = flops_per_token(shape, behind.trial.vocab_size)["flops"]
-        for tokens in _tokens(behind, shape, entry["range"].get("d")):
+        for tokens in _tokens(behind, shape, record.range.get("d")):
             fields = {"model.d_model": d_model} if "n" in variables else {}
             fields |= {"train.tokens_budget": int(tokens)} if "d" in variables else {}
             sizes = {"n": n, "d": tokens, "c": per_token * tokens}
@@ -214,10 +116,10 @@ def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, A
     }
 
 
-def trial_behind(results: Results, entry: Mapping[str, Any]) -> Behind | None:
+def trial_behind(results: Results, record: Record) -> Behind | None:
     """The last trial of a fit's sweep and arm; None without its sweep."""
-    records = [record for record in results.read_sweeps() if record.name == entry["sweep"]]
-    trials = [each for record in records for each in record.entries if each.cell.arm == entry["arm"]]
+    sweeps = [each for each in results.read_sweeps() if each.name == record.origin.sweep]
+    trials = [each for sweep in sweeps for each in sweep.entries if each.cell.arm == record.origin.arm]
     if not trials:
         return None
     first, last = (results.load_trial(trials[index].trial) for index in (0, -1))
@@ -235,15 +137,16 @@ def suggest_from(
     location: results folder or fits.json. None in place of the file when the fit's runs belong to no sweep.
     """
     folder, records = read_records(location)
-    usable = [entry for entry in records if "range" in entry and name in (None, entry["name"])]
-    if not usable:
-        names = ", ".join(entry["name"] for entry in records if "range" in entry)
+    usable = [record for record in records if record.form.kind == "loss"]
+    asked = [record for record in usable if name in (None, record.name)]
+    if not asked:
+        names = ", ".join(record.name for record in usable)
         raise FitError(f"no fit {name or 'of a loss law'} to sharpen; there are {names or 'none'}")
-    entry = usable[0]
-    points = read_points_table(folder, entry)
-    x = np.log(points[[entry["columns"][variable] for variable in entry["range"]]].to_numpy(float).T)
-    curve = read_curve(folder, entry)
-    behind = trial_behind(Results(folder.path.removesuffix("/fits")), entry)
-    candidates = candidates_of_trial(behind, entry) if behind else candidates_from(points, entry)
+    record = asked[0]
+    points = read_points_table(folder, record)
+    x = np.log(points[[record.columns[variable] for variable in record.range]].to_numpy(float).T)
+    curve = read_curve(folder, record)
+    behind = trial_behind(Results(folder.path.removesuffix("/fits")), record)
+    candidates = candidates_of_trial(behind, record) if behind else candidates_from(points, record)
     made = suggest(curve, x, candidates, budget=budget, target=target)
-    return made, sweep_file(entry["sweep"], behind, made) if behind else None
+    return made, sweep_file(record.origin.sweep, behind, made) if behind else None

@@ -77,14 +77,13 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     One fit a sweep and arm: 95 % intervals, the error on the largest size held out, a plot.
     Writes fits/fits.json, tables/ and plots/ under the results folder.
     """
-    from tinyscale.analysis.records import record
     from tinyscale.fitting.text import describe
     from tinyscale.reporting.write import analyse
 
     done = analyse(path or results or "results", results or "results", **options)
-    records = [record(found) for found in done.fits]
+    records = [found.record for found in done.fits]
     if as_json:
-        click.echo(json.dumps(records, indent=1))
+        click.echo(json.dumps([record.as_json() for record in records], indent=1))
     else:
         verdicts = [f"{each.sweep}: {each.verdict}" for each in done.contrasts]
         wrote = [f"wrote {name}" for name in done.written]
@@ -111,9 +110,9 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
     from tinyscale.analysis.records import read_records
 
     folder, records = read_records(fits)
-    chosen = [entry for entry in records if name in (None, entry["name"])]
+    chosen = [record for record in records if name in (None, record.name)]
     if not chosen:
-        raise click.BadParameter(f"no fit {name!r}; there are {', '.join(entry['name'] for entry in records)}")
+        raise click.BadParameter(f"no fit {name!r}; there are {', '.join(record.name for record in records)}")
     made = predict_all(folder, chosen, {key: value for key, value in sizes.items() if value is not None})
     if as_json:
         click.echo(json.dumps([each.as_json() for each in made], indent=1))
@@ -193,7 +192,7 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     type=click.Choice(["law", "residuals", "curves"]),
     default="law",
     show_default=True,
-    help="The law with its runs; what it leaves over; or the curves whose bottoms it is drawn through.",
+    help="The law with its runs; what it leaves over; or the curves of loss whose lowest points it is fitted to.",
 )
 @click.option(
     "--out",
@@ -207,13 +206,12 @@ def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path)
 
     A law that was not fitted there yet is fitted with its defaults, and not recorded.
     """
-    from tinyscale.analysis.records import slug
     from tinyscale.analysis.study import fit_to_draw
     from tinyscale.reporting.figures import draw_of, save_figure
 
     found, origin = fit_to_draw(folder, law, name)
     save_figure(out, draw_of(found, figure))
-    click.echo(f"wrote {out}: {slug(found)}, {origin}")
+    click.echo(f"wrote {out}: {found.record.name}, {origin}")
 
 
 @click.command()

@@ -81,7 +81,8 @@ def documents(corpus: str, max_bytes: int | None = None) -> list[str]:
 
 def _refuse_limit(corpus: str, max_bytes: int | None) -> None:
     if max_bytes is not None:
-        raise DataError(f"data.max_bytes is for {', '.join(HUB)}; {corpus} is read whole: remove it")
+        message = f"data.max_bytes is for {', '.join(HUB)}; {corpus} is read whole: remove it"
+        raise DataError(message, field="data.max_bytes")
 
 
 def _unknown(corpus: str, names: list[str]) -> str:

@@ -133,7 +133,8 @@ class HubText:
             rows = pq.read_table(_fetch(self.name, pinned, pinned.size), columns=["text"]).column("text").to_pylist()
             texts = _first(_articles(rows) if pinned.articles else rows, self.max_bytes)
         if not texts:
-            raise DataError(f"data.max_bytes {self.max_bytes} does not hold one document of {self.name}; raise it")
+            message = f"data.max_bytes {self.max_bytes} does not hold one document of {self.name}; raise it"
+            raise DataError(message, field="data.max_bytes")
         return texts
 
     def split(self, val_bytes: int) -> Split:

@@ -29,7 +29,7 @@ def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
     cut, held_out = next(((cut, size) for cut, size in _cuts(ordered) if size >= val_bytes), (len(ordered), total))
     if 2 * held_out > total:
         legal = max((size for _, size in _cuts(ordered) if 2 * size <= total), default=0)
-        raise DataError(_too_much(held_out, total, legal))
+        raise _too_much(held_out, total, legal)
     return ordered[cut:], ordered[:cut]
 
 
@@ -50,20 +50,21 @@ def _tail(text: str, val_bytes: int) -> tuple[list[str], list[str]]:
     """Hold out the last val_bytes bytes, or up to three more, so that no character is cut."""
     raw = text.encode()
     if 2 * val_bytes > len(raw):
-        raise DataError(_too_much(val_bytes, len(raw), len(raw) // 2))
+        raise _too_much(val_bytes, len(raw), len(raw) // 2)
     cut = len(raw) - val_bytes
     while raw[cut] & 0xC0 == 0x80:  # inside a character
         cut -= 1
     return [raw[:cut].decode()], [raw[cut:].decode()]
 
 
-def _too_much(held_out: int, total: int, legal: int) -> str:
+def _too_much(held_out: int, total: int, legal: int) -> DataError:
     remedy = (
         f"set data.val_bytes to at most {legal}"
         if legal
         else "its first document is more than half of it, so no val_bytes is legal: give more documents"
     )
-    return (
+    message = (
         f"holding out {held_out:,} bytes would leave {total - held_out:,} of the corpus's {total:,} for training, "
         f"less than validation; {remedy}"
     )
+    return DataError(message, field="data.val_bytes" if legal else None)

@@ -120,7 +120,8 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
     )
     raise DataError(
         f"data.val_bytes {config.val_bytes} holds out {corpus.val_tokens:,} tokens of {config.corpus}; "
-        f"evaluation needs at least {MIN_VAL_TOKENS:,} so that its noise hides no differences; {remedy}"
+        f"evaluation needs at least {MIN_VAL_TOKENS:,} so that its noise hides no differences; {remedy}",
+        field="data.val_bytes",
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.forms import Array
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.solve import Problem
 

@@ -17,14 +17,13 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array, Pair
 from tinyscale.fitting.curve import ENDS, Curve
-from tinyscale.fitting.forms import Array, Pair
+from tinyscale.fitting.estimate import Estimate
+from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.uncertainty import Noise, Quantity, profile_of
 
-JOINT = ("chinchilla", "tied")
 FARTHEST = 60.0  # in log C from the estimate: a loss that is not reached there is below the floor
-
-Triple = tuple[float, float, float]  # value, and 95 % ends
 
 
 def frontier(curve: Curve, flops: ArrayLike) -> pd.DataFrame:
@@ -32,26 +31,27 @@ def frontier(curve: Curve, flops: ArrayLike) -> pd.DataFrame:
     rows = []
     for c in np.atleast_1d(np.asarray(flops, float)):
         x = float(np.log(c / 6))
-        size, loss = (_interval(curve, partial(quantity, x=x)) for quantity in (_log_size, _log_loss))
+        size, loss = (_estimate(curve, partial(quantity, x=x)) for quantity in (_log_size, _log_loss))
         with np.errstate(over="ignore"):
-            rows.append([c, *np.exp([*size, *(x - size[[0, 2, 1]]), *loss])])
+            tokens = size.map(partial(np.subtract, x))
+            rows.append([c, *(value for each in (size, tokens, loss) for value in np.exp([each.value, *each.ends]))])
     return pd.DataFrame(
         rows, columns=["c", *(f"{name}{end}" for name in ("n", "d", "loss") for end in ("", "_low", "_high"))]
     )
 
 
-def exponents(curve: Curve) -> dict[str, Triple]:
-    """a and b of N* ~ C^a, D* ~ C^b: value, and 95 % ends."""
-    value, low, high = np.clip(_interval(curve, _exponent), 0.0, 1.0).tolist()
-    return {"a": (value, low, high), "b": (1 - value, 1 - high, 1 - low)}
+def exponents(curve: Curve) -> dict[str, Estimate]:
+    """a and b of N* ~ C^a, D* ~ C^b."""
+    a = _estimate(curve, _exponent).map(lambda value: np.clip(value, 0.0, 1.0))
+    return {"a": a, "b": a.map(lambda value: 1 - value)}
 
 
-def compute_for(curve: Curve, loss: float) -> Triple:
-    """FLOPs at which the frontier reaches a loss: value, and 95 % ends (infinite: it may never reach it).
+def compute_for(curve: Curve, loss: float) -> Estimate:
+    """FLOPs at which the frontier reaches a loss; an infinite end: it may never reach it.
 
     C = 6 ((L - E) / K)^(-(alpha+beta)/(alpha beta)) with K = A G^-alpha + B G^beta. FitError below the floor.
     """
-    floor = curve.params.get("E", 0.0)
+    floor = curve.params[curve.law.irreducible] if curve.law.irreducible else 0.0
     if loss <= floor:
         raise FitError(
             f"no budget reaches a loss of {loss:.4g}: the fitted floor is {floor:.4g}; ask for a higher loss"
@@ -60,16 +60,16 @@ def compute_for(curve: Curve, loss: float) -> Triple:
     g, (_, a, b, alpha, beta) = _log_size(theta, 0.0)[0][0], theta[0]
     power = (alpha + beta) / (alpha * beta)
     x = float(power * (np.logaddexp(a - alpha * g, b + beta * g) - np.log(loss - floor)))
-    low, high = (_reached(curve, np.log(loss), x, end) for end in (1, 2))
-    return 6 * np.exp(x), 6 * np.exp(low), 6 * np.exp(high)
+    low, high = (_reached(curve, np.log(loss), x, side) for side in (-1, 1))
+    return Estimate(x, low, high).map(lambda log_c: 6 * np.exp(log_c))
 
 
-def _reached(curve: Curve, log_loss: float, start: float, end: int) -> float:
-    """log(C/6), outward from `start`, where the low (1) or high (2) end of L* is at the loss; infinite: nowhere."""
-    side = -1 if end == 1 else 1
+def _reached(curve: Curve, log_loss: float, start: float, side: int) -> float:
+    """log(C/6), outward from `start`, where the low (-1) or high (1) end of L* is at the loss; infinite: nowhere."""
 
     def left(x: float) -> float:
-        return side * float(_interval(curve, partial(_log_loss, x=x))[end] - log_loss)
+        low, high = _estimate(curve, partial(_log_loss, x=x)).ends
+        return side * ((low if side < 0 else high) - log_loss)
 
     if left(start) <= 0:
         return start  # noiseless data: the ends are the estimate
@@ -83,8 +83,9 @@ def _reached(curve: Curve, log_loss: float, start: float, end: int) -> float:
 
 def _columns(curve: Curve) -> list[int]:
     """Where E, A, B, alpha and beta are among the law's parameters. FitError for a law without a frontier."""
-    if curve.law.name not in JOINT:
-        raise FitError(f"{curve.law.formula} has no compute-optimal frontier; fit one of {', '.join(JOINT)}")
+    if not curve.law.has_frontier:
+        others = ", ".join(law.name for law in LAWS.values() if law.has_frontier)
+        raise FitError(f"{curve.law.formula} has no compute-optimal frontier; fit one of {others}")
     names = curve.law.params
     return [names.index(name if name in names else "alpha") for name in ("E", "A", "B", "alpha", "beta")]
 
@@ -94,8 +95,8 @@ def _solver(curve: Curve) -> Array:
     return curve.law.to_solver(np.array([[curve.params[name] for name in curve.law.params]]))
 
 
-def _interval(curve: Curve, quantity: Quantity) -> Array:
-    """Value and 95 % ends (3,) of a quantity."""
+def _estimate(curve: Curve, quantity: Quantity) -> Estimate:
+    """A quantity that follows from the law's parameters."""
     columns = _columns(curve)
     by_parameter = np.eye(len(curve.law.params))[columns]
 
@@ -105,10 +106,9 @@ def _interval(curve: Curve, quantity: Quantity) -> Array:
 
     theta = _solver(curve)
     if curve.profiled is not None:
-        low, high = profile_of(curve.profiled, theta[0], Noise(curve.sd, curve.dof, None, None), of_law)
-    else:
-        low, high = np.percentile(of_law(curve.law.to_solver(curve.draws))[0], ENDS, method="nearest")
-    return np.array([of_law(theta)[0][0], low, high])
+        return profile_of(curve.profiled, theta[0], Noise(curve.sd, curve.dof, None, None), of_law)
+    low, high = np.percentile(of_law(curve.law.to_solver(curve.draws))[0], ENDS, method="nearest")
+    return Estimate(float(of_law(theta)[0][0]), float(low), float(high))
 
 
 def _exponent(theta: Array) -> Pair:

@@ -1,13 +1,15 @@
-"""How well a law predicts sizes that it has not seen, beside the error of carrying the last loss forward."""
+"""How well a law, and its alternatives, predict sizes held out, and how well the last loss carried forward does."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from tinyscale.fitting.forms import Array
-from tinyscale.fitting.laws import Law
+from tinyscale.fitting.arrays import Array
+from tinyscale.fitting.laws import LAWS, Law
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import minimise
 
@@ -16,20 +18,54 @@ MOST_WINDOWS, MOST_STARTS, WINDOW_STEPS = 5, 8, 100  # each window is a whole fi
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Errors in signed percent of the mean loss on the held-out size, prediction minus truth.
+    """Errors in signed percent of what was measured on the held-out size, prediction minus truth.
 
-    size: the law's variables at the largest size; fitted_sizes: how many smaller ones were fitted;
-    carry_forward_percent: the error of taking the loss of the largest fitted size instead; windows: the same for every
-    expanding window, a mapping of fitted_sizes, error_percent and carry_forward_percent for the next size up.
+    size: the law's variables at the largest size (of optima: its budget); fitted_sizes: how many smaller ones were
+    fitted; carry_forward_percent: the error of a naive baseline, the value of the largest fitted size; windows: the
+    same for every expanding window, a mapping of fitted_sizes, error_percent and carry_forward_percent for the next
+    size up.
     """
 
-    size: dict[str, float]
+    size: Mapping[str, float]
     fitted_sizes: int
     actual: float
     predicted: float
     error_percent: float
     carry_forward_percent: float
-    windows: tuple[dict[str, float], ...]
+    windows: tuple[Mapping[str, float], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        size: Mapping[str, float],
+        fitted_sizes: int,
+        *,
+        actual: float,
+        predicted: float,
+        carried: float,
+        windows: Iterable[Mapping[str, float]] = (),
+    ) -> HeldOut:
+        """From what was measured at the size, what the law predicts there, and the value at the largest fitted size."""
+        return cls(
+            size, fitted_sizes, actual, predicted, **_percent(actual, predicted, carried), windows=tuple(windows)
+        )
+
+    @classmethod
+    def of_json(cls, entry: Mapping[str, Any]) -> HeldOut:
+        """What `as_json` wrote; of budgets, older records have `c` in place of `size`."""
+        values = {name: value for name, value in entry.items() if name != "c"}
+        return cls(**{"size": {"c": entry.get("c")}, **values, "windows": tuple(values.get("windows", ()))})
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "size": dict(self.size), "windows": [dict(window) for window in self.windows]}
+
+
+def _percent(actual: float, predicted: float, carried: float) -> dict[str, float]:
+    return {
+        "error_percent": 100 * (predicted / actual - 1),
+        "carry_forward_percent": 100 * (carried / actual - 1),
+    }
 
 
 def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut | None:
@@ -43,14 +79,13 @@ def hold_out(law: Law, points: Points, delta: float, held: int = 1) -> HeldOut |
         return None
     actual, predicted, carried = _errors(law, points, theta, points.sizes - held, largest)
     at = points.size == largest
-    return HeldOut(
-        size={name: float(np.exp(row[at].mean())) for name, row in zip(law.variables, points.x, strict=True)},
-        fitted_sizes=points.sizes - held,
+    return HeldOut.of(
+        {name: float(np.exp(row[at].mean())) for name, row in zip(law.variables, points.x, strict=True)},
+        points.sizes - held,
         actual=actual,
         predicted=predicted,
-        error_percent=100 * (predicted / actual - 1),
-        carry_forward_percent=100 * (carried / actual - 1),
-        windows=tuple(window_errors(law, points, delta, spaced([k for k in configs if configs[k] > len(law.params)]))),
+        carried=carried,
+        windows=window_errors(law, points, delta, spaced([k for k in configs if configs[k] > len(law.params)])),
     )
 
 
@@ -67,12 +102,7 @@ def window_errors(law: Law, points: Points, delta: float, counts: list[int]) -> 
         return windows
     for count, theta in zip(counts, _fit_smallest(law, points, delta, counts), strict=True):
         if theta is not None:
-            actual, predicted, carried = _errors(law, points, theta, count, count)
-            errors = {
-                "error_percent": 100 * (predicted / actual - 1),
-                "carry_forward_percent": 100 * (carried / actual - 1),
-            }
-            windows.append({"fitted_sizes": count, **errors})
+            windows.append({"fitted_sizes": count, **_percent(*_errors(law, points, theta, count, count))})
     return windows
 
 
@@ -95,3 +125,32 @@ def _errors(law: Law, points: Points, theta: Array, fitted: int, target: int) ->
     at, last, loss = points.size == target, points.size == fitted - 1, np.exp(points.y)
     predicted = np.exp(law.log_loss(theta[None], points.x[:, at])[0])
     return float(loss[at].mean()), float(predicted.mean()), float(loss[last].mean())
+
+
+def rank_alternatives(law: Law, points: Points, delta: float) -> list[dict[str, Any]]:
+    """Every law of the same variables by its root mean square error on the next size up, best first.
+
+    All over the same expanding windows; a law that needs more sizes than there are is left out.
+    """
+    others = [o for o in LAWS.values() if o.variables == law.variables and points.configs() > len(o.params) + 1]
+    hungriest = max((len(other.params) for other in others), default=0)
+    enough = [k for k in range(1, points.sizes) if points.configs(points.size < k) > hungriest]
+    errors = {other.name: window_errors(other, points, delta, spaced(enough)) for other in others if enough}
+    rows = [
+        {"law": name, "held_out_rms_percent": float(np.sqrt(np.mean([w["error_percent"] ** 2 for w in windows])))}
+        for name, windows in errors.items()
+        if windows
+    ]
+    return sorted(rows, key=lambda row: row["held_out_rms_percent"])
+
+
+def alternative_note(law: Law, ranked: list[dict[str, Any]]) -> list[str]:
+    """A word when another law of the same variables predicted held-out sizes clearly better."""
+    errors = {row["law"]: row["held_out_rms_percent"] for row in ranked}
+    best = next(iter(errors), law.name)
+    if law.name not in errors or best == law.name or errors[best] > 0.7 * errors[law.name]:
+        return []
+    return [
+        f"{LAWS[best].formula} predicted held-out sizes better: {errors[best]:.2g} % against "
+        f"{errors[law.name]:.2g} %; try --law {best}"
+    ]

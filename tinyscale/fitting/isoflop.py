@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -11,75 +10,14 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.forms import Array
-from tinyscale.fitting.points import column_of, group_sizes
-from tinyscale.fitting.text import as_html, verdict
-from tinyscale.fitting.valley import Line, find_valley, weighted_line
+from tinyscale.fitting.arrays import Array
+from tinyscale.fitting.estimate import Estimate
+from tinyscale.fitting.holdout import HeldOut
+from tinyscale.fitting.laws.optima import ENVELOPE, ISOFLOP, OptimaLaw, with_optimum
+from tinyscale.fitting.minimum import Line, find_minimum, weighted_line
+from tinyscale.fitting.optima import Optima
+from tinyscale.fitting.points import SAME_BUDGET, column_of, group_sizes
 from tinyscale.formatting import compact
-
-SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
-
-
-@dataclass(frozen=True)
-class Optima:
-    """A power law through optima: of N and D at each budget of FLOPs, or of a setting at each size.
-
-    law: isoflop, envelope, lr or batch; params: with 95 % intervals; table: one row an optimum, with the reason where
-    it was refused; places: what those are at (budgets or sizes); points: the runs that were read; objective: value and
-    kind; dof: degrees of freedom of the intervals; of: what else the runs had in common that the law holds for.
-    """
-
-    law: str
-    formula: str
-    params: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    table: pd.DataFrame
-    places: str
-    points: pd.DataFrame
-    columns: Mapping[str, str]
-    objective: Mapping[str, Any]
-    dof: int
-    held_out: Mapping[str, float] | None
-    warnings: tuple[str, ...]
-    of: Mapping[str, Any] = field(default_factory=dict)
-    labels: Mapping[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.law}: {verdict(self.as_json())})"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.as_json())
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """95 % interval of a parameter. KeyError for another name."""
-        return self.intervals[name]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for fits.json."""
-        ends, refused = self.intervals, int((self.table["refused"] != "").sum())
-        kept = len(self.table) - refused
-        return {
-            **self.labels,
-            "law": self.law,
-            "formula": self.formula,
-            "params": {n: {"value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()},
-            "intervals": f"t with {self.dof} degrees of freedom through {kept} {self.places}",
-            "objective": {**self.objective, "delta": None},
-            "certificate": {"converged": True, self.places: kept, "refused": refused},
-            "held_out": dict(self.held_out) if self.held_out else None,
-            "slice": "",
-            "warnings": list(self.warnings),
-            "columns": dict(self.columns),
-            "of": dict(self.of),
-            "points": len(self.points),
-            "optima": json_rows(self.table),
-        }
-
-
-def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain values, NaN as None."""
-    plain = table.astype(object).where(table.notna(), None)
-    return [{str(k): v for k, v in row.items()} for row in plain.to_dict("records")]
 
 
 def fit_isoflop(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = None, degree: int | None = None) -> Optima:
@@ -93,13 +31,13 @@ def fit_isoflop(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = None
     budget = group_sizes(np.log(c), SAME_BUDGET)
     rows = [_budget_row(points[budget == b], degree) for b in range(budget.max() + 1)]
     table = pd.DataFrame(rows)
-    kept = table[table["refused"] == ""]
+    kept = with_optimum(table)
     if len(kept) < 3:
         why = "; ".join(f"C = {row['c']:.2e}: {row['refused']}" for row in rows if row["refused"])
         raise FitError(
             f"IsoFLOP needs 3 budgets with a bottom and has {len(kept)} of {len(rows)} ({why}); add sizes there"
         )
-    return _through("isoflop", kept, table, points, counts)
+    return _through(ISOFLOP, kept, table, points, counts)
 
 
 def fit_envelope(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = None) -> Optima:
@@ -113,15 +51,15 @@ def fit_envelope(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = Non
     hull: list[int] = []
     x, y = np.log(ordered["c"].to_numpy()), np.log(ordered["loss"].to_numpy())
     for i in range(len(ordered)):
-        while len(hull) >= 2 and _turn(x, y, hull[-2], hull[-1], i) <= 0:
+        while len(hull) >= 2 and _bend(x, y, hull[-2], hull[-1], i) <= 0:
             hull.pop()
         hull.append(i)
     hull = [i for i in hull if i == hull[0] or y[i] < y[:i].min()]
     if len(hull) < 4:
         raise FitError(f"the envelope holds {len(hull)} runs, 4 are needed; add budgets, or fit isoflop or chinchilla")
-    table = ordered.iloc[hull].rename(columns={"n": "n_star", "d": "d_star", "loss": "loss_star"})
-    table = table.assign(log_n_sd=np.nan, refused="").reset_index(drop=True)
-    return _through("envelope", table, table, points, counts)
+    table = ordered.iloc[hull].rename(columns={"n": "best", "d": "best_d"})
+    table = table.assign(log_sd=np.nan, refused="").reset_index(drop=True)
+    return _through(ENVELOPE, table, table, points, counts)
 
 
 def _read(frame: pd.DataFrame, columns: Mapping[str, str] | None) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -132,23 +70,23 @@ def _read(frame: pd.DataFrame, columns: Mapping[str, str] | None) -> tuple[pd.Da
     return points, counts
 
 
-def _turn(x: Array, y: Array, a: int, b: int, c: int) -> float:
+def _bend(x: Array, y: Array, a: int, b: int, c: int) -> float:
     """Positive when a -> b -> c turns left, so b is on the lower hull."""
     return float((x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a]))
 
 
 def _budget_row(points: pd.DataFrame, degree: int | None) -> dict[str, Any]:
     log_n, log_d = np.log(points["n"].to_numpy()), np.log(points["d"].to_numpy())
-    found = find_valley(log_n, np.log(points["loss"].to_numpy()), degree=degree)
+    found = find_minimum(log_n, np.log(points["loss"].to_numpy()), degree=degree)
     order = np.argsort(log_n)
     # At one budget D is a smooth function of N, so D* is read off at N*.
-    d_star = np.exp(np.interp(found.at, log_n[order], log_d[order])) if not found.refused else np.nan
+    best_d = np.exp(np.interp(found.at, log_n[order], log_d[order])) if not found.refused else np.nan
     return {
         "c": float(np.exp(np.log(points["c"]).mean())),
-        "n_star": float(np.exp(found.at)),
-        "d_star": float(d_star),
-        "loss_star": float(np.exp(found.height)),
-        "log_n_sd": found.sd,
+        "best": float(np.exp(found.at)),
+        "best_d": float(best_d),
+        "loss": float(np.exp(found.height)),
+        "log_sd": found.sd,
         "points": found.points,
         "degree": found.degree,
         "refused": found.refused,
@@ -156,24 +94,20 @@ def _budget_row(points: pd.DataFrame, degree: int | None) -> dict[str, Any]:
 
 
 def _through(
-    law: str, kept: pd.DataFrame, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]
+    law: OptimaLaw, kept: pd.DataFrame, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]
 ) -> Optima:
     """Lines through the optima, with the largest budget also predicted from the smaller ones."""
-    n_line, d_line = optimum_line(kept, "n_star"), optimum_line(kept, "d_star")
-    params: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for symbol, exponent, line in (("k_N", "a", n_line), ("k_D", "b", d_line)):
-        coefficient, low, high = np.exp(line.at(0.0)).tolist()
-        params |= {symbol: coefficient, exponent: line.slope}
-        intervals |= {symbol: (low, high), exponent: (line.slope - line.slope_reach, line.slope + line.slope_reach)}
+    n_line, d_line = optimum_line(kept, "best"), optimum_line(kept, "best_d")
+    estimates: dict[str, Estimate] = {}
+    for coefficient, exponent, line in (("k_N", "a", n_line), ("k_D", "b", d_line)):
+        estimates[coefficient] = line.at(0.0).map(np.exp)
+        estimates[exponent] = Estimate.around(line.slope, line.slope_half_width)
     return Optima(
         law=law,
         formula="N*(C) = k_N C^a, D*(C) = k_D C^b",
-        params=MappingProxyType(params),
-        intervals=MappingProxyType(intervals),
+        estimates=MappingProxyType(estimates),
         table=table,
-        places="budgets",
-        points=points,
+        runs=points,
         columns=MappingProxyType(dict(counts)),
         objective={"value": n_line.chi2, "kind": "least squares of log N* on log C"},
         dof=n_line.dof,
@@ -183,27 +117,21 @@ def _through(
 
 
 def optimum_line(table: pd.DataFrame, column: str) -> Line:
-    """log of the column (n_star or d_star) against log C, through the optima of a table."""
-    sd = table["log_n_sd"].to_numpy()
+    """log of the column (best or best_d) against log C, through the optima of a table."""
+    sd = table["log_sd"].to_numpy()
     known = None if np.isnan(sd).all() else np.maximum(sd, 1e-6)  # runs of an envelope have none
     return weighted_line(np.log(table["c"].to_numpy()), np.log(table[column].to_numpy()), known)
 
 
-def _hold_out(kept: pd.DataFrame) -> dict[str, float] | None:
+def _hold_out(kept: pd.DataFrame) -> HeldOut | None:
     """N* of the largest budget from the line through the smaller ones, in signed percent."""
     if len(kept) < 4:
         return None
     smaller, largest = kept.iloc[:-1], kept.iloc[-1]
-    line = optimum_line(smaller, "n_star")
-    predicted = float(np.exp(line.at(np.log(largest["c"]))[0]))
-    return {
-        "c": largest["c"],
-        "fitted_sizes": len(smaller),
-        "actual": largest["n_star"],
-        "predicted": predicted,
-        "error_percent": 100 * (predicted / largest["n_star"] - 1),
-        "carry_forward_percent": 100 * (smaller.iloc[-1]["n_star"] / largest["n_star"] - 1),
-    }
+    line = optimum_line(smaller, "best")
+    predicted = float(np.exp(line.at(np.log(largest["c"])).value))
+    carried, actual = float(smaller.iloc[-1]["best"]), float(largest["best"])
+    return HeldOut.of({"c": float(largest["c"])}, len(smaller), actual=actual, predicted=predicted, carried=carried)
 
 
 def _warnings(kept: pd.DataFrame, table: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.forms import Array, Index, Mask
+from tinyscale.fitting.arrays import Array, Index, Mask
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.solve import Problem
 from tinyscale.formatting import compact
@@ -22,6 +22,7 @@ COLUMNS = {
 }  # fmt: skip
 
 SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size
+SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
 CONSTANT = 0.05  # a quantity that spreads by less, as a share, counts as held fixed
 
 

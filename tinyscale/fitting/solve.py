@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.forms import Array, Index, Mask
+from tinyscale.fitting.arrays import Array, Index, Mask
 from tinyscale.fitting.laws import Law
 
 MAX_STEPS = 300
@@ -98,7 +98,12 @@ def minimise(
     whole = problem.rows(len(start))
     parts = [slice(i, i + batch) for i in range(0, len(start), batch)]
     found = [_minimise(whole.only(p), np.clip(start[p], low[p], high[p]), low[p], high[p], steps) for p in parts]
-    return Solutions(*(np.concatenate(field) for field in zip(*(vars(f).values() for f in found), strict=True)))
+    return Solutions(
+        theta=np.concatenate([part.theta for part in found]),
+        objective=np.concatenate([part.objective for part in found]),
+        gradient=np.concatenate([part.gradient for part in found]),
+        converged=np.concatenate([part.converged for part in found]),
+    )
 
 
 def _minimise(running: Problem, theta: Array, low: Array, high: Array, steps: int) -> Solutions:
@@ -184,10 +189,10 @@ def solve(problem: Problem) -> tuple[Solutions, Certificate]:
         )
     best = int(np.argmin(np.where(found.converged, found.objective, np.inf)))
     floor = found.objective[best]
-    excess = found.objective / max(floor, 1e-300) - 1
+    relative = found.objective / max(floor, 1e-300) - 1
     scatter = 1e-16 * problem.weight.sum()  # noiseless data: objectives this close to zero are the same optimum
-    same = found.converged & ((excess < SAME) | (found.objective - floor < scatter))
-    others = excess[found.converged & ~same]
+    same = found.converged & ((relative < SAME) | (found.objective - floor < scatter))
+    others = relative[found.converged & ~same]
     low, high = law.limits
     margin = 1e-6 * (1 + np.abs(found.theta[best]))
     stopped = (found.theta[best] <= low + margin) | (found.theta[best] >= high - margin)

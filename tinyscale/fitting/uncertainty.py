@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 from scipy import special
 
-from tinyscale.fitting.forms import Array, Index, Mask, Pair
+from tinyscale.fitting.arrays import Array, Index, Mask, Pair
+from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import Problem, Solutions, minimise
 
@@ -22,7 +23,7 @@ OPEN = 3.0  # a bound this large or larger in solver coordinates says nothing: t
 NEAR = 8.0  # linear standard deviations within which most intervals end
 WIDEST = 1e3  # linear standard deviations that a profile is followed for
 LEAST_SD = 1e-12  # noiseless data still need a scale
-CURVED, NEIGHBOUR_STEPS = 6, 100  # laws of so many parameters have valleys that bend, or several
+CURVED, NEIGHBOUR_STEPS = 6, 100  # laws of so many parameters have minima along bent curves, or several
 HOLD = 1e4  # against 1: how hard a quantity is held at a value; the end of its interval is off by the inverse
 LACK_OF_FIT_LEVEL = 0.25  # to pool or not, Bancroft 1964: at 5 % a missed lack of fit makes intervals too short
 
@@ -80,17 +81,17 @@ def profile(problem: Problem, theta: Array, noise: Noise) -> tuple[Array, Array]
     root = partial(profile_root, problem, theta, spread)
     ends = []
     for side, bound in zip((-1, 1), problem.law.limits, strict=True):
-        reach = _crossing(root, side, unit, np.abs(bound - theta), noise)
+        width = _crossing(root, side, unit, np.abs(bound - theta), noise)
         open_end = np.where(np.abs(bound) < OPEN, bound, side * np.inf)
-        ends.append(np.where(np.isfinite(reach), theta + side * reach, open_end))
+        ends.append(np.where(np.isfinite(width), theta + side * width, open_end))
     return ends[0], ends[1]
 
 
-def profile_of(problem: Problem, theta: Array, noise: Noise, quantity: Quantity) -> tuple[float, float]:
-    """95 % profile interval of a quantity that follows from the parameters; as `profile`."""
+def profile_of(problem: Problem, theta: Array, noise: Noise, quantity: Quantity) -> Estimate:
+    """A quantity that follows from the parameters, with its 95 % profile interval; as `profile`."""
     value, gradient = quantity(theta[None])
     if not gradient.any():
-        return float(value[0]), float(value[0])  # the law leaves it no freedom
+        return Estimate.around(value[0], 0.0)  # the law leaves it no freedom
     follow = covariance(problem, theta, max(noise.sd, LEAST_SD)) @ gradient[0]
     variance = max(float(gradient[0] @ follow), 1e-18)
     held = _held(problem, quantity, HOLD * max(noise.sd, LEAST_SD) ** 2 / variance)
@@ -104,7 +105,7 @@ def profile_of(problem: Problem, theta: Array, noise: Noise, quantity: Quantity)
 
     unit = np.array([np.sqrt(variance)])
     low, high = (float(_crossing(root, side, unit, np.array([WIDEST]) * unit, noise)[0]) for side in (-1, 1))
-    return float(value[0]) - low, float(value[0]) + high
+    return Estimate(float(value[0]), float(value[0]) - low, float(value[0]) + high)
 
 
 def _held(problem: Problem, quantity: Quantity, weight: float) -> Problem:
@@ -119,11 +120,11 @@ def _held(problem: Problem, quantity: Quantity, weight: float) -> Problem:
     return replace(problem, law=replace(problem.law, log_loss=log_loss), x=x, weight=heavy)
 
 
-def _crossing(root: Callable[[Array], Array], side: int, unit: Array, room: Array, noise: Noise) -> Array:
+def _crossing(root: Callable[[Array], Array], side: int, unit: Array, limit: Array, noise: Noise) -> Array:
     """How far (R,) from the optimum each row's root (R, G) of signed offsets (R, G) reaches t noise; infinite: nowhere.
 
-    unit (R,): the scale of the search; room (R,): where it ends. Bracket on a grid, a wider one where that holds no end
-    (minimising far out is slow), then close in twice.
+    unit (R,): the scale of the search; limit (R,): where it ends. Bracket on a grid, a wider one where that holds no
+    end (minimising far out is slow), then close in twice.
     """
     cut = float(special.stdtrit(noise.dof, (1 + LEVEL) / 2)) * max(noise.sd, LEAST_SD)
     rows = np.arange(len(unit))
@@ -134,14 +135,14 @@ def _crossing(root: Callable[[Array], Array], side: int, unit: Array, room: Arra
         return distance[rows, at - 1], distance[rows, at], np.asarray(crossed.any(axis=1))
 
     steps = np.append(0.0, np.geomspace(0.5, NEAR, 9))
-    inner, outer, found = bracket(np.minimum(unit[:, None] * steps, room[:, None]))
+    inner, outer, found = bracket(np.minimum(unit[:, None] * steps, limit[:, None]))
     if not found.all():
         wide = np.concatenate([steps, np.geomspace(NEAR, WIDEST, 16)[1:], [np.inf]])
         wide = np.minimum(wide, np.where(found, NEAR, np.inf)[:, None])
-        inner, outer, found = bracket(np.minimum(unit[:, None] * wide, room[:, None]))
+        inner, outer, found = bracket(np.minimum(unit[:, None] * wide, limit[:, None]))
     for _ in range(2):
         span = np.where(found, outer - inner, 0)[:, None] * np.linspace(0, 1, 9)
-        inner, outer, found = bracket(np.where(found, inner, room)[:, None] + span)
+        inner, outer, found = bracket(np.where(found, inner, limit)[:, None] + span)
     return np.where(found, (inner + outer) / 2, np.inf)
 
 

@@ -32,9 +32,9 @@ def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
 
 
 def _blamed(variant: Variant, error: TinyscaleError) -> str:
-    """Where the field that the message names was written, else where the corpus was."""
-    named = [origin for path, origin in variant.origins.items() if path in str(error)]
-    return named[0] if named else variant.origins["data.corpus"]
+    """Where the field that is to blame was written, else where the corpus was."""
+    field = error.field if isinstance(error, DataError) else None
+    return variant.origins.get(field or "data.corpus", variant.origins["data.corpus"])
 
 
 def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Variant) -> Trial:

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyscale.analysis.records import Found, slug
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.tuning import SETTINGS
+from tinyscale.fitting.choose import AnyFit
 from tinyscale.storage import Folder
 
 if TYPE_CHECKING:
@@ -23,38 +21,40 @@ if TYPE_CHECKING:
 UNDATED: dict[str, dict[str, None] | None] = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def write_plots(folder: Folder, fits: Sequence[Found]) -> list[str]:
-    """Draw each fit as PNG and SVG under plots/; the paths written."""
+def write_plots(folder: Folder, fits: Sequence[AnyFit]) -> list[str]:
+    """Draw each fit as PNG and SVG under plots/; the paths written. Residuals are drawn for the page alone."""
     return [
-        path for found in fits for stem, draw in figures_of(found).items() for path in write_figure(folder, stem, draw)
+        path
+        for found in fits
+        for what, draw in figures_of(found).items()
+        if what != "residuals"
+        for path in write_figure(folder, stem_of(found, what), draw)
     ]
 
 
-def figures_of(found: Found) -> dict[str, Callable[..., Axes]]:
-    """The figures of a fit: stem of the file -> what draws it."""
-    from tinyscale.reporting import plot_law, plot_optima
-
-    if isinstance(found, Fit):
-        return {slug(found): partial(plot_law.plot_fit, found)}
-    if found.law in SETTINGS:
-        curves, law = partial(plot_optima.plot_settings, found), partial(plot_optima.plot_tuning, found)
-    else:
-        curves, law = partial(plot_optima.plot_budgets, found), partial(plot_optima.plot_optima, found)
-    return {f"{slug(found)}-curves": curves, slug(found): law}
+def stem_of(found: AnyFit, what: str) -> str:
+    """Name of a figure's files, without their ending."""
+    return found.record.name if what == "law" else f"{found.record.name}-{what}"
 
 
-def draw_of(found: Found, what: str) -> Callable[..., Axes]:
+def figures_of(found: AnyFit) -> dict[str, Callable[..., Axes]]:
+    """The figures of a fit: what each shows (the law, the curves behind it, its residuals) -> what draws it."""
+    from tinyscale.reporting import plot_law, plot_optima, plot_runs
+
+    drawn: dict[str, dict[str, Callable[..., Axes]]] = {
+        "loss": {"law": plot_law.plot_fit, "residuals": plot_runs.plot_residuals},
+        "budgets": {"curves": plot_optima.plot_budgets, "law": plot_optima.plot_optima},
+        "sizes": {"curves": plot_optima.plot_settings, "law": plot_optima.plot_tuning},
+    }
+    return {what: partial(draw, found) for what, draw in drawn[found.record.form.kind].items()}
+
+
+def draw_of(found: AnyFit, what: str) -> Callable[..., Axes]:
     """What draws the law, its residuals or the curves behind it. FitError where the fit has no such figure."""
-    from tinyscale.reporting.plot_runs import plot_residuals
-
-    *curves, law = figures_of(found).values()
-    figures = {"law": law}
-    if curves:
-        figures["curves"] = curves[0]
-    if isinstance(found, Fit):
-        figures["residuals"] = partial(plot_residuals, found)
+    figures = figures_of(found)
     if what not in figures:
-        raise FitError(f"{slug(found)} has no figure {what!r}; it has {', '.join(figures)}")
+        names = ", ".join(sorted(figures, key=["law", "curves", "residuals"].index))
+        raise FitError(f"{found.record.name} has no figure {what!r}; it has {names}")
     return figures[what]
 
 

@@ -12,14 +12,12 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
-from tinyscale.analysis.records import Found, slug
-from tinyscale.analysis.study import Analysis, find_laws
-from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.frontier import JOINT
+from tinyscale.analysis.study import Analysis, Refusal, find_laws
+from tinyscale.fitting.choose import AnyFit
+from tinyscale.fitting.record import Record
 from tinyscale.fitting.text import formula_with_numbers, verdict
-from tinyscale.fitting.tuning import SETTINGS
-from tinyscale.reporting.figures import figures_of, write_figure
-from tinyscale.reporting.plot_runs import plot_positions, plot_residuals, plot_runs
+from tinyscale.reporting.figures import figures_of, stem_of, write_figure
+from tinyscale.reporting.plot_runs import plot_positions, plot_runs
 from tinyscale.reporting.tables import (
     Table,
     contrasts_of,
@@ -130,18 +128,18 @@ class _Page:
 
     def section(self, record: SweepRecord, points: pd.DataFrame) -> Section:
         """What the page says of one sweep."""
-        fits = [found for found in self.done.fits if found.labels["sweep"] == record.name]
+        fits = [found for found in self.done.fits if found.origin.sweep == record.name]
         contrasts = [each for each in self.done.contrasts if each.sweep == record.name]
-        refused = [each.reason for each in self.done.refused if each.sweep == record.name]
-        named = [f"{found.labels['title']}: " if len(fits) > 1 else "" for found in fits]
+        refused = [each for each in self.done.refused if each.sweep == record.name]
+        named = [f"{found.origin.title}: " if len(fits) > 1 else "" for found in fits]
         verdicts = [f"{each.verdict[:1].upper()}{each.verdict[1:]}." for each in contrasts]
-        verdicts += [name + verdict(found.as_json()) for name, found in zip(named, fits, strict=True)]
+        verdicts += [name + verdict(found.record) for name, found in zip(named, fits, strict=True)]
         by_position = position_losses(points)
         falls = falls_beyond(by_position)
         if not fits and not contrasts and not refused:
-            refused = ["none of its trials has rows yet; launch it"]
+            refused = [Refusal(record.name, "none of its trials has rows yet; launch it")]
         if not verdicts:
-            reasons = dict.fromkeys(each.partition(": not fitted: ")[2] or each for each in refused)
+            reasons = dict.fromkeys(each.reason for each in refused)
             verdicts, refused = [f"No law is fitted: {reason}." for reason in reasons], []
         verdicts += [positions_verdict(falls)] if len(falls) else []
         blocks = [
@@ -150,23 +148,25 @@ class _Page:
             *self._of_runs(record, points),
             *(self._of_positions(record, by_position, falls) if len(falls) else []),
             *self._of_trials(record, points),
-            *([Notes("Not fitted", tuple(refused))] if refused else []),
+            *([Notes("Not fitted", tuple(map(str, refused)))] if refused else []),
         ]
         return Section(record.name, record.title or record.name, tuple(verdicts), tuple(blocks))
 
-    def _of_fit(self, found: Found) -> Iterator[Block]:
+    def _of_fit(self, found: AnyFit) -> Iterator[Block]:
         """The law, its plots, its numbers, and what speaks for and against it."""
-        yield Heading(f"{found.labels['title']}: {formula_with_numbers(found.as_json())}")
-        for stem in figures_of(found):
-            yield self._figure(stem, _caption(found, stem))
-        if found.warnings:
-            yield Notes("Before you use these numbers", tuple(found.warnings))
-        yield self.table(parameters_of(found))
-        yield self.table(evidence_of(found))
-        if isinstance(found, Fit):
-            yield self._draw(f"{slug(found)}-residuals", partial(plot_residuals, found), RESIDUALS)
-            if found.law.name in JOINT:
-                yield self.table(frontier_of(found))
+        record, figures = found.record, figures_of(found)
+        residuals = figures.pop("residuals", None)
+        yield Heading(f"{record.origin.title}: {formula_with_numbers(record)}")
+        for what in figures:
+            yield self._figure(stem_of(found, what), _caption(record, what))
+        if record.warnings:
+            yield Notes("Before you use these numbers", record.warnings)
+        yield self.table(parameters_of(record))
+        yield self.table(evidence_of(record))
+        if residuals:
+            yield self._draw(stem_of(found, "residuals"), residuals, RESIDUALS)
+        if record.form.has_frontier and found.curve:
+            yield self.table(frontier_of(record, found.curve, found.runs))
 
     def _of_runs(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """Losses at the end, and on the way against tokens, FLOPs and time."""
@@ -223,25 +223,22 @@ class _Page:
         return Figure(stem, Markup(text[text.index("<svg") :]), caption)
 
 
-def _caption(found: Found, stem: str) -> str:
+def _caption(record: Record, what: str) -> str:
     """What a plot of a fit shows."""
-    if stem.endswith("-curves"):
-        swept = "the setting at each size" if found.law in SETTINGS else "parameters at each budget of compute"
+    if what == "curves":
+        swept = "the setting at each size" if record.form.kind == "sizes" else "parameters at each budget of compute"
         return f"Loss against {swept}, a line through the means of seeds; the bottom of a curve is its best."
-    if isinstance(found, Fit) and len(found.law.variables) == 1:
+    if record.form.kind != "loss":
         return (
-            "The runs and the law, with the 95 % band of its curve, drawn up to four times beyond the largest size. "
-            "The diamond is the largest size as a law of only the smaller ones predicts it."
+            "The best value at each size or budget, with the power law through them and its 95 % band; bars are one "
+            "standard deviation."
         )
-    if isinstance(found, Fit):
-        return (
-            "The runs and the law: a colour, a curve and its 95 % band for each size. The diamond is the largest size "
-            "as a law of only the smaller ones predicts it."
-        )
-    return (
-        "The best value at each size or budget, with the power law through them and its 95 % band; bars are one "
-        "standard deviation."
+    shown = (
+        "The runs and the law, with the 95 % band of its curve, drawn up to four times beyond the largest size."
+        if len(record.range) == 1
+        else "The runs and the law: a colour, a curve and its 95 % band for each size."
     )
+    return f"{shown} The diamond is the largest size as a law of only the smaller ones predicts it."
 
 
 def _colour(record: SweepRecord, points: pd.DataFrame) -> str:

@@ -11,8 +11,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from tinyscale.fitting.arrays import Array, Index
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.forms import Array, Index
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.points import group_sizes
 from tinyscale.formatting import compact
@@ -29,13 +29,13 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
     frame: points to draw instead of the fitted ones, columns named as the law's variables and `loss`.
     """
     ax = ax or new_axes()
-    points = fit.points.frame if frame is None else frame
+    points = fit.runs if frame is None else frame
     if len(fit.law.variables) == 1:
         _draw_curve(fit, points, ax)
     else:
         _draw_family(fit, points, ax)
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title("\n".join(filter(None, [fit.labels.get("title"), fit.slice])), fontsize=10, loc="left")
+    ax.set_title("\n".join(filter(None, [fit.origin.title, fit.slice])), fontsize=10, loc="left")
     tidy(ax)
     return ax
 
@@ -73,7 +73,7 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
 
 
 def _widen(ax: Axes, loss: Array, *, below: float, above: float) -> None:
-    """Show the losses with room below and above, as shares of their span."""
+    """Show the losses with margins below and above, as shares of their span."""
     low, high = np.log(loss.min()), np.log(loss.max())
     span = max(high - low, 1e-3)
     ax.set_ylim(np.exp(low - below * span), np.exp(high + above * span))
@@ -134,23 +134,7 @@ def _sorted(x: pd.Series[float], y: pd.Series[float]) -> tuple[Array, Array]:
 
 def law_text(fit: Fit) -> str:
     """The law with its numbers as mathematics, or its plain formula."""
-    value = fit.params
-    floor = f"{value['E']:.3f} + " if "E" in value else ""
-    if fit.law.name.startswith("power-"):
-        symbol = VARIABLES[fit.law.variables[0]][0]
-        return f"$L({symbol}) = {floor}{scientific(value['A'])}\\;{symbol}^{{-{value['alpha']:.3f}}}$"
-    if fit.law.name in ("chinchilla", "tied", "width-depth"):
-        first, second = (VARIABLES[name][0] for name in fit.law.variables)
-        a, b = (scientific(value[name]) for name in ("A", "B"))
-        alpha, beta = value["alpha"], value.get("beta", value["alpha"])
-        return f"$L = {floor}{a}\\;{first}^{{-{alpha:.3f}}} + {b}\\;{second}^{{-{beta:.3f}}}$"
-    return fit.law.formula
-
-
-def scientific(value: float, digits: int = 3) -> str:
-    """1.2e10 as mathematics, without the dollar signs."""
-    mantissa, _, power = f"{value:.{digits}g}".partition("e")
-    return f"{mantissa} \\times 10^{{{int(power)}}}" if power else mantissa
+    return fit.law.latex(fit.params) if fit.law.latex else fit.law.formula
 
 
 def tidy(ax: Axes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from tinyscale.fitting.forms import Array, Index
-from tinyscale.fitting.isoflop import SAME_BUDGET, Optima, optimum_line
-from tinyscale.fitting.points import group_sizes
+from tinyscale.fitting.arrays import Array, Index
+from tinyscale.fitting.isoflop import optimum_line
+from tinyscale.fitting.laws.optima import ISOFLOP, with_optimum
+from tinyscale.fitting.minimum import Line, weighted_line
+from tinyscale.fitting.optima import Optima
+from tinyscale.fitting.points import SAME_BUDGET, group_sizes
 from tinyscale.fitting.tuning import best_setting
-from tinyscale.fitting.valley import weighted_line
-from tinyscale.formatting import compact
-from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, new_axes, scientific, shades, tidy
+from tinyscale.formatting import compact, scientific
+from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, new_axes, shades, tidy
 
 LABELS = {"lr": "lr: peak learning rate", "batch_tokens": "batch_tokens: tokens of one step"}
 STAR: dict[str, Any] = {"ms": 11, "color": ORANGE, "mec": "white", "mew": 0.6, "zorder": 5}
@@ -30,10 +32,10 @@ def _factor(value: Array, log_sd: pd.Series[float]) -> Array:
 
 
 def _draw_stars(ax: Axes, fit: Optima, table: pd.DataFrame, x: str, y: str, label: str) -> None:
-    """Best sizes; where they are bottoms of curves, bars along n_star are one standard deviation."""
-    if fit.law == "isoflop":
-        reach = _factor(table["n_star"].to_numpy(float), table["log_n_sd"])
-        across, up = (reach, None) if x == "n_star" else (None, reach)
+    """Best sizes; where they are bottoms of curves, bars along N are one standard deviation."""
+    if fit.law is ISOFLOP:
+        bars = _factor(table["best"].to_numpy(float), table["log_sd"])
+        across, up = (bars, None) if x == "best" else (None, bars)
         ax.errorbar(table[x], table[y], up, across, fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
         label += ", ± 1 sd"
     ax.plot(table[x], table[y], "*", **STAR, label=label)
@@ -48,10 +50,10 @@ def _draw_curves(ax: Axes, points: pd.DataFrame, x: str, group: Index, name: Cal
         ax.plot(means[x], means["loss"], lw=0.9, color=colour)
 
 
-def _finish_curves(ax: Axes, points: pd.DataFrame, labels: Mapping[str, Any], legend: str) -> Axes:
+def _finish_curves(ax: Axes, points: pd.DataFrame, title: str, legend: str) -> Axes:
     ax.set_xscale("log")
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title(labels.get("title", ""), fontsize=10, loc="left")
+    ax.set_title(title, fontsize=10, loc="left")
     small: dict[str, Any] = {"fontsize": 8, "title": legend, "title_fontsize": 8, "alignment": "left", "ncols": 2}
     ax.legend(**LEGEND, **small, loc="upper center")
     ax.set_ylim(top=points["loss"].max() + 0.4 * np.ptp(points["loss"]))
@@ -62,18 +64,18 @@ def _finish_curves(ax: Axes, points: pd.DataFrame, labels: Mapping[str, Any], le
 def plot_budgets(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """Loss against N, a colour for each budget of FLOPs, and the bottom of each curve."""
     ax = ax or new_axes()
-    points = fit.points if frame is None else frame
+    points = fit.runs if frame is None else frame
     budget = group_sizes(np.log(points["c"].to_numpy(float)), SAME_BUDGET)
     _draw_curves(ax, points, "n", budget, lambda part: f"C = ${scientific(part['c'].mean(), 2)}$")
-    _draw_stars(ax, fit, fit.table, "n_star", "loss_star", "bottom")
+    _draw_stars(ax, fit, fit.table, "best", "loss", "bottom")
     ax.set_xlabel(f"N: parameters ({fit.columns['n']})")
-    return _finish_curves(ax, points, fit.labels, "C in FLOPs")
+    return _finish_curves(ax, points, fit.origin.title, "C in FLOPs")
 
 
 def plot_settings(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """Loss against the setting, a colour for each size, and the bottom of each curve."""
     ax = ax or new_axes()
-    points = fit.points if frame is None else frame
+    points = fit.runs if frame is None else frame
     sizes = np.log(points[["n", "d"]].to_numpy(float))
     pairs = np.stack([group_sizes(sizes[:, 0]), group_sizes(sizes[:, 1], SAME_BUDGET)])
     size = np.unique(pairs, axis=1, return_inverse=True)[1].ravel()
@@ -84,33 +86,32 @@ def plot_settings(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | Non
         return f"N = {compact(part['n'].mean())}{d}"
 
     _draw_curves(ax, points, "setting", size, name)
-    kept = fit.table[fit.table["refused"] == ""]
-    reach = _factor(kept["optimum"].to_numpy(float), kept["log_sd"])
-    ax.errorbar(kept["optimum"], kept["loss"], xerr=reach, fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
-    ax.plot(kept["optimum"], kept["loss"], "*", **STAR, label="bottom, ± 1 sd")
+    kept = fit.kept
+    bars = _factor(kept["best"].to_numpy(float), kept["log_sd"])
+    ax.errorbar(kept["best"], kept["loss"], xerr=bars, fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
+    ax.plot(kept["best"], kept["loss"], "*", **STAR, label="bottom, ± 1 sd")
     ax.set_xlabel(LABELS.get(fit.columns["setting"], fit.columns["setting"]))
-    return _finish_curves(ax, points, fit.labels, "")
+    return _finish_curves(ax, points, fit.origin.title, "")
 
 
 def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """The compute-optimal N against C with its power law. frame: a table of optima to draw instead of the fit's own."""
     ax = ax or new_axes()
-    table = fit.table if frame is None else frame
-    table = table[table["refused"] == ""]
+    table = fit.kept if frame is None else with_optimum(frame)
     grid = np.geomspace(table["c"].min() / 2, table["c"].max() * 4, 100)
-    line = optimum_line(fit.table[fit.table["refused"] == ""], "n_star")
-    value, lowest, highest = np.exp([line.at(c) for c in np.log(grid)]).T
+    line = optimum_line(fit.kept, "best")
+    value, lowest, highest = _band(line, grid)
     ax.fill_between(grid, lowest, highest, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
     ax.plot(grid, value, color=BLUE, lw=1.6, label="fit")
-    _draw_stars(ax, fit, table, "c", "n_star", "best size of a budget")
+    _draw_stars(ax, fit, table, "c", "best", "best size of a budget")
     if held := fit.held_out:
-        label = f"largest budget, predicted from the smaller ({held['error_percent']:+.1f} %)"
-        ax.plot(held["c"], held["predicted"], "D", ms=7, mfc="none", mec="black", mew=1.4, zorder=6, label=label)
+        label = f"largest budget, predicted from the smaller ({held.error_percent:+.1f} %)"
+        ax.plot(held.size["c"], held.predicted, "D", ms=7, mfc="none", mec="black", mew=1.4, zorder=6, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("C: training compute (FLOPs)")
     ax.set_ylabel(f"N*: best parameters ({fit.columns['n']})")
-    ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
+    ax.set_title(fit.origin.title, fontsize=10, loc="left")
     low, high = fit.interval("a")
     text = f"$N^* = {scientific(fit.params['k_N'])}\\;C^{{{fit.params['a']:.3f}}}$, a: {low:.3f} to {high:.3f} (95 %)"
     ax.set_ylim(lowest.min() / 1.1, 2.5 * highest.max())
@@ -125,9 +126,8 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
 def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
     """The best setting against N with its power law. frame: a table of optima to draw instead of the fit's own."""
     ax = ax or new_axes()
-    table = fit.table if frame is None else frame
-    table = table[table["refused"] == ""]
-    best = table["optimum"].to_numpy(float)
+    table = fit.kept if frame is None else with_optimum(frame)
+    best = table["best"].to_numpy(float)
     grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 2.5, 50)
     if "q" not in fit.params:
         low, high = _tuning_band(fit, grid)
@@ -135,14 +135,14 @@ def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     sizes = np.unique(table["d"]) if "q" in fit.params else [1.0]
     for d, colour in zip(sizes, shades(len(sizes)), strict=True):
         label, shade = (f"D = {compact(d)}", colour) if "q" in fit.params else ("fit", BLUE)
-        ax.plot(grid, [best_setting(fit, n, d) for n in grid], lw=1.6, color=shade, label=label)
+        ax.plot(grid, [best_setting(fit.estimates, n, d) for n in grid], lw=1.6, color=shade, label=label)
     ax.errorbar(table["n"], best, _factor(best, table["log_sd"]), fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
     ax.plot(table["n"], best, "*", **STAR, label="best of a size, ± 1 sd")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(f"N: parameters ({fit.columns['n']})")
     ax.set_ylabel(f"Best {fit.columns['setting']}")
-    ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
+    ax.set_title(fit.origin.title, fontsize=10, loc="left")
     ax.set_ylim(best.min() / 3, best.max() * 8)  # a factor is what matters in a setting: do not magnify less
     ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=_tuning_text(fit), title_fontsize=9.5, alignment="left")
     tidy(ax)
@@ -152,11 +152,17 @@ def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
 
 def _tuning_band(fit: Optima, grid: Array) -> tuple[Array, Array]:
     """95 % ends of the line through the optima: their scatter about it, taken no smaller than their own sd."""
-    kept = fit.table[fit.table["refused"] == ""]
+    kept = fit.kept
     sd = np.full(len(kept), np.sqrt(np.square(kept["log_sd"].to_numpy(float)).mean()))
-    line = weighted_line(np.log(kept["n"].to_numpy(float)), np.log(kept["optimum"].to_numpy(float)), sd)
-    _, low, high = np.exp([line.at(n) for n in np.log(grid)]).T
+    line = weighted_line(np.log(kept["n"].to_numpy(float)), np.log(kept["best"].to_numpy(float)), sd)
+    _, low, high = _band(line, grid)
     return low, high
+
+
+def _band(line: Line, grid: Array) -> tuple[Array, Array, Array]:
+    """A power law on a grid (n,), and the ends of its 95 % band."""
+    value, low, high = np.exp([(each.value, *each.ends) for each in map(line.at, np.log(grid))]).T
+    return value, low, high
 
 
 def _tuning_text(fit: Optima) -> str:

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 
-from tinyscale.analysis.records import points_table
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.formatting import compact
@@ -32,15 +31,15 @@ def plot_residuals(fit: Fit, ax: Axes | None = None) -> Axes:
     sd = 100 * fit.noise.sd
     ax.axhspan(-sd, sd, color=BLUE, alpha=0.15, lw=0, label="± noise of a run (1 sd)")
     ax.axhline(0, color=BLUE, lw=1.2)
-    residual = 100 * points_table(fit)["residual"]
-    ax.plot(fit.points.frame[name], residual, "o", ms=5, mfc="none", mec=GREY, mew=0.9, label="runs")
+    residual = 100 * fit.table()["residual"]
+    ax.plot(fit.runs[name], residual, "o", ms=5, mfc="none", mec=GREY, mew=0.9, label="runs")
     ax.set_xscale("log")
     symbol, unit = VARIABLES[name]
     ax.set_xlabel(f"{symbol}: {unit} ({fit.points.counts[name]})" if name == "n" else f"{symbol}: {unit}")
     ax.set_ylabel("Residual of the loss (%)")
-    ax.set_title(fit.labels.get("title", ""), fontsize=10, loc="left")
-    reach = 1.6 * max(sd, float(residual.abs().max()))
-    ax.set_ylim(-reach, reach)
+    ax.set_title(fit.origin.title, fontsize=10, loc="left")
+    farthest = 1.6 * max(sd, float(residual.abs().max()))
+    ax.set_ylim(-farthest, farthest)
     ax.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
     tidy(ax)
     return ax
@@ -103,7 +102,7 @@ def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None:
-    """A column of colours beside the axes and, below it, the styles of several arms."""
+    """A column of colours to the right of the axes and, below it, the styles of several arms."""
     values = list(colours)
     named = [values[i] for i in sorted({round(i) for i in np.linspace(0, len(values) - 1, MOST_NAMED)})]
     handles = [Line2D([], [], color=colours[value], lw=2, label=_text(value)) for value in named]

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.analysis.compare import Contrast
-from tinyscale.analysis.records import Found, contrasts_table, parameters_table, record, slug
+from tinyscale.analysis.records import contrasts_table, parameters_table
 from tinyscale.errors import ResultsError
-from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.frontier import frontier
+from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact, duration
 from tinyscale.results.launches import LaunchRecord, forecast_error
 from tinyscale.results.store import Results, SweepRecord, over_seeds
@@ -30,7 +31,7 @@ COUNTED = ("n_non_embedding", "tokens", "flops", "c", "n", "n_low", "n_high", "d
 class Table:
     """A table of the page: stem of its CSV, all that the CSV holds, and column -> heading of what the page shows.
 
-    missing: what stands on the page for a value that is not there.
+    missing: what the page shows for a value that is not there.
     """
 
     name: str
@@ -68,62 +69,56 @@ def facts(name: str, rows: Sequence[tuple[str, Any]], caption: str) -> Table:
     return Table(name, frame, {"what": "", "value": ""}, caption)
 
 
-def parameters_of(found: Found) -> Table:
+def parameters_of(record: Record) -> Table:
     """Each parameter of a fit with its interval."""
-    frame = parameters_table([record(found)])
+    frame = parameters_table([record])
     columns = {"parameter": "parameter", "value": "value", "low": "95 % low", "high": "95 % high"}
-    intervals = record(found)["intervals"]
-    caption = f"Parameters, with 95 % intervals ({intervals}). An end that the data do not set is open."
-    return Table(f"{slug(found)}-parameters", frame, columns, caption, missing="open")
+    caption = f"Parameters, with 95 % intervals ({record.intervals}). An end that the data do not set is open."
+    return Table(f"{record.name}-parameters", frame, columns, caption, missing="open")
 
 
-def evidence_of(found: Found) -> Table:
+def evidence_of(record: Record) -> Table:
     """How well a fit predicts what it has not seen, and whether the search for it can be trusted."""
-    entry = record(found)
-    held, certificate = entry["held_out"] or {}, entry["certificate"]
-    size = held.get("size") or ({"c": held["c"]} if held else {})
-    what = "loss" if isinstance(found, Fit) else "N*"
-    rows: list[tuple[str, Any]] = [(f"held out: {name.upper()}", compact(value)) for name, value in size.items()]
+    held, what = record.held_out, record.form.predicts
+    rows: list[tuple[str, Any]] = [("held out", "nothing")]
     if held:
-        rows += [
-            (f"{what} predicted there from the {held['fitted_sizes']} smaller", held["predicted"]),
-            (f"{what} measured there", held["actual"]),
-            ("error of the law (%)", held["error_percent"]),
-            (f"error of carrying the last {what} forward (%)", held["carry_forward_percent"]),
+        rows = [
+            *((f"held out: {name.upper()}", compact(value)) for name, value in held.size.items()),
+            (f"{what} predicted there from the {held.fitted_sizes} smaller", held.predicted),
+            (f"{what} measured there", held.actual),
+            ("error of the law (%)", held.error_percent),
+            (f"error of carrying the last {what} forward (%)", held.carry_forward_percent),
         ]
-    else:
-        rows.append(("held out", "nothing"))
-    rows += [("runs fitted", entry["points"]), *[(f"column read as {n}", c) for n, c in entry["columns"].items()]]
-    if "noise" in entry:
+    rows += [("runs fitted", record.points), *((f"column read as {n}", c) for n, c in record.columns.items())]
+    if record.noise and record.certificate:
         rows += [
-            ("different sizes", entry["sizes"]),
-            ("noise of a run (%)", 100 * entry["noise"]["sd"]),
-            ("starts of the search that agree (%)", 100 * certificate["share_of_starts"]),
-            ("gradient at the optimum", certificate["gradient_norm"]),
+            ("different sizes", record.sizes),
+            ("noise of a run (%)", 100 * record.noise.sd),
+            ("starts of the search that agree (%)", 100 * record.certificate.share_of_starts),
+            ("gradient at the optimum", record.certificate.gradient_norm),
         ]
     caption = (
         "The test of the law: the largest size is held out and predicted from the smaller ones. A law is worth having "
         "when it errs less than assuming that the loss stays where it was. Noise: spread of single runs about the law."
     )
-    return facts(f"{slug(found)}-evidence", rows, caption)
+    return facts(f"{record.name}-evidence", rows, caption)
 
 
-def frontier_of(found: Fit) -> Table:
+def frontier_of(record: Record, curve: Curve, runs: pd.DataFrame) -> Table:
     """Compute-optimal runs by a joint law, from the smallest fitted run's compute to 100 times the largest's."""
-    points = found.points.frame
-    flops = 6 * points["n"] * points["d"]
+    flops = 6 * runs["n"] * runs["d"]
     decades = np.arange(np.floor(np.log10(flops.min())), np.ceil(np.log10(flops.max())) + 3)
-    frame = frontier(found.curve, 10.0**decades)
+    frame = frontier(curve, 10.0**decades)
     frame["times_beyond"] = frame["c"] / flops.max()
     columns = {
         "c": "C (FLOPs)", "n": "N*", "n_low": "low", "n_high": "high", "d": "D*", "d_low": "low", "d_high": "high",
-        "loss": "loss", "loss_low": "low", "loss_high": "high", "times_beyond": "reach",
+        "loss": "loss", "loss_low": "low", "loss_high": "high", "times_beyond": "C / largest C",
     }  # fmt: skip
     caption = (
-        "The compute-optimal run of each budget by this law, with C = 6 N D and 95 % ends. Reach is C over the largest "
-        "C fitted: the further it is above 1, the more the row is a guess."
+        "The compute-optimal run of each budget by this law, with C = 6 N D and 95 % ends. The further C / largest C, "
+        "of those fitted, is above 1, the more the row is a guess."
     )
-    return Table(f"{slug(found)}-frontier", frame, columns, caption)
+    return Table(f"{record.name}-frontier", frame, columns, caption)
 
 
 def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
@@ -183,17 +178,17 @@ def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[State]) -
 
 
 def positions_of(sweep: str, falls: pd.DataFrame) -> Table:
-    """How far into a document each curve of loss against position goes on falling."""
+    """Up to how many tokens of a document each curve of loss against position falls."""
     arm = {"arm": "arm"} if falls["arm"].nunique() > 1 else {}
     columns = arm | {
         "context_length": "context_length", "n_non_embedding": "N", "beyond": "beyond tokens", "fall": "loss falls by",
         "low": "95 % low", "high": "95 % high", "flat": "flat there", "seeds": "seeds",
     }  # fmt: skip
     caption = (
-        "Where reading further back stops paying: how much lower the loss is of targets that see the most of their "
-        "document than of those that see as many tokens as in the first number and less than twice as many. Flat: the "
-        "upper end is under 1 % of the loss; where no row of a curve is, its last is shown. Each seed is compared with "
-        "itself; the intervals hold the spread of seeds, not that of the validation text, which all share."
+        "Where a longer context stops helping: the loss of targets with so many tokens of their document before them "
+        "(and less than twice as many), minus the loss of those with the most. Flat: the interval's upper end is under "
+        "1 % of the loss; where no row of a curve is flat, its last is shown. Each seed is compared with itself; the "
+        "intervals hold the spread of seeds, not that of the validation text, which all share."
     )
     return Table(f"{sweep}-positions-falls", falls, columns, caption)
 
@@ -225,8 +220,8 @@ def launches_of(sweep: str, launches: Sequence[LaunchRecord]) -> Table:
     }  # fmt: skip
     caption = (
         "The launches. Efficiency: training seconds over the seconds of all slots, from the first trial's begin to the "
-        "last one's end. Overhead: seconds of a process beside training, a trial. Forecast: expected over real wall "
-        "time, less one. A launch that was killed leaves no row here, but keeps the trials it finished."
+        "last one's end. Overhead: seconds per trial that a process spends outside training. Forecast: expected over "
+        "real wall time, less one. A launch that was killed leaves no row here, but keeps the trials it finished."
     )
     return Table(f"{sweep}-launches", pd.DataFrame(rows), columns, caption)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tinyscale.analysis.records import TRIALS, write_contrasts, write_fits
+from tinyscale.analysis.records import write_contrasts, write_fits
 from tinyscale.analysis.study import Analysis, find_laws
 from tinyscale.errors import FitError
+from tinyscale.fitting.record import TRIALS
 from tinyscale.reporting.figures import write_plots
 from tinyscale.storage import Folder
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from tinyscale.fitting.forms import Array
+from tinyscale.fitting.arrays import Array
+from tinyscale.fitting.estimate import Estimate
 
 CUBIC_FROM = 6  # different x; below, a parabola: a cubic through five is nearly free
 WINDOW = 0.7 * np.log(10)  # points further from the lowest say little about the bottom and bend the curve
@@ -15,7 +16,7 @@ DRAWS = 400
 
 
 @dataclass(frozen=True)
-class Valley:
+class Minimum:
     """The bottom of one curve: position and height in logarithms, the position's standard deviation, and what was used.
 
     refused: why there is no bottom (the numbers are then NaN), or empty.
@@ -29,21 +30,23 @@ class Valley:
     refused: str = ""
 
 
-def find_valley(x: Array, y: Array, *, degree: int | None = None, window: float = WINDOW) -> Valley:
+def find_minimum(
+    x: Array, y: Array, *, degree: int | None = None, window: float = WINDOW, what: str = "size", most: str = "largest"
+) -> Minimum:
     """Bottom of y(x) (n,), both logarithms, by a least-squares polynomial around the lowest mean.
 
     A parabola's vertex is biased where the curve is lopsided, so a cubic is used from 6 different x on. Refused, with
     the reason: fewer than 4 different x, a lowest point at either edge, a curve that does not open upwards.
-    Hoffmann et al. 2022 (2203.15556), section 3.2, use the parabola.
+    Hoffmann et al. 2022 (2203.15556), section 3.2, use the parabola. what, most: words for x and for its upper end.
     """
     values, group = np.unique(np.round(x, 3), return_inverse=True)
     if len(values) < 4:
-        return _refusal(len(x), f"{len(values)} different sizes, 4 are needed")
+        return _refusal(len(x), f"{len(values)} different {what}s, 4 are needed")
     means = np.bincount(group, y) / np.bincount(group)
     lowest = int(means.argmin())
     if lowest in (0, len(values) - 1):
-        side = "smallest" if lowest == 0 else "largest"
-        return _refusal(len(x), f"the loss is lowest at the {side} size: the bottom is not inside the range")
+        side = "smallest" if lowest == 0 else most
+        return _refusal(len(x), f"the loss is lowest at the {side} {what}: the bottom is not inside the range")
     near = np.abs(x - values[lowest]) <= window
     if len(np.unique(group[near])) < 4:
         near = np.abs(group - lowest) <= 2
@@ -52,11 +55,11 @@ def find_valley(x: Array, y: Array, *, degree: int | None = None, window: float 
     return _bottom(x[near], y[near], values[lowest], degree, dof=max(near.sum() - degree - 1, 1))
 
 
-def _refusal(points: int, why: str) -> Valley:
-    return Valley(np.nan, np.nan, np.nan, points, 0, why)
+def _refusal(points: int, why: str) -> Minimum:
+    return Minimum(np.nan, np.nan, np.nan, points, 0, why)
 
 
-def _bottom(x: Array, y: Array, centre: float, degree: int, dof: int) -> Valley:
+def _bottom(x: Array, y: Array, centre: float, degree: int, dof: int) -> Minimum:
     """Bottom of the polynomial, and its scatter under new noise of the residuals' size."""
     z = x - centre
     basis = np.stack([z**k for k in range(degree + 1)], axis=1)
@@ -76,7 +79,7 @@ def _bottom(x: Array, y: Array, centre: float, degree: int, dof: int) -> Valley:
         return _refusal(len(x), "the curve is too flat for its noise: most refits have no bottom inside the range")
     # A robust width: refits that have their bottom at the edge are wide but not infinitely so.
     low, high = np.nanpercentile(np.clip(np.where(np.isnan(drawn), z.max(), drawn), z.min(), z.max()), [15.87, 84.13])
-    return Valley(float(at + centre), float(basis_at(at, degree) @ found), float((high - low) / 2), len(x), degree)
+    return Minimum(float(at + centre), float(basis_at(at, degree) @ found), float((high - low) / 2), len(x), degree)
 
 
 def basis_at(z: float, degree: int) -> Array:
@@ -96,21 +99,20 @@ def _vertex(coefficients: Array) -> Array:
 
 @dataclass(frozen=True)
 class Line:
-    """y = level + slope (x - middle) by weighted least squares; reaches are half-widths of 95 % intervals."""
+    """y = level + slope (x - middle) by weighted least squares; half-widths are those of 95 % intervals."""
 
     slope: float
-    slope_reach: float
+    slope_half_width: float
     level: float
-    level_reach: float
+    level_half_width: float
     middle: float
     chi2: float
     dof: int
 
-    def at(self, x: float) -> tuple[float, float, float]:
-        """y at x, and its 95 % ends."""
-        value = self.level + self.slope * (x - self.middle)
-        reach = float(np.hypot(self.level_reach, self.slope_reach * (x - self.middle)))
-        return value, value - reach, value + reach
+    def at(self, x: float) -> Estimate:
+        """y at x."""
+        half_width = np.hypot(self.level_half_width, self.slope_half_width * (x - self.middle))
+        return Estimate.around(self.level + self.slope * (x - self.middle), half_width)
 
 
 def weighted_line(x: Array, y: Array, sd: Array | None) -> Line:
@@ -124,5 +126,5 @@ def weighted_line(x: Array, y: Array, sd: Array | None) -> Line:
     slope = (weight * (x - middle) * y).sum() / spread
     chi2, dof = float((weight * (y - level - slope * (x - middle)) ** 2).sum()), max(len(x) - 2, 1)
     wide = special.stdtrit(dof, 0.975) * np.sqrt(max(0.0 if sd is None else 1.0, chi2 / dof))
-    slope_reach, level_reach = float(wide / np.sqrt(spread)), float(wide / np.sqrt(weight.sum()))
-    return Line(float(slope), slope_reach, float(level), level_reach, float(middle), chi2, dof)
+    slope_half_width, level_half_width = float(wide / np.sqrt(spread)), float(wide / np.sqrt(weight.sum()))
+    return Line(float(slope), slope_half_width, float(level), level_half_width, float(middle), chi2, dof)

@@ -1,0 +1,46 @@
+"""Laws of optima: how the best size goes with the budget, or the best setting with the size. Fitted without a formula
+for the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class OptimaLaw:
+    """kind: what there is one optimum of each of; predicts: what the law says, in a text; headline: as of `Law`.
+
+    names: columns of a table of optima -> what these are called in fits.json and in the CSV.
+    """
+
+    name: str
+    kind: Literal["budgets", "sizes"]
+    predicts: str
+    exponents: tuple[str, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+    has_frontier: bool = False
+
+    @property
+    def headline(self) -> str:
+        """The parameter to quote where there is room for one."""
+        return self.exponents[0]
+
+
+OF_BUDGETS = {"best": "n_star", "best_d": "d_star", "loss": "loss_star", "log_sd": "log_n_sd"}
+
+ISOFLOP = OptimaLaw("isoflop", "budgets", "N*", ("a", "b"), OF_BUDGETS)
+ENVELOPE = OptimaLaw("envelope", "budgets", "N*", ("a", "b"), OF_BUDGETS)
+LR = OptimaLaw("lr", "sizes", "lr", ("p", "q"), {"best": "optimum"})
+BATCH = OptimaLaw("batch", "sizes", "batch_tokens", ("p", "q"), {"best": "optimum"})
+
+OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, LR, BATCH)}
+SETTINGS = {law.name: law for law in (LR, BATCH)}
+
+
+def with_optimum(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table of optima that have one."""
+    return table[table["refused"] == ""]

@@ -1,0 +1,124 @@
+"""What the points can support: which laws, and which not, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array
+from tinyscale.fitting.laws import LAWS, Law
+from tinyscale.fitting.points import SAME_BUDGET, Points, column_of, group_sizes, positive
+from tinyscale.formatting import compact
+
+LEAST_SPREAD = np.log(1.5)  # of a variable, or of D about its dependence on N: with less there is nothing to fit
+
+
+def refuse_unsupported(law: Law, points: Points) -> None:
+    """FitError when no number could be trusted: too few sizes, no spread, one ratio, or a loss that does not fall."""
+    _refuse_constant(law, points)
+    _refuse_few(law, points)
+    if len(law.variables) > 1:
+        _refuse_collinear(law, points)
+    else:
+        _refuse_rising(law, points)
+
+
+def _refuse_constant(law: Law, points: Points) -> None:
+    for row, name in zip(points.x, law.variables, strict=True):
+        if np.ptp(row) < LEAST_SPREAD and name != "u":
+            value = compact(float(np.exp(row.mean())))
+            raise FitError(
+                f"{law.formula} needs {name} to vary: here it stays at {value}; sweep it, or fit another law"
+            )
+
+
+def _refuse_few(law: Law, points: Points) -> None:
+    needed = needs(law)
+    if points.configs() < needed:
+        others = [o.name for o in LAWS.values() if o.variables == law.variables and needs(o) <= points.configs()]
+        raise FitError(
+            f"{law.formula} needs at least {needed} different sizes and there are {points.configs()}; "
+            "add sizes" + (f", or take --law {' or '.join(others)}" if others else "")
+        )
+    for row, name in zip(points.x, law.variables, strict=True):
+        values = int(group_sizes(row).max()) + 1
+        if law.splits_loss and values < 3 and name != "u":
+            other = ", or fit --law tied" if law.variables == ("n", "d") else ""
+            raise FitError(
+                f"{law.formula}: with {values} values of {name} its floor, coefficient and exponent cannot be told "
+                f"apart; add a third{other}"
+            )
+
+
+def _refuse_collinear(law: Law, points: Points) -> None:
+    if _collinear(points.x[0], points.x[1]):
+        first, second = law.variables[:2]
+        raise FitError(
+            f"{law.formula}: {second} follows {first} in all runs (one {second}/{first} ratio), so alpha and beta "
+            f"cannot be told apart; vary {second} at a fixed {first}, or fit --law power-{first}"
+        )
+
+
+def _refuse_rising(law: Law, points: Points) -> None:
+    means = pd.Series(points.y).groupby(points.size).mean()
+    if means.iloc[-1] >= means.iloc[0]:
+        raise FitError(
+            f"{law.formula} needs a loss that falls: it goes from {np.exp(means.iloc[0]):.4g} at the smallest size to "
+            f"{np.exp(means.iloc[-1]):.4g} at the largest; look at the learning rate and budget of the large runs"
+        )
+
+
+def needs(law: Law) -> int:
+    """How many different sizes a law is fitted to at least."""
+    return max(4, len(law.params) + (len(law.variables) > 1))
+
+
+def _collinear(first: Array, second: Array) -> bool:
+    """Whether one logarithm is a line in the other, up to whole steps."""
+    slope = np.cov(first, second)[0, 1] / np.var(first, ddof=1)
+    return bool(np.ptp(second - slope * first) < LEAST_SPREAD)
+
+
+def laws_for(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The laws for what varies, the main one first: N, D, both, budgets of FLOPs, context or only C."""
+    spread = {name: x for name in ("n", "d", "c", "t", "u") if (x := _logarithms(frame, name, columns)) is not None}
+    varies = [name for name, x in spread.items() if np.ptp(x) > LEAST_SPREAD]
+    if {"n", "d"} <= set(varies):
+        if "c" in spread and _in_budgets(spread["n"], spread["c"]):
+            return ("isoflop", "chinchilla")
+        size = group_sizes(spread["n"])
+        tokens_of_a_size = [np.ptp(spread["d"][size == index]) for index in range(size.max() + 1)]
+        if max(tokens_of_a_size) <= LEAST_SPREAD:
+            return ("power-n",)
+        repeats = _logarithms(frame, "u", columns)
+        repeated = repeats is not None and np.mean(spread["d"] - repeats > LEAST_SPREAD) > 0.2
+        return ("data-constrained", "chinchilla") if repeated else ("chinchilla",)
+    if not varies:
+        raise FitError("nothing varies: parameters, tokens and FLOPs are the same in all runs; sweep one of them")
+    of_context = varies == ["c", "t"] or (varies == ["d", "t"] and "c" in spread)  # at equal tokens, or FLOPs
+    return ("power-t",) if of_context else (f"power-{varies[0]}",)
+
+
+def _logarithms(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None) -> Array | None:
+    """Logarithms (n,) of a variable; None when the frame lacks it, or a column that nobody named holds no numbers."""
+    try:
+        column = column_of(frame, variable, columns)
+    except FitError:
+        return None
+    try:
+        return np.log(positive(frame[column]))
+    except FitError:
+        if variable in ("n", "d") or variable in (columns or {}):
+            raise  # else a law without it would be fitted in silence
+        return None
+
+
+def _in_budgets(n: Array, c: Array) -> bool:
+    """Whether nearly all runs share their FLOPs with at least three other sizes, at three or more budgets."""
+    budget = group_sizes(c, SAME_BUDGET)
+    sizes = [len(np.unique(group_sizes(n[budget == b]))) for b in range(budget.max() + 1)]
+    inside = sum(int((budget == b).sum()) for b, count in enumerate(sizes) if count >= 4)
+    return sum(count >= 4 for count in sizes) >= 3 and inside >= 0.8 * len(n)
