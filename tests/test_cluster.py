@@ -78,7 +78,7 @@ def test_trials_of_a_node_that_goes_away_continue_on_the_other_to_the_same_numbe
 
     thread = threading.Thread(target=disturb)
     with ray_session(nodes.address) as cluster:
-        assert (cluster.own, cluster.grows, cluster.nodes) == (False, False, ((1, 0), (1, 0)))
+        assert (cluster.own, cluster.capacity.grows, cluster.nodes) == (False, False, ((1, 0), (1, 0)))
         thread.start()
         summary = run(planned(path, results), results, cluster)
     thread.join()
