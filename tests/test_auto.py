@@ -36,6 +36,7 @@ def precisions(plan: Plan) -> list[str]:
     return [planned.trial.config.train.precision for planned in plan.trials]
 
 
+@pytest.mark.slow
 def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(plan: Callable[..., Plan]) -> None:
     made = plan("precision=auto")
     assert len(set(precisions(made))) == 1

@@ -59,6 +59,7 @@ def test_an_extended_sweep_trains_only_what_is_new(tmp_path, cluster):
     assert [each.cell.axes["d_model"] for each in extended.to_run] == [16]
 
 
+@pytest.mark.slow
 def test_a_process_that_served_other_trials_gives_the_numbers_of_a_fresh_one(tmp_path, cluster):
     """Ten trials share two processes; the last one's losses are those of training it alone, bit for bit."""
     path, results = write_sweep(tmp_path, seeds=str(list(range(10))), widths="[8]"), Results(str(tmp_path / "results"))
@@ -74,6 +75,7 @@ def test_a_process_that_served_other_trials_gives_the_numbers_of_a_fresh_one(tmp
     assert losses[trial.identity] == alone.points[-1].val_loss
 
 
+@pytest.mark.slow
 def test_a_trial_that_raises_becomes_a_failed_row_and_the_others_go_on(tmp_path, cluster):
     path, results = write_sweep(tmp_path, seeds="[0, 1]"), Results(str(tmp_path / "results"))
     plan = planned(path, results)
@@ -125,6 +127,7 @@ def test_a_trial_too_large_for_the_machine_is_refused_before_anything_starts(tmp
         run(planned(path, results, "resources.gpu=1"), results, cluster)
 
 
+@pytest.mark.slow
 def test_all_trials_of_a_launch_have_one_provenance_also_one_whose_process_died(tmp_path, cluster):
     path, results = write_sweep(tmp_path, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
     plan = planned(path, results)
@@ -146,6 +149,7 @@ def test_all_trials_of_a_launch_have_one_provenance_also_one_whose_process_died(
     assert set(table["launch"]) == {"all"}
 
 
+@pytest.mark.slow
 def test_final_weights_are_kept_unless_told_otherwise(tmp_path, cluster):
     results = Results(str(tmp_path / "results"))
     plan = planned(write_sweep(tmp_path, widths="[8]"), results)
@@ -158,6 +162,7 @@ def test_final_weights_are_kept_unless_told_otherwise(tmp_path, cluster):
     assert other.checkpoints(plan.trials[0].trial.identity).names() == []
 
 
+@pytest.mark.slow
 def test_a_trial_that_no_memory_is_left_for_is_a_failed_row_and_the_next_one_trains_in_its_process(tmp_path, cluster):
     path, results = write_sweep(tmp_path, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
     plan = planned(path, results)

@@ -47,6 +47,7 @@ def test_a_fused_group_is_one_process_and_each_of_its_trials_a_trial_like_any_ot
     assert planned(path, results).to_run == []
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_group_that_raises_fails_with_the_others_and_the_next_launch_trains_them(tmp_path, cluster):
     path, results = fused_sweep(tmp_path, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
     plan = planned(path, results)

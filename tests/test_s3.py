@@ -69,6 +69,7 @@ def test_a_store_that_comes_back_is_waited_for(server):
     assert (folder.read("a"), folder.names()) == (b"before", ["a", "b"])
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_is_an_error_in_words(server, monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
     folder = Folder.at(server.uri("gone"))

@@ -39,6 +39,7 @@ def told(study: optuna.Study) -> list[tuple[str, str, float | None]]:
     return [(t.user_attrs["trial"], t.state.name, t.value) for t in study.get_trials(deepcopy=False)]
 
 
+@pytest.mark.slow
 def test_each_draw_is_a_trial_of_the_sweep_and_a_relaunch_draws_only_what_is_missing(
     tmp_path: Path, cluster: Cluster
 ) -> None:
