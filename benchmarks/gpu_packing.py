@@ -28,7 +28,7 @@ import torch
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial, resolve
-from tinyscale.training.batched import Fused, begin
+from tinyscale.training.batched import Batched, start_runs
 from tinyscale.training.loop import Run
 
 # Dense bf16 with fp32 accumulation, TFLOP/s, from the vendor's data sheets; the first that the device's name holds.
@@ -84,7 +84,7 @@ class Shape:
             torch.cuda.synchronize()
 
 
-def warmed_up(trained: Run | Fused, code: str) -> Callable[[], None]:
+def warmed_up(trained: Run | Batched, code: str) -> Callable[[], None]:
     """The update, after it has compiled and recorded what it compiles and records in this code."""
     for _ in range(WARM_UP):
         trained.update()
@@ -101,8 +101,8 @@ def alone(shape: Shape) -> float:
 def fused(shape: Shape, copies: int) -> float:
     """Tokens per second of trials trained as one batched model."""
     made = [replace(shape, seed=seed).trial() for seed in range(copies)]
-    together = begin([trial for trial, _ in made], made[0][1], [None] * copies)
-    return copies * shape.rate(warmed_up(Fused(together), shape.code))
+    together = start_runs([trial for trial, _ in made], made[0][1], [None] * copies)
+    return copies * shape.rate(warmed_up(Batched(together), shape.code))
 
 
 def packed(shape: Shape, copies: int) -> float:
