@@ -56,8 +56,10 @@ class TrainState:
         return self
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Run matrix products in the trial's precision. Weights are cast at each use: a CUDA graph must not hold a copy
-        that autocast cached."""
+        """Run matrix products in the trial's precision.
+
+        Weights are cast at each use: a CUDA graph must not contain the copies that autocast would cache.
+        """
         if self.train.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=AUTOCAST[self.train.precision], cache_enabled=False)
