@@ -1,12 +1,12 @@
-"""Whether the fast path, bf16 and compiled, gives the losses and the law of fp32 and eager.
+"""Compare the losses and the law of bf16 compiled training with those of fp32 eager training.
 
     python benchmarks/fast_path.py [--lr 3e-3] [--widths 6 10 16 24 36] [--seeds 3] [--steps 500]
 
-Trials like the quickstart's, of `steps` steps, are trained in three ways; fp32 compiled differs from the first by
-rounding alone, and so shows how far training itself carries the smallest difference. Prints for each width the seeds'
-standard deviation in fp32, and for each other way the mean over the seeds of the loss that it adds, and the largest
-of a seed; then the exponent of L(N) = E + A N^-alpha from each way, with its 95 % interval. Losses, not times:
-the machine may be busy.
+Trials like the quickstart's are trained for `steps` steps in three ways. fp32 compiled differs from fp32 eager by
+rounding only, and so shows how much training amplifies the smallest difference. For each width the table has the mean
+and the standard deviation over seeds of the loss (nats per token) in fp32 eager, and for the other ways the mean and
+the largest absolute difference over seeds. Below it is the exponent of L(N) = E + A N^-alpha in each way, with its
+95 % interval. No times are measured, so other load on the machine has no effect.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WAYS = {
 
 
 def losses(way: str, widths: list[int], seeds: int, steps: int, lr: float) -> pd.DataFrame:
-    """Final validation loss of each width and seed."""
+    """Final validation loss of each width and seed, nats per token."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "fast_path.yaml")
         fields = {"tokens": 2048 * steps, "lr": lr, "widths": widths, "seeds": list(range(seeds)), **WAYS[way]}

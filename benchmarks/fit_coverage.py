@@ -1,10 +1,11 @@
-"""How often the 95 % intervals of a fit hold the truth, over simulated studies.
+"""Coverage of the 95 % intervals of fits, over simulated studies.
 
     python benchmarks/fit_coverage.py [--studies 500] [--only power-n]
 
-Prints one row a law, shape of study and noise: the share of studies whose interval held each parameter, for joint laws
-also the exponent a of N* ~ C^a and the best N and loss at ten times the largest budget, and the share whose prediction
-interval held a new run at four times the largest size. A study that the fit refuses counts in none of them.
+Prints one row per law, shape of study and noise. Its percentages are the shares of studies whose interval contained the
+true value of each parameter; for joint laws also of the exponent a of N* ~ C^a, and of the optimal N and loss at ten
+times the largest budget. The last column is the share of prediction intervals that contained a new run at four times
+the largest size. Studies that the fit refuses are left out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TRUTHS = {
     "broken": {"E": 1.5, "A": 60.0, "c0": 0.3, "c1": -0.2, "d": 3e7, "f": 0.3},
     "width-depth": {"E": 1.8, "A": 80.0, "B": 3.0, "alpha": 0.8, "beta": 0.9},
 }
-# Smallest and largest of each variable; those of joint laws under the variables' names.
+# Smallest and largest value of the variable of each law; for joint laws, of each variable by its name.
 RANGES = {
     "power-n": (5e4, 3e6), "power-d": (1e8, 6e9), "power-c": (3e11, 1e15), "power-t": (64, 4096), "broken": (1e5, 1e10),
     "n": (5e6, 5e8), "d": (1e8, 1e10), "width": (64, 1024), "depth": (2, 32),
@@ -49,9 +50,11 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Study:
-    """Configurations (one row each, `loss` without noise), seeds, noise of a run and of a configuration as shares.
+    """A simulated study.
 
-    fit: runs -> what has the intervals; truth: what they should hold; beyond: a run outside the study, with its loss.
+    configurations: one row each, `loss` without noise. truth: the true value of each estimate. noise and size_noise:
+    relative standard deviations of a run and of a configuration. fit: runs -> a fit with estimates. beyond: a run
+    outside the study, with its true loss.
     """
 
     name: str
@@ -65,7 +68,7 @@ class Study:
     beyond: Mapping[str, float] | None = None
 
     def simulate(self, rng: np.random.Generator) -> tuple[pd.DataFrame, float]:
-        """The runs of one study, and the factor of noise on the run beyond."""
+        """The runs of one study, and the noise factor of the run `beyond`."""
         size = np.repeat(self.size_noise * rng.standard_normal(len(self.configurations)), self.seeds)
         runs = self.configurations.loc[np.repeat(self.configurations.index, self.seeds)].reset_index(drop=True)
         own = self.noise * rng.standard_normal(len(runs))
@@ -73,24 +76,24 @@ class Study:
         return runs.assign(loss=runs["loss"] * np.exp(size + own)), float(np.exp(beyond))
 
     def row(self, studies: int) -> str:
-        """The table's row: shares in percent."""
-        held: list[Mapping[str, bool]] = []
+        """The study's row of the table, shares in percent."""
+        covered: list[Mapping[str, bool]] = []
         for seed in range(studies):
             runs, factor = self.simulate(np.random.default_rng(seed))
             try:
-                held.append(self._held(self.fit(runs), factor))
+                covered.append(self._covered(self.fit(runs), factor))
             except FitError:
                 continue
-        shares = 100 * pd.DataFrame(held).mean()
+        shares = 100 * pd.DataFrame(covered).mean()
         new = f"{shares.pop('new'):.1f}" if "new" in shares else "-"
-        noise = f"{100 * self.noise:.3g} %" + (f" + {100 * self.size_noise:.3g} % a size" if self.size_noise else "")
-        counted = f"{len(held)}" + (f" of {studies}, the others refused" if len(held) < studies else "")
+        noise = f"{100 * self.noise:.3g} %" + (f" + {100 * self.size_noise:.3g} % per size" if self.size_noise else "")
+        counted = f"{len(covered)}" + (f" of {studies}, the others refused" if len(covered) < studies else "")
         values = ", ".join(f"{name} {share:.1f}" for name, share in shares.items())
         seeds = f" x {self.seeds} seeds" if self.seeds > 1 else ""
         return f"| {self.name} | {self.shape}{seeds} | {noise} | {counted} | {values} | {new} |"
 
-    def _held(self, found: Any, factor: float) -> dict[str, bool]:
-        """Whether each interval holds the truth."""
+    def _covered(self, found: Any, factor: float) -> dict[str, bool]:
+        """Whether each interval contains the true value."""
         ends = {name: each.ends for name, each in found.estimates.items()}
         if isinstance(found, Fit) and self.beyond:
             follows = derived(found.curve, largest_budget(self.configurations))
@@ -102,7 +105,7 @@ class Study:
 
 
 def derived(curve: Curve, budget: float) -> dict[str, Estimate]:
-    """a, N* and L* at a budget; empty without a frontier."""
+    """Estimates of a, N* and L* at a budget (FLOPs); empty if the law has no compute-optimal frontier."""
     if not curve.law.has_frontier:
         return {}
     best = frontier(curve, budget).iloc[0]
@@ -117,7 +120,7 @@ def largest_budget(runs: pd.DataFrame) -> float:
 
 
 def crossed(**axes: np.ndarray) -> pd.DataFrame:
-    """Every combination of the axes' values."""
+    """All combinations of the axes' values, one row each."""
     return pd.DataFrame(list(product(*axes.values())), columns=list(axes))
 
 
@@ -131,7 +134,7 @@ def of_law(
     name: str = "",
     **options: Any,
 ) -> Study:
-    """A study of a law of the catalogue on that many values of each variable. options: of `fit_law`."""
+    """A study of a law. counts: the number of values of each variable. options: of `fit_law`."""
     form, truth = find_law(law), TRUTHS[law]
     if configurations is None:
         ends = [RANGES.get(law.removesuffix("-no-floor"), RANGES.get(v)) for v in form.variables]
@@ -157,7 +160,7 @@ def of_law(
 
 
 def repeats(sizes: int, unique: int, epochs: int) -> pd.DataFrame:
-    """Sizes x counts of unique tokens x epochs of them, from 1 to 64."""
+    """Runs at `sizes` sizes x `unique` numbers of unique tokens x `epochs` numbers of epochs, from 1 to 64."""
     ends = {"n": (3e6, 1e9), "u": (1e8, 1e9), "epochs": (1, 64)}
     counts = (sizes, unique, epochs)
     axes = {name: np.geomspace(*ends[name], count) for name, count in zip(ends, counts, strict=True)}
@@ -171,7 +174,7 @@ def exponent_of_n() -> float:
 
 
 def of_optima(name: str, shape: str, runs: pd.DataFrame, noise: float, fit: Callable[..., Any]) -> Study:
-    """A study of N*(C) and D*(C) where Chinchilla's law is the truth."""
+    """A study of N*(C) and D*(C) whose true law is Chinchilla's."""
     loss = find_law("chinchilla").loss(CHINCHILLA, n=runs["n"].to_numpy(), d=runs["d"].to_numpy())
     g = frontier(Curve(find_law("chinchilla"), CHINCHILLA, np.array([list(CHINCHILLA.values())]), 0.0, 1), 1.0)
     a = exponent_of_n()
@@ -180,7 +183,7 @@ def of_optima(name: str, shape: str, runs: pd.DataFrame, noise: float, fit: Call
 
 
 def budgets() -> pd.DataFrame:
-    """Six budgets, nine sizes around the best of each."""
+    """Runs at six budgets, nine sizes around the optimum of each."""
     rows = []
     for c in np.geomspace(1e17, 1e20, 6):
         best = 0.1197 * (c / 6) ** exponent_of_n()
@@ -190,7 +193,7 @@ def budgets() -> pd.DataFrame:
 
 
 def of_tuning(setting: str, sizes: int, lengths: int, noise: float) -> Study:
-    """Seven settings around the best one of each size, the loss a lopsided bowl in the setting's logarithm."""
+    """Seven values around the best one of each size; the loss is an asymmetric bowl in the setting's logarithm."""
     runs = crossed(n=np.geomspace(1e6, 1e9, sizes), d=np.geomspace(1e8, 1e10, lengths), z=np.linspace(-1.4, 1.8, 7))
     truth = {"k": 1.79, "p": -0.713, "q": 0.307}  # 2503.04715
     if lengths == 1:
@@ -240,7 +243,7 @@ STUDIES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=500)
-    parser.add_argument("--only", default="", help="laws whose name starts so")
+    parser.add_argument("--only", default="", help="laws whose name starts with this")
     options = parser.parse_args()
     print("| law | study | noise | studies | parameters | new run at 4 x |\n|---|---|---|---|---|---|")
     for study in STUDIES:

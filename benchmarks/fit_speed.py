@@ -1,10 +1,10 @@
-"""How fast a Chinchilla fit with 1,000 clustered bootstrap draws is, beside the plain way, in one run.
+"""CPU seconds of a Chinchilla fit with 1,000 clustered bootstrap replicates, against a plain scipy fit.
 
     python benchmarks/fit_speed.py [--share 0.1]
 
-The plain way is scipy's L-BFGS-B with numeric gradients from Hoffmann et al.'s 4,500 starts (2203.15556, appendix
-D.2), then BFGS from the optimum for each draw. --share runs that part of its starts and draws and scales the time up.
-Times are CPU seconds of one thread, so that other load on the machine does not count.
+The plain fit runs scipy's L-BFGS-B with numeric gradients from the 4,500 starts of Hoffmann et al. (2203.15556,
+appendix D.2), then BFGS from the optimum for each replicate. --share S runs a part S of its starts and replicates and
+scales the time up. Times are CPU seconds of one thread, so that other load on the machine has little effect.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.laws import find_law
 
 TRUTH = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}  # 2404.10102, table 1
-DRAWS = 1000
+REPLICATES = 1000
 DELTA = 1e-3
 
 
 def runs(points: int) -> pd.DataFrame:
-    """Simulated runs over 12 sizes, 1 % noise."""
+    """Simulated runs: 12 sizes, `points` in all, 1 % noise."""
     rng = np.random.default_rng(0)
     n = np.repeat(np.geomspace(5e7, 1.6e10, 12), points // 12)
     d = np.tile(np.geomspace(1e9, 5e11, points // 12), 12)
@@ -45,14 +45,14 @@ def runs(points: int) -> pd.DataFrame:
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds, and what the call gave."""
+    """CPU seconds of a call, and its result."""
     start = time.process_time()
     result = call()
     return time.process_time() - start, result
 
 
 def plain_objective(theta: np.ndarray, n: np.ndarray, d: np.ndarray, y: np.ndarray) -> float:
-    """The sum of Huber's function of the residuals of log loss, theta = a, b, e, alpha, beta."""
+    """Sum of Huber losses of the residuals of log loss; theta = a, b, e, alpha, beta (2203.15556, appendix D.2)."""
     a, b, e, alpha, beta = theta
     predicted = logsumexp(np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)]), axis=0)
     size = np.abs(predicted - y)
@@ -61,7 +61,7 @@ def plain_objective(theta: np.ndarray, n: np.ndarray, d: np.ndarray, y: np.ndarr
 
 
 def plain_fit(frame: pd.DataFrame, share: float) -> tuple[float, float]:
-    """CPU seconds of the plain way at full size, and the objective it reached."""
+    """CPU seconds of the plain fit, scaled up from `share`, and the objective that it reached."""
     n, d, y = (np.log(frame[name].to_numpy()) for name in ("n", "d", "loss"))
     grid = [
         np.arange(0, 26, 5),
@@ -79,18 +79,18 @@ def plain_fit(frame: pd.DataFrame, share: float) -> tuple[float, float]:
         return min(found, key=lambda result: result.fun)
 
     def bootstrap() -> None:
-        for _ in range(round(share * DRAWS)):
+        for _ in range(round(share * REPLICATES)):
             rows = rng.integers(0, len(y), len(y))
             minimize(plain_objective, best.x, args=(n[rows], d[rows], y[rows]), method="BFGS")
 
     searching, best = timed(search)
-    drawing, _ = timed(bootstrap)
-    print(f"  plain: search {searching / share:.1f} s, draws {drawing / share:.1f} s, at share {share:g}")
-    return (searching + drawing) / share, float(best.fun)
+    resampling, _ = timed(bootstrap)
+    print(f"  plain: search {searching / share:.1f} s, replicates {resampling / share:.1f} s, at share {share:g}")
+    return (searching + resampling) / share, float(best.fun)
 
 
 def command_seconds(frame: pd.DataFrame) -> float:
-    """CPU seconds of the whole `tinyscale fit` on a CSV, from the start of Python to the written plots."""
+    """CPU seconds of `tinyscale fit` on a CSV file, from the start of Python to the written plots."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.csv"
         frame.to_csv(path, index=False)
@@ -114,16 +114,16 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0)
     share = parser.parse_args().share
     frame = runs(240)
-    fit_law(runs(120), "chinchilla", draws=100)  # warms up imports
+    fit_law(runs(120), "chinchilla", draws=100)  # imports what the fit needs
     ours, found = timed(
-        lambda: fit_law(frame, "chinchilla", delta=DELTA, intervals="bootstrap", draws=DRAWS, holdout=0)
+        lambda: fit_law(frame, "chinchilla", delta=DELTA, intervals="bootstrap", draws=REPLICATES, holdout=0)
     )
-    honest, _ = timed(lambda: fit_law(frame, "chinchilla", delta=DELTA, intervals="bootstrap", draws=DRAWS))
+    checked, _ = timed(lambda: fit_law(frame, "chinchilla", delta=DELTA, intervals="bootstrap", draws=REPLICATES))
     print(
         f"240 points, 5 parameters, objective {found.objective:.9e}, "
-        f"{len(found.curve.draws)} of {DRAWS} draws converged"
+        f"{len(found.curve.draws)} of {REPLICATES} replicates converged"
     )
-    print(f"  ours: fit and draws {ours:.2f} s; with held-out windows and rival laws {honest:.2f} s")
+    print(f"  ours: fit and replicates {ours:.2f} s; with held-out windows and alternative laws {checked:.2f} s")
     print(f"  ours: the whole command {command_seconds(frame):.2f} s")
     plain, objective = plain_fit(frame, share)
     print(f"  plain objective {objective:.9e} ({objective / found.objective - 1:+.1e} against ours)")

@@ -1,11 +1,12 @@
-"""Whether all that tinyscale promises of a GPU holds on this machine, in one command of a few minutes.
+"""Check on this machine everything that tinyscale promises for a GPU, in one command of about ten minutes.
 
     python3 benchmarks/gpu_acceptance.py --out DIR [--minutes 8] [--only NAME ...] [--rehearse]
 
-The checks run in order of value, each in a process of its own with a time limit; one that fails or hangs ends alone,
-and one for which no time is left is not begun. DIR/acceptance.md and DIR/acceptance.json hold the table, and DIR holds
-one log per check. Exit status: 1 if a check failed. Written for one H100 with 16 cores; no network is needed.
-`--rehearse` runs every step on the CPU with tiny budgets: it says whether the program works, and nothing of a GPU.
+The checks run in order of importance, each in its own process with a time limit. A check that fails or hangs does not
+affect the others; one for which too little time is left is not started. The table is in DIR/acceptance.md and
+DIR/acceptance.json, and DIR has one log per check. Exit status: 1 if a check failed. The limits are for one H100 with
+16 cores; no network is needed. `--rehearse` runs every step on the CPU with tiny budgets: this tests the program, not
+the GPU.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
-GRACE_SECONDS = 5.0  # beyond its limit, for a check to end what it started
-LOG_BYTES = 100_000  # of a check's log at most: its end
-SAVE_SECONDS = 0.5  # between checkpoints of a trial that is going to be killed
+GRACE_SECONDS = 5.0  # after its limit, for a check to stop the programs that it started
+LOG_BYTES = 100_000  # kept of a check's log: its end
+SAVE_SECONDS = 0.5  # between checkpoints of a trial that will be killed
 PEAK_TFLOPS = 989  # of an H100 in bf16, dense, from its data sheet
 
-# Tokens per second on an H100 at 16,384 tokens per step, by code and d_model; and gains of many trials over one after
-# another in eager code.
+# Tokens per second on an H100 at 16,384 tokens per step, by code and d_model.
 GOALS = {
     "eager": {64: 3e6, 128: 3e6, 256: 3e6, 512: 1.5e6},
     "recorded": {64: 12e6, 128: 7e6, 256: 4e6, 512: 1.8e6},
     "compiled": {64: 25e6, 128: 15e6, 256: 7e6, 512: 3e6},
 }
+# Tokens per second of many trials over those of trials one after another in eager code, by code, way and K.
 GAINS = {("recorded", "fused", "16"): 12.0, ("eager", "packed", "16"): 2.5}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table. outcome: pass, FAIL, rehearsed or no time."""
+    """One row of the table. outcome: pass, FAIL, rehearsed or no time."""
 
     check: str
     expected: str
@@ -56,13 +57,13 @@ class Result:
         return f"{self.outcome:9}  {self.check}: {self.seen} (expected: {self.expected})"
 
 
-def surroundings() -> dict[str, str]:
-    """The environment in which Python runs this checkout, installed or not."""
+def checkout_environment() -> dict[str, str]:
+    """Environment variables with which Python imports this checkout, installed or not."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 class Row(NamedTuple):
-    """One row of what gpu_packing prints."""
+    """One row of gpu_packing's table. rate: tokens per second."""
 
     d_model: int
     copies: str
@@ -74,7 +75,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Bench:
-    """What a check works with: a folder, the time that it has, and the programs that it started."""
+    """What a check works with: a folder, a deadline, and the programs that it started."""
 
     name: str
     folder: Path
@@ -85,15 +86,15 @@ class Bench:
 
     @property
     def left(self) -> float:
-        """Seconds until the check has to end."""
+        """Seconds until the check must end."""
         return max(1.0, self.deadline - time.monotonic())
 
     def choose(self, real: Any, tiny: Any) -> Any:
-        """A size for the GPU, or the one for a rehearsal."""
+        """The value for a GPU, or the one for a rehearsal."""
         return tiny if self.rehearse else real
 
     def report(self, expected: str, seen: str, holds: bool, *, on_cpu: bool = True) -> None:
-        """One line of the table. on_cpu: whether it has to hold in a rehearsal as well."""
+        """Add a row to the table. on_cpu: whether it must hold in a rehearsal too."""
         passed = "rehearsed" if self.rehearse else "pass"
         outcome = passed if holds or (self.rehearse and not on_cpu) else "FAIL"
         print(json.dumps(asdict(Result(self.name, expected, seen, outcome))), file=self.results, flush=True)
@@ -110,7 +111,7 @@ class Bench:
         model: Mapping[str, Any] | None = None,
         train: Mapping[str, Any] | None = None,
     ) -> Path:
-        """A sweep file over text of a known source, which needs no network; YAML reads JSON."""
+        """Write a sweep file on synthetic text, which needs no network, as JSON, which is YAML; its path."""
         shape = {"d_model": 64, "n_layers": 4, "head_dim": 16, "context_length": 256, "positions": "rotary"}
         budget = {"tokens_budget": "2M", "batch_tokens": 8192, "lr": 3e-3, "eval_points": 3, "repeats": True}
         model, train = {**shape, **(model or {})}, {**budget, **(train or {})}
@@ -133,20 +134,20 @@ class Bench:
         return path
 
     def start(self, *command: str | Path) -> subprocess.Popen[str]:
-        """A Python program of this checkout, its output in the log; killed if it outlives the check."""
+        """Start a Python program of this checkout. Its output goes to the log; it is killed when the check ends."""
         program = subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=ROOT, env=surroundings(), stdout=sys.stderr, text=True
+            [sys.executable, *map(str, command)], cwd=ROOT, env=checkout_environment(), stdout=sys.stderr, text=True
         )
         self.programs.callback(program.wait)
-        self.programs.callback(program.kill)  # before the wait: the last one in is the first one out
+        self.programs.callback(program.kill)  # runs before the wait: callbacks run last in, first out
         return program
 
     def output(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """A Python program of this checkout, run to its end, with what it printed, which is logged as well."""
+        """Run a Python program of this checkout to its end; its result holds the output, which is also logged."""
         done = subprocess.run(
             [sys.executable, *map(str, command)],
             cwd=ROOT,
-            env=surroundings(),
+            env=checkout_environment(),
             stdout=subprocess.PIPE,
             stderr=sys.stderr,
             text=True,
@@ -157,15 +158,18 @@ class Bench:
         return done
 
     def command(self, path: Path, results: Path) -> subprocess.Popen[str]:
-        """`tinyscale launch`, started."""
+        """Start `tinyscale launch`."""
         return self.start("-m", "tinyscale", "launch", "-y", path, "--results", results)
 
     def launch(self, path: Path, results: Path) -> subprocess.Popen[str]:
-        """A launch without a forecast, which saves its measurement, and with frequent checkpoints; started."""
+        """Start a launch with frequent checkpoints and without a forecast, which would take time to measure."""
         return self.start(__file__, "--launch", path, results)
 
     def launches(self, *swept: tuple[Path, Path]) -> list[int]:
-        """Launch sweeps into folders at the same time; in a rehearsal one after another, as few cores start one Ray."""
+        """Launch sweeps into folders at the same time; their exit statuses.
+
+        In a rehearsal they run one after another, because a few cores cannot start several Ray instances.
+        """
         programs = []
         for path, results in swept:
             programs.append(self.launch(path, results))
@@ -178,11 +182,11 @@ class Bench:
         return [program.wait(timeout=self.left) for program in programs]
 
 
-# The launch of `--launch`, in a process of its own.
+# The process of `--launch`.
 
 
 def launch_here(path: str, results: str) -> None:
-    """Launch a sweep through the library and leave what came of it in RESULTS.json."""
+    """Launch a sweep through the library and write its summary to RESULTS.json."""
     from rich.console import Console
 
     from tinyscale.orchestration.launch import launch
@@ -195,32 +199,32 @@ def launch_here(path: str, results: str) -> None:
     with ray_session(None) as cluster:
         plan = make_plan(load_sweep(Path(path)), store, cluster.capacity, measure=False)
         summary = launch(plan, store, cluster, console=Console(), quiet=True, train=train_and_save_often)
-    told = {
+    summary_json = {
         "states": sorted(summary.states.values()),
         "reasons": list(summary.reasons.values()),
         "processes": sorted({timing.process for timing in summary.timings}),
         "trainings": len(summary.timings),
         "seconds": summary.train_seconds,
     }
-    Path(f"{results}.json").write_text(json.dumps(told))
+    Path(f"{results}.json").write_text(json.dumps(summary_json))
 
 
 def train_and_save_often(*arguments: Any, **options: Any) -> Any:
-    """`tinyscale.training.loop.train`, with a checkpoint after each moment."""
+    """`tinyscale.training.loop.train` with a checkpoint every SAVE_SECONDS."""
     import tinyscale.training.loop as training
 
     training.CHECKPOINT_SECONDS = SAVE_SECONDS
     return training.train(*arguments, **options)
 
 
-def told(results: Path) -> dict[str, Any]:
-    """What `launch_here` left."""
+def summary_of(results: Path) -> dict[str, Any]:
+    """The summary that `launch_here` wrote."""
     found: dict[str, Any] = json.loads(Path(f"{results}.json").read_text())
     return found
 
 
 def points(results: Path) -> Any:
-    """Every point of the trials in a results folder, as a frame in order of trial and tokens."""
+    """All points in a results folder, as a frame sorted by trial and tokens."""
     from tinyscale.results.store import read_results
 
     frame = read_results(str(results))
@@ -228,7 +232,7 @@ def points(results: Path) -> Any:
 
 
 def last_points(results: Path) -> Any:
-    """The last point of each trial, by its identity."""
+    """The last point of each trial, indexed by identity."""
     return points(results).groupby("trial").tail(1).set_index("trial")
 
 
@@ -236,7 +240,7 @@ def last_points(results: Path) -> Any:
 
 
 def environment(bench: Bench) -> None:
-    """What the machine is, and whether the doctor finds it fit."""
+    """The machine, and whether `tinyscale doctor` finds no failure."""
     import torch
 
     version = f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}"
@@ -253,7 +257,7 @@ def environment(bench: Bench) -> None:
 
 
 def quarters(bench: Bench) -> None:
-    """Four trials on quarters of the GPU under real Ray, and the same sweep on the CPU."""
+    """Four trials under Ray, each on a quarter of the GPU, and the same sweep on the CPU."""
     from tinyscale.results.store import Results
 
     shape: dict[str, Any] = {
@@ -263,13 +267,13 @@ def quarters(bench: Bench) -> None:
     }
     on_gpu, on_cpu = bench.folder / "gpu", bench.folder / "cpu"
     programs = [bench.command(bench.sweep("quarters", gpu=0.25, **shape), on_gpu)]
-    if not bench.rehearse:  # where it is the same launch
+    if not bench.rehearse:  # there, both launches are the same
         programs.append(bench.command(bench.sweep("cores", gpu=0, **shape), on_cpu))
     processes: set[int] = set()
     while programs[0].poll() is None and bench.left > 1:
         processes |= set(holders(on_gpu))
         time.sleep(0.05)
-    bench.report("both launches end well", f"exit {bench.finish(*programs)}", not any(bench.finish(*programs)))
+    bench.report("both launches succeed", f"exit {bench.finish(*programs)}", not any(bench.finish(*programs)))
     frame, trials = points(on_gpu), last_points(on_gpu)
     bench.report(
         "4 trials finished, in 4 processes",
@@ -277,21 +281,21 @@ def quarters(bench: Bench) -> None:
         list(trials["state"]) == ["finished"] * 4 and len(processes) == bench.choose(4, len(processes)),
     )
     devices = {Results(str(on_gpu)).read_trial(name)[1]["provenance"].get("device") for name in trials.index}
-    bench.report("the rows name the GPU", str(sorted(map(str, devices))), None not in devices, on_cpu=False)
+    bench.report("the results name the GPU", str(sorted(map(str, devices))), None not in devices, on_cpu=False)
     same = points(on_gpu if bench.rehearse else on_cpu)
     worst = float((frame["val_loss"] / same["val_loss"] - 1).abs().max())
     agrees = list(frame["trial"]) == list(same["trial"]) and worst < 2e-2
     bench.report(
-        "losses as on the CPU, within 2e-2 at each point", f"{worst:.1e} at most of {len(frame)} points", agrees
+        "losses as on the CPU, within 2e-2 at each point", f"at most {worst:.1e} over {len(frame)} points", agrees
     )
 
 
 def holders(results: Path) -> Iterator[int]:
-    """The processes that train a trial now: its lease names them."""
+    """Ids of the processes that are training a trial now, from the trials' leases."""
     for lease in (results / "leases").glob("*.json"):
         try:
             yield json.loads(lease.read_text())["pid"]
-        except (OSError, ValueError, KeyError):  # it is being given back
+        except (OSError, ValueError, KeyError):  # it is being released
             continue
 
 
@@ -299,17 +303,17 @@ def compiled(bench: Bench) -> None:
     """Compiled trials one after another in one process."""
     results = bench.folder / "results"
     path = bench.sweep("compiled", gpu=1, seeds=range(bench.choose(3, 2)), compiled=True, train={"precision": "bf16"})
-    if bench.rehearse:  # as many processes at once as there are cores
+    if bench.rehearse:  # one trial takes all cores, so that there is one process
         path.write_text(path.read_text().replace('"cpu": 1', f'"cpu": {len(os.sched_getaffinity(0))}'))
     code = bench.launches((path, results))
-    said = told(results)
-    seen = f"exit {code}, {', '.join(said['states'])}, in {len(said['processes'])} process; {said['seconds']:.0f} s"
-    good = set(said["states"]) == {"finished"} and len(said["processes"]) == 1
-    bench.report("compiled trials finish one after another in 1 process", "; ".join([seen, *said["reasons"]]), good)
+    found = summary_of(results)
+    seen = f"exit {code}, {', '.join(found['states'])}, in {len(found['processes'])} process; {found['seconds']:.0f} s"
+    good = set(found["states"]) == {"finished"} and len(found["processes"]) == 1
+    bench.report("compiled trials finish one after another in 1 process", "; ".join([seen, *found["reasons"]]), good)
 
 
 def memory(bench: Bench) -> None:
-    """A trial that needs more than its share of the GPU, and two small ones that run at the same time."""
+    """A trial that needs more than its share of the GPU's memory, and two small ones at the same time."""
     results, share, large = bench.folder / "results", 1 / 16, bench.choose(768, 32)
     path = bench.sweep(
         "memory",
@@ -318,21 +322,21 @@ def memory(bench: Bench) -> None:
         train={"tokens_budget": "1M", "batch_tokens": 65536},
     )
     code = bench.launches((path, results))
-    said, trials = told(results), last_points(results)
+    found, trials = summary_of(results), last_points(results)
     shares = dict(zip(trials["d_model"], trials["gpu"], strict=True))
-    alone = said["trainings"] == 4 and all((gpu > share) == (width == large) for width, gpu in shares.items())
+    alone = found["trainings"] == 4 and all((gpu > share) == (width == large) for width, gpu in shares.items())
     bench.report(
         f"d_model {large} runs out of memory and is trained again on a larger share, the others not",
-        f"exit {code}, {said['trainings']} trainings of 3 trials; share by d_model {shares}",
+        f"exit {code}, {found['trainings']} trainings of 3 trials; share by d_model {shares}",
         alone,
         on_cpu=False,
     )
     finished = list(trials["state"]) == ["finished"] * 3
-    bench.report("all 3 finished", "; ".join([*trials["state"], *said["reasons"]]), finished)
+    bench.report("all 3 finished", "; ".join([*trials["state"], *found["reasons"]]), finished)
 
 
 def batched(bench: Bench) -> None:
-    """Four seeds as one batched model, and each alone, in fp32: in bf16 rounding grows from step to step."""
+    """Four seeds as one batched model, and each alone; in fp32, as in bf16 rounding differences grow with the steps."""
     together, alone = bench.folder / "together", bench.folder / "alone"
     shape: dict[str, Any] = {"gpu": 0.25, "seeds": (0, 1, 2, 3), "train": {"precision": "fp32"}}
     codes = bench.launches(
@@ -341,11 +345,11 @@ def batched(bench: Bench) -> None:
     ours, theirs = last_points(together), last_points(alone)
     bench.report("4 trials batched", f"exit {codes}, fused {list(ours['fused'])}", list(ours["fused"]) == [4] * 4)
     worst = float((ours["val_loss"] - theirs["val_loss"]).abs().max())
-    bench.report("final losses as alone, within 5e-3", f"{worst:.1e} at most", len(theirs) == 4 and worst < 5e-3)
+    bench.report("final losses as alone, within 5e-3", f"at most {worst:.1e}", len(theirs) == 4 and worst < 5e-3)
 
 
 def killed(bench: Bench) -> None:
-    """A launcher that is killed, the launch that goes on from the checkpoint, and two that nothing disturbs."""
+    """A launcher that is killed and a launch that resumes from the checkpoint, against two undisturbed launches."""
     path = bench.sweep("killed", gpu=0.25, train={"tokens_budget": "32M", "batch_tokens": 4096})
     if bench.rehearse:
         path.write_text(path.read_text().replace('"50K"', '"400K"'))
@@ -353,18 +357,18 @@ def killed(bench: Bench) -> None:
     victim = bench.launch(path, disturbed)
     while not saved_after_a_point(disturbed):
         if victim.poll() is not None or bench.left <= 1:
-            bench.report("killed after its first point and a checkpoint", "it ended before", False)
+            bench.report("killed after its first point and a checkpoint", "the launch ended before", False)
             return
         time.sleep(0.05)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    time.sleep(1.0)  # the trial's process outlives its launcher by a moment
+    time.sleep(1.0)  # the trial's process ends shortly after its launcher
     before = points(disturbed)
     code = bench.launches((path, disturbed))
     after = points(disturbed)
-    went_on = len(after) > len(before) and float(before["wall_seconds"][0]) == float(after["wall_seconds"][0])
-    seen = f"exit {code}, {len(before)} points before the kill, {len(after)} after, the first one kept: {went_on}"
-    bench.report("goes on from its checkpoint and finishes", seen, went_on and code == [0])
+    resumed = len(after) > len(before) and float(before["wall_seconds"][0]) == float(after["wall_seconds"][0])
+    seen = f"exit {code}, {len(before)} points before the kill, {len(after)} after, the first one kept: {resumed}"
+    bench.report("resumes from its checkpoint and finishes", seen, resumed and code == [0])
     bench.launches((path, once), (path, twice))
     losses = [float(last_points(results)["val_loss"].iloc[0]) for results in (once, twice, disturbed)]
     bench.report("run-to-run spread of the same trial under 2e-2", *near(losses[0], losses[1]))
@@ -372,7 +376,7 @@ def killed(bench: Bench) -> None:
 
 
 def saved_after_a_point(results: Path) -> bool:
-    """Whether a checkpoint holds the trial's first point."""
+    """Whether there is a checkpoint that is newer than the trial's first point."""
     try:
         (point,) = (results / "trials").glob("*.parquet")
         (checkpoint,) = (results / "checkpoints").glob("*/resume.pt")
@@ -382,12 +386,12 @@ def saved_after_a_point(results: Path) -> bool:
 
 
 def near(one: float, other: float) -> tuple[str, bool]:
-    """How two losses differ, and whether little."""
+    """Two losses and their difference as text, and whether they differ by less than 2e-2."""
     return f"{one:.5f} and {other:.5f}: {other - one:+.1e}", abs(other - one) < 2e-2
 
 
 def speed(bench: Bench, *codes: str) -> None:
-    """Tokens per second and utilisation of one trial at four widths, in these codes: eager and recorded if left out."""
+    """Tokens per second and MFU of one trial at four widths. codes: eager and recorded by default."""
     shape = ["--copies", "--head-dim", "16", "--vocab-size", "1024", "--batch-tokens", "16384", "--seconds", "1.5"]
     for row in packing(bench, *shape, "--code", *(codes or bench.choose(["eager", "recorded"], ["eager"]))):
         goal = GOALS[row.code].get(row.d_model, 0.0)
@@ -400,12 +404,12 @@ def speed(bench: Bench, *codes: str) -> None:
 
 
 def compiled_speed(bench: Bench) -> None:
-    """The same in compiled code, which takes half a minute per width to compile."""
+    """`speed` with compiled code; compiling takes half a minute per width."""
     speed(bench, "compiled")
 
 
 def many(bench: Bench) -> None:
-    """K trials at once, packed as processes and batched, against one after another in eager code."""
+    """K trials at once, packed and batched, against trials one after another in eager code."""
     shape = ["--head-dim", "16", "--vocab-size", "1024", "--batch-tokens", "4096", "--seconds", "1.5"]
     sizes = bench.choose(["--widths", "64", "--copies", "4", "16", "--code", "eager", "recorded"], ["--code", "eager"])
     base = None
@@ -422,12 +426,12 @@ def many(bench: Bench) -> None:
 
 
 def packing(bench: Bench, *options: str) -> Iterator[Row]:
-    """The rows of gpu_packing as it prints them."""
+    """Run gpu_packing and yield its rows as it prints them."""
     device = bench.choose(["--peak-tflops", str(PEAK_TFLOPS)], ["--device", "cpu", "--quick"])
     program = subprocess.Popen(
         [sys.executable, ROOT / "benchmarks" / "gpu_packing.py", *device, *options],
         cwd=ROOT,
-        env=surroundings(),
+        env=checkout_environment(),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -443,7 +447,7 @@ def packing(bench: Bench, *options: str) -> Iterator[Row]:
 
 
 def precisions(bench: Bench) -> None:
-    """The same trial in each precision."""
+    """One trial in each precision."""
     results = bench.folder / "results"
     names = bench.choose(["fp32", "bf16", "fp16"], ["fp32", "bf16"])
     path = bench.sweep("precisions", gpu=0.25, axes={"train.precision": names})
@@ -455,13 +459,13 @@ def precisions(bench: Bench) -> None:
 
 
 def automatic(bench: Bench) -> None:
-    """What `auto` chooses, and whether the forecast of the time holds."""
+    """The values that `auto` resolves to, and the forecast of the seconds against the seconds taken."""
     results = bench.folder / "results"
     path = bench.sweep(
         "automatic",
         gpu="auto",
         compiled="auto",
-        seeds=range(bench.choose(16, 4)),  # as many as may run at once, which the forecast is for
+        seeds=range(bench.choose(16, 4)),  # as many as run at once, which the forecast assumes
         model={"d_model": 128},
         train={"precision": "auto", "tokens_budget": "16M", "batch_tokens": 16384},
     )
@@ -483,11 +487,11 @@ def automatic(bench: Bench) -> None:
 
 
 def tests(bench: Bench) -> None:
-    """The tests that need CUDA; the options of pyproject name plugins that the machine may lack."""
+    """tests/test_gpu.py, without pyproject's pytest options, which need plugins that the machine may lack."""
     path, settings = ROOT / "tests" / "test_gpu.py", bench.folder / "pytest.ini"
     lacking = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if lacking or not path.exists():
-        why = f"{' and '.join(lacking)} not installed" if lacking else f"{path.name} is not there"
+        why = f"{' and '.join(lacking)} not installed" if lacking else f"{path.name} is missing"
         bench.report("tests/test_gpu.py passes", why, False, on_cpu=False)
         return
     settings.write_text(f"[pytest]\npythonpath = {ROOT / 'tests'}\n")
@@ -498,7 +502,7 @@ def tests(bench: Bench) -> None:
 
 
 class Check(NamedTuple):
-    """run: the check. usual: seconds that it takes, without which it is not begun. limit: the most that it may take."""
+    """usual: the seconds that the check takes; with less time left it is not started. limit: seconds at most."""
 
     run: Callable[[Bench], None]
     usual: int
@@ -522,7 +526,7 @@ CHECKS = {
 
 
 def run_check(name: str, options: argparse.Namespace, left: float) -> Iterator[Result]:
-    """Run one check in a process of its own; its results as they come."""
+    """Run one check in its own process and yield its results as they come."""
     check = CHECKS[name]
     if left < check.usual:
         yield Result(name, f"{check.usual} s", f"{max(0, int(left))} s were left", "no time")
@@ -534,7 +538,7 @@ def run_check(name: str, options: argparse.Namespace, left: float) -> Iterator[R
         log.open("w") as written,
         subprocess.Popen(
             command + ["--rehearse"] * options.rehearse,
-            env=surroundings(),
+            env=checkout_environment(),
             stdout=subprocess.PIPE,
             stderr=written,
             text=True,
@@ -550,12 +554,12 @@ def run_check(name: str, options: argparse.Namespace, left: float) -> Iterator[R
     text = log.read_bytes()[-LOG_BYTES:]
     log.write_bytes(text)
     if code:
-        said = text.decode(errors="replace").strip().splitlines()
-        yield Result(name, "it ends by itself", f"exit {code}; {said[-1][:200] if said else 'no word'}", "FAIL")
+        lines = text.decode(errors="replace").strip().splitlines()
+        yield Result(name, "the check ends", f"exit {code}; {lines[-1][:200] if lines else 'no message'}", "FAIL")
 
 
 def work(options: argparse.Namespace) -> None:
-    """Be the process of one check. Its standard output carries results alone: what else is printed goes to the log."""
+    """Be the process of one check. Only results go to its standard output; everything else goes to the log."""
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     deadline = time.monotonic() + options.seconds
@@ -566,7 +570,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def write(folder: Path, results: Sequence[Result]) -> str:
-    """Leave the table in the folder, as Markdown and as JSON; the Markdown."""
+    """Write the table to the folder as Markdown and JSON; returns the Markdown."""
     names = ("check", "expected", "seen", "pass")
     lines = [f"| {' | '.join(names)} |", "|---|---|---|---|"]
     for each in results:
@@ -579,7 +583,7 @@ def write(folder: Path, results: Sequence[Result]) -> str:
 
 
 def main() -> None:
-    """Run the checks and end with the table."""
+    """Run the checks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="folder for the table and the logs")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all checks together")

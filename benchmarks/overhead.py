@@ -1,6 +1,9 @@
-"""What a launch costs beside training: trials that train nothing, through the real `launch` and in Ray's plain pattern.
+"""Overhead of a launch per trial: trials that train nothing, by `launch` and by a plain use of Ray.
 
-python benchmarks/overhead.py [trials] [trials of the plain pattern]
+    python benchmarks/overhead.py [TRIALS] [TRIALS OF THE PLAIN PATTERN]
+
+The plain pattern is a Tune trial that runs a TorchTrainer with one worker. Prints wall seconds per trial of both, and
+the growth of the launching process in kilobytes per trial, as JSON.
 """
 
 from __future__ import annotations
@@ -31,17 +34,17 @@ from tinyscale.training.progress import Outcome
 
 
 def train_nothing(*_: Any, **__: Any) -> Outcome:
-    """Stands in for `tinyscale.training.loop.train`."""
+    """Replaces `tinyscale.training.loop.train`."""
     return Outcome("finished", None, [], 0.0)
 
 
 def resident_kilobytes() -> int:
-    """Memory of this process, the launcher, now."""
+    """Resident memory of this process, which launches."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
 
 
 def plain_pattern(count: int) -> float:
-    """Seconds of so many Tune trials that each run a TorchTrainer of one worker which does nothing."""
+    """Seconds of `count` Tune trials, each of which runs a TorchTrainer with one worker that does nothing."""
 
     def driver(config: dict[str, Any]) -> None:
         TorchTrainer(
@@ -64,7 +67,7 @@ def plain_pattern(count: int) -> float:
 
 
 def launch_nothing(folder: Path, count: int, cluster: Cluster) -> Summary:
-    """A launch of so many trials into a new folder."""
+    """Launch `count` trials into a new folder."""
     folder.mkdir()
     results = Results(str(folder / "results"))
     plan = make_plan(load_sweep(write_many(folder, count)), results, cluster.capacity, measure=False)
@@ -76,16 +79,16 @@ def main() -> None:
     plain = int(sys.argv[2]) if len(sys.argv) > 2 else 8
     with tempfile.TemporaryDirectory() as name, ray_session(None) as cluster:
         folder = Path(name)
-        launch_nothing(folder / "first", 100, cluster)  # loads what any launch does, once
+        launch_nothing(folder / "first", 100, cluster)  # starts the processes and imports that later launches reuse
         before = resident_kilobytes()
         launched = launch_nothing(folder / "measured", count, cluster)
         seconds, grown = launched.wall_seconds, resident_kilobytes() - before
         assert len(launched.finished) == count
-        figures = {"trials": count, "seconds": round(seconds, 1), "seconds a trial": round(seconds / count, 4)}
-        figures["launcher's KB a trial"] = round(grown / count, 1)
+        figures = {"trials": count, "seconds": round(seconds, 1), "seconds per trial": round(seconds / count, 4)}
+        figures["launcher's KB per trial"] = round(grown / count, 1)
         if plain:
             each = plain_pattern(plain) / plain
-            figures |= {"plain pattern, seconds a trial": round(each, 2), "ratio": round(each / (seconds / count))}
+            figures |= {"plain pattern, seconds per trial": round(each, 2), "ratio": round(each / (seconds / count))}
     print(json.dumps(figures))
 
 

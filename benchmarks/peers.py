@@ -1,4 +1,4 @@
-"""The shapes that train_throughput.py times, and the models it times ours against."""
+"""The shapes that train_throughput.py times, and the other models that it compares ours with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD_DIM = 32
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its batch, rows of context_length tokens."""
+    """A model and its batch: `rows` rows of context_length tokens."""
 
     vocab_size: int
     d_model: int
@@ -24,12 +24,12 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens per step."""
         return self.rows * self.context_length
 
     @property
     def n_heads(self) -> int:
-        """Attention heads."""
+        """Number of attention heads."""
         return self.d_model // HEAD_DIM
 
 
@@ -42,7 +42,7 @@ SHAPES = {
 
 
 class PlainBlock(nn.Module):
-    """A block as a textbook writes it."""
+    """A pre-norm transformer block, as in textbooks: [B, T, D] -> [B, T, D]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class PlainBlock(nn.Module):
 
 
 class Plain(nn.Module):
-    """The architecture of our default, as a textbook writes it."""
+    """Our default architecture, as in textbooks: token ids [B, T] -> logits [B, T, V]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Plain(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The GPT-2 of transformers: biases, tied head, tanh-GELU."""
+    """GPT-2 of the transformers library: biases, tied head, tanh-GELU."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class GPT2(nn.Module):
 
 
 def litgpt(shape: Shape) -> nn.Module:
-    """The GPT of litgpt: LayerNorm with biases, rotary positions, no biases in linear layers."""
+    """GPT of litgpt: LayerNorm with biases, rotary positions, no biases in linear layers."""
     from litgpt import GPT, Config
 
     config = Config(

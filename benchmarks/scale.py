@@ -1,6 +1,8 @@
-"""What 10,000 trials cost without training them: planning, reading results, status, the report.
+"""Seconds of planning, reading results, status and report with 10,000 trials, none of which is trained.
 
-python benchmarks/scale.py [trials]
+    python benchmarks/scale.py [TRIALS]
+
+Prints the wall seconds of each as JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ seeds: {seeds}
 
 
 def write_many(folder: Path, count: int) -> Path:
-    """A sweep of so many trials, a multiple of 100: ten rates, ten decays, the rest seeds."""
+    """Write a sweep of `count` trials, a multiple of 100: ten lr, ten weight decays, count/100 seeds; its path."""
     (folder / "text.txt").write_text("some words in an order of their own " * 30_000)
     path = folder / "many.yaml"
     rates, seeds = [number / 1000 for number in range(1, 11)], list(range(count // 100))
@@ -45,12 +47,13 @@ def write_many(folder: Path, count: int) -> Path:
 
 
 def point(trial: Trial) -> dict[str, object]:
-    """The last row of a trial, whose loss is lowest at lr = 0.004."""
+    """The last point of a trial; the loss is lowest at lr = 0.004."""
     loss = 2 + 0.1 * math.log(trial.config.train.lr / 0.004) ** 2 + 0.001 * (trial.config.seed % 7)
     return {"step": 1, "tokens": 512, "val_loss": loss, "decayed": True}
 
 
 def timed(what: str, action: Callable[[], object], figures: dict[str, float]) -> None:
+    """Add the seconds of an action to the figures."""
     began = time.perf_counter()
     action()
     figures[what] = round(time.perf_counter() - began, 2)
@@ -65,7 +68,7 @@ def main() -> None:
         def plan() -> Plan:
             return make_plan(load_sweep(path), results, Capacity(2, 0), measure=False)
 
-        made = plan()  # tokens are cached from here on
+        made = plan()  # caches the tokens
         timed("plan, nothing done", plan, figures)
         for each in made.trials:
             results.write_trial(each.trial, [point(each.trial)], "finished", None, {})

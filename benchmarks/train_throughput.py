@@ -1,22 +1,21 @@
-"""Tokens a second of a training step, beside other ways of taking it, and the share of what the matrix products allow.
+"""Tokens per second of our training step, against other implementations and against its matrix products alone.
 
     python benchmarks/train_throughput.py [--threads 2] [--shapes S1 S2] [--rounds 5] [--compile ours plain] [--profile]
 
-Ours is `tinyscale.training.loop.Run.update` itself. The others are a plain PyTorch loop around the same architecture,
-and the same loop around transformers' GPT-2 and litgpt's GPT, each with its own architecture; those that are not
-installed are left out. All take their turns in one process, round after round; a ratio is the median over the rounds
-of the ratio within a round. The malloc settings of `train.keep_freed_memory` are the process's, so the others have
-them too.
+Our step is `tinyscale.training.loop.Run.update`. The peers are a plain PyTorch loop with the same architecture, and
+that loop with transformers' GPT-2 and litgpt's GPT, which have architectures of their own; peers that are not installed
+are left out. All are timed in one process, round-robin; a ratio is the median over rounds of the ratio within a round.
+The malloc settings of `training.device.keep_freed_memory` hold for the process, hence for the peers too.
 
---compile names who is timed compiled as well. A compiled row compares with a peer's compiled step where it has one,
+--compile names what is timed compiled as well. A compiled row is compared with a peer's compiled step if there is one,
 else with its eager step.
 
-The bound is the tokens/s of a step's matrix products alone, attention's included: forward, for the gradient of the
-input and for the gradient of the weights, in the same precision.
+The bound is the tokens/s of the step's matrix products alone, attention's included: forward, gradient of the input and
+gradient of the weights, in the same precision.
 
---profile tells instead what our own steps spend their time on, by PyTorch's profiler.
+--profile reports where our own steps spend their time, by PyTorch's profiler.
 
-With one thread times are CPU seconds, which other work on the machine disturbs less; with more they are wall seconds.
+With one thread, times are CPU seconds, which other load on the machine affects less; with more, they are wall seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from tinyscale.training.loop import Run
 TOKENS = 1_000_000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROFILED_STEPS = 20
-OPERATIONS = {  # what PyTorch's profiler calls them
+OPERATIONS = {  # patterns of their names in PyTorch's profiler
     "products": r"aten::(add|b|badd)?mm$",
     "attention's kernels": r"scaled_dot_product|softmax(_backward_data)?$",
     "compiled kernels": r"CompiledFxGraph",
@@ -60,7 +59,7 @@ Step = Callable[[], object]
 
 
 def write_corpus(shape: Shape, folder: Path) -> TokenizedCorpus:
-    """Tokens drawn by Zipf's law, laid out in a folder as every corpus is."""
+    """Write a corpus of tokens sampled from Zipf's law, in the layout of all corpora."""
     chances = 1 / np.arange(1, shape.vocab_size)
     tokens = np.random.default_rng(0).choice(shape.vocab_size - 1, TOKENS, p=chances / chances.sum()).astype(np.uint16)
     eot = shape.vocab_size - 1
@@ -76,12 +75,12 @@ def write_corpus(shape: Shape, folder: Path) -> TokenizedCorpus:
 
 
 def facts_of(shape: Shape) -> TextFacts:
-    """The facts of the text in the shape's tokens."""
+    """Facts of a text with the shape's vocabulary."""
     return TextFacts("none", "none", "none", shape.vocab_size, TOKENS)
 
 
 def make_trial(shape: Shape, precision: str, compiled: bool, threads: int) -> Trial:
-    """A trial of the shape that does not end."""
+    """A trial of the shape, with a budget that is never reached."""
     config = {
         "data": {"corpus": "written here", "tokenizer": {"kind": "byte"}},
         "model": {
@@ -97,7 +96,7 @@ def make_trial(shape: Shape, precision: str, compiled: bool, threads: int) -> Tr
 
 
 def plain_step(model: nn.Module, shape: Shape, corpus: TokenizedCorpus, precision: str, compiled: bool) -> Step:
-    """A step as most training loops take it: random crops, AdamW as it comes, gradients clipped."""
+    """The step of a plain training loop: random crops, AdamW with default options, clipped gradients."""
     stream, rng, context = corpus.train(), np.random.default_rng(0), shape.context_length
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
@@ -121,7 +120,7 @@ def plain_step(model: nn.Module, shape: Shape, corpus: TokenizedCorpus, precisio
 
 
 def products(shape: Shape, dtype: torch.dtype) -> Step:
-    """All matrix products of a training step and nothing else."""
+    """A step of all matrix products of training, and nothing else."""
     d, layers = shape.d_model, shape.n_layers
     linear = [(d, 3 * d, layers), (d, d, layers), (d, 4 * d, layers), (4 * d, d, layers), (d, shape.vocab_size, 1)]
     batch, T, K = shape.rows * shape.n_heads, shape.context_length, HEAD_DIM
@@ -143,14 +142,14 @@ def products(shape: Shape, dtype: torch.dtype) -> Step:
     return step
 
 
-Variant = tuple[str, str, str]  # who, precision, mode
+Variant = tuple[str, str, str]  # implementation, precision, mode
 
 
 def variants(
     shape: Shape, corpus: TokenizedCorpus, peers: Sequence[str], compiled: Sequence[str], threads: int
 ) -> dict[Variant, Step]:
-    """A step of everyone in every precision and mode. Ours come first: a run that is made forgets compiled code."""
-    torch._dynamo.reset()  # else the shapes before count as recompilations, and some are given up
+    """The step of each implementation, precision and mode. Ours come first: making a Run discards compiled code."""
+    torch._dynamo.reset()  # earlier shapes would count as recompilations, of which torch allows only a few
     steps: dict[Variant, Step] = {}
     for who in ("ours", *peers):
         for precision, mode in itertools.product(DTYPES, modes(who, compiled)):
@@ -166,7 +165,7 @@ def variants(
 
 
 def modes(who: str, compiled: Sequence[str]) -> tuple[str, ...]:
-    """How someone is timed."""
+    """The modes in which an implementation is timed."""
     return ("eager", "compiled") if who in compiled else ("eager",)
 
 
@@ -190,7 +189,10 @@ def rates(
 
 
 def over(found: dict[Variant, list[float]], variant: Variant, other: str, precision: str, mode: str) -> float:
-    """Median over rounds of one's speed over another's, eager where that is all there is; NaN where it is not here."""
+    """Median over rounds of a variant's speed over that of `other`, in eager mode if it has no compiled one.
+
+    NaN if `other` was not timed.
+    """
     theirs = found.get((other, precision, mode)) or found.get((other, precision, "eager"))
     if theirs is None:
         return math.nan
@@ -198,7 +200,7 @@ def over(found: dict[Variant, list[float]], variant: Variant, other: str, precis
 
 
 def speed_rows(name: str, found: dict[Variant, list[float]]) -> Iterator[Sequence[str]]:
-    """A shape's rows of the table of speeds: ours, in each precision and mode."""
+    """Rows of the table of speeds for a shape: our step in each precision and mode."""
     for variant, speeds in found.items():
         who, precision, mode = variant
         if who == "ours":
@@ -209,7 +211,7 @@ def speed_rows(name: str, found: dict[Variant, list[float]]) -> Iterator[Sequenc
 
 
 def profile(step: Step) -> list[float]:
-    """Shares of a step's time: of each of OPERATIONS, and of all else, as elementwise kernels not compiled."""
+    """Shares of a step's time: of each of OPERATIONS, and of the rest (mostly eager elementwise kernels)."""
     step()  # compiles
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(PROFILED_STEPS):
@@ -221,19 +223,19 @@ def profile(step: Step) -> list[float]:
 
 
 def profile_rows(name: str, steps: dict[Variant, Step]) -> Iterator[Sequence[str]]:
-    """A shape's rows of the table of what our steps spend their time on."""
+    """Rows of the profile table for a shape: our step in each precision and mode."""
     for (who, precision, mode), step in steps.items():
         if who == "ours":
             yield name, precision, mode, *(f"{share:.0%}" for share in profile(step))
 
 
 def print_row(cells: Sequence[str]) -> None:
-    """A row of a Markdown table."""
+    """Print a row of a Markdown table."""
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def processor() -> str:
-    """The CPU's name, and what it has for bf16."""
+    """The CPU's name and its bf16 instructions."""
     if not Path("/proc/cpuinfo").exists():
         return platform.processor()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -248,8 +250,8 @@ def main() -> None:
     parser.add_argument("--compile", nargs="*", choices=["ours", *PEERS], default=["ours", "plain"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--profile", action="store_true", help="tell what our steps spend their time on instead")
-    parser.add_argument("--seconds", type=float, default=0.4, help="of a variant in a round, one step at least")
+    parser.add_argument("--profile", action="store_true", help="report where our steps spend their time instead")
+    parser.add_argument("--seconds", type=float, default=0.4, help="per variant and round, at least one step")
     options = parser.parse_args()
     print(f"{processor()}, threads: {options.threads}, PyTorch {torch.__version__}, rounds: {options.rounds}")
     peers = [peer for peer in PEERS if peer == "plain" or importlib.util.find_spec(peer)]

@@ -16,7 +16,7 @@ from tinyscale.data import TokenizedCorpus
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
-from tinyscale.training.batched import Fused, begin, train_fused
+from tinyscale.training.batched import Batched, start_runs, train_batched
 from tinyscale.training.loop import RESUME, WEIGHTS, train
 from tinyscale.training.model import GPT
 from tinyscale.training.progress import Outcome, Point
@@ -27,7 +27,7 @@ RATES = (1e-2, 1e-2, 3e-3)  # of the seeds 0, 1, 2
 
 @dataclass
 class Group:
-    """Trials that differ in seed and learning rate, and what was told of each while they were trained together."""
+    """Trials that differ in seed and learning rate, and what was reported of each while they were trained together."""
 
     trials: list[Trial]
     corpus: TokenizedCorpus
@@ -36,16 +36,16 @@ class Group:
 
     def train(self, folder: Path | None = None, **options: Any) -> Group:
         """Train them together, the trial number k with its checkpoints in `folder/k`."""
-        self.reported = {place: [] for place in range(len(self.trials))}
+        self.reported = {index: [] for index in range(len(self.trials))}
         self.outcomes = {}
-        folders = [folder and Folder.at(folder / str(place)) for place in range(len(self.trials))]
-        report, ended = (lambda place, point: self.reported[place].append(point)), self.outcomes.__setitem__
-        train_fused(self.trials, self.corpus, report, ended, checkpoints=folders, **options)
+        folders = [folder and Folder.at(folder / str(index)) for index in range(len(self.trials))]
+        report, ended = (lambda index, point: self.reported[index].append(point)), self.outcomes.__setitem__
+        train_batched(self.trials, self.corpus, report, ended, checkpoints=folders, **options)
         return self
 
-    def alone(self, place: int, folder: Path | None = None) -> Outcome:
+    def alone(self, index: int, folder: Path | None = None) -> Outcome:
         """One of them trained as any other trial."""
-        return train(self.trials[place], self.corpus, lambda _: None, checkpoints=folder and Folder.at(folder))
+        return train(self.trials[index], self.corpus, lambda _: None, checkpoints=folder and Folder.at(folder))
 
 
 def group(data: DataConfig, rates: tuple[float, ...] = RATES, **changes: Any) -> Group:
@@ -75,14 +75,14 @@ def test_fused_trials_have_the_losses_and_weights_of_trials_trained_alone(
     tiny_corpus: DataConfig, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     together = group(tiny_corpus, **changes).train(tmp_path / "together")
-    for place, outcome in together.outcomes.items():
-        alone = together.alone(place, tmp_path / "alone" / str(place))
+    for index, outcome in together.outcomes.items():
+        alone = together.alone(index, tmp_path / "alone" / str(index))
         assert (outcome.state, outcome.reason) == ("finished", None)
-        assert outcome.points == together.reported[place]
+        assert outcome.points == together.reported[index]
         assert [point.fused for point in outcome.points] == [3] * len(alone.points)
         for here, there in zip(losses(outcome), losses(alone), strict=True):
             assert here == pytest.approx(there, abs=1e-4)
-        mine, its = weights(tmp_path / "together" / str(place)), weights(tmp_path / "alone" / str(place))
+        mine, its = weights(tmp_path / "together" / str(index)), weights(tmp_path / "alone" / str(index))
         assert mine.keys() == its.keys()
         matrices = [name for name in its if its[name].dim() >= 2]  # the bias of keys has no gradient but noise
         assert all(torch.allclose(mine[name], its[name], atol=1e-3) for name in matrices)
@@ -91,8 +91,8 @@ def test_fused_trials_have_the_losses_and_weights_of_trials_trained_alone(
 
 def test_fused_trials_in_bf16_have_the_losses_of_trials_trained_alone(tiny_corpus: DataConfig) -> None:
     together = group(tiny_corpus, precision="bf16", positions="rotary").train()
-    for place, outcome in together.outcomes.items():
-        assert outcome.points[-1].val_loss == pytest.approx(together.alone(place).points[-1].val_loss, abs=5e-3)
+    for index, outcome in together.outcomes.items():
+        assert outcome.points[-1].val_loss == pytest.approx(together.alone(index).points[-1].val_loss, abs=5e-3)
 
 
 @pytest.mark.slow
@@ -103,8 +103,8 @@ def test_a_compiled_batched_model_has_the_losses_of_an_eager_one(tiny_corpus: Da
         group(tiny_corpus, positions="rotary", precision=precision, resources={"compile": compiled}).train().outcomes
         for compiled in (False, True)
     )
-    for place, outcome in eager.items():
-        for here, there in zip(losses(outcome), losses(compiled[place]), strict=True):
+    for index, outcome in eager.items():
+        for here, there in zip(losses(outcome), losses(compiled[index]), strict=True):
             assert here == pytest.approx(there, abs={"fp32": 1e-4, "bf16": 5e-3}[precision])
 
 
@@ -112,14 +112,14 @@ def test_each_copy_starts_from_the_weights_that_its_seed_gives_and_reads_its_own
     tiny_corpus: DataConfig,
 ) -> None:
     together = group(tiny_corpus, tie_embeddings=True)
-    fused = Fused(begin(together.trials, together.corpus, [None] * 3))
-    for place, trial in enumerate(together.trials):
+    batch = Batched(start_runs(together.trials, together.corpus, [None] * 3))
+    for index, trial in enumerate(together.trials):
         torch.manual_seed(trial.config.seed)
         alone = GPT(trial.config.model, trial.vocab_size).state_dict()
-        own = {name: tensor.clone() for name, tensor in fused.load(place).gpt.state_dict().items()}
+        own = {name: tensor.clone() for name, tensor in batch.load(index).gpt.state_dict().items()}
         assert own.keys() == alone.keys()
         assert all(torch.equal(own[name], alone[name]) for name in alone)
-    first = [run.batches.batch(0)[0] for run in fused.runs]
+    first = [run.batches.batch(0)[0] for run in batch.runs]
     assert not torch.equal(first[0], first[1])
 
 
@@ -142,16 +142,16 @@ def test_a_trial_of_an_interrupted_group_can_go_on_alone_and_the_rest_without_it
     tiny_corpus: DataConfig, tmp_path: Path
 ) -> None:
     together = group(tiny_corpus)
-    whole = {place: losses(outcome) for place, outcome in together.train().outcomes.items()}
+    whole = {index: losses(outcome) for index, outcome in together.train().outcomes.items()}
     together.train(tmp_path, should_stop=lambda step: step == 12)
     alone = together.alone(0, tmp_path / "0")
     assert [point.fused for point in alone.points] == [3, 3, 1]
-    shutil.rmtree(tmp_path / "1")  # it begins again, so that the three are at three different places
+    shutil.rmtree(tmp_path / "1")  # it begins again, so that the three are at three different steps
     resumed = together.train(tmp_path).outcomes
     assert resumed[1].points[-1].fused == 2, "with the first, which had finished and begins again as well"
     assert resumed[2].points[-1].fused == 1
-    for place, expected in whole.items():
-        for here, there in zip(losses(resumed[place]), expected, strict=True):
+    for index, expected in whole.items():
+        for here, there in zip(losses(resumed[index]), expected, strict=True):
             assert here == pytest.approx(there, abs=1e-4)
 
 
@@ -163,11 +163,11 @@ def test_a_trial_that_diverges_ends_alone_and_the_others_go_on(
     monkeypatch.setitem(AHEAD, "cpu", at_once)
     rates = (10, 1e-3, 2e-3) if wild == 0 else (1e-3, 10, 2e-3)
     together = group(tiny_corpus, rates=rates, weight_decay=150, grad_clip=0).train(tmp_path)
-    assert next(iter(together.outcomes)) == wild, "told of before the others have ended"
+    assert next(iter(together.outcomes)) == wild, "reported before the others have ended"
     assert "loss not finite" in str(together.outcomes.pop(wild).reason)
     assert Folder.at(tmp_path / str(wild)).names() == []
     assert sorted(together.outcomes) == sorted({0, 1, 2} - {wild})
-    for place in together.outcomes:
-        assert together.outcomes[place].state == "finished"
-        for here, there in zip(losses(together.outcomes[place]), losses(together.alone(place)), strict=True):
+    for index in together.outcomes:
+        assert together.outcomes[index].state == "finished"
+        for here, there in zip(losses(together.outcomes[index]), losses(together.alone(index)), strict=True):
             assert here == pytest.approx(there, abs=1e-4)

@@ -76,7 +76,7 @@ def test_a_gpu_launch_is_told_its_device_and_whether_it_can_compile(
     monkeypatch: pytest.MonkeyPatch, triton: bool, compiler: bool, level: str, found: str
 ) -> None:
     says = SimpleNamespace(returncode=0, stdout="torch 2.11.0 for CUDA 13.0\nNVIDIA H100 80GB HBM3, 79 GiB\n")
-    monkeypatch.setattr(doctor, "_python_says", lambda _: says)
+    monkeypatch.setattr(doctor, "_run_python", lambda _: says)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if triton else None)
     monkeypatch.setattr(shutil, "which", lambda name: name if compiler else None)
     monkeypatch.delenv("CC", raising=False)

@@ -19,9 +19,10 @@ from tinyscale.spec.config import DataConfig, Resources
 from tinyscale.storage import Folder
 from tinyscale.training import loop as train_module
 from tinyscale.training import recorded as recorded_module
-from tinyscale.training.batched import train_fused
+from tinyscale.training.batched import train_batched
 from tinyscale.training.batches import TrainBatches, as_tensor, gather, inputs_and_targets
-from tinyscale.training.loop import RESUME, WEIGHTS, Run, choose_device, train
+from tinyscale.training.device import choose_device
+from tinyscale.training.loop import RESUME, WEIGHTS, Run, train
 from tinyscale.training.progress import Outcome
 from tinyscale.training.recorded import AHEAD, RecordedStep
 
@@ -32,7 +33,7 @@ LONG: dict[str, Any] = {"tokens_budget": 90 * 256, "repeats": True}  # over an e
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU takes its steps from tables and from text on the device, as a GPU does."""
+    """A CPU reads its steps from tables and from text on the device, as a GPU does."""
     monkeypatch.setitem(AHEAD, "cpu", 32)
     on_cpu = lambda run: as_tensor(run.batches.stream, run.trial.vocab_size)  # noqa: E731
     if not torch.cuda.is_available():
@@ -88,7 +89,7 @@ def batched(data: DataConfig, device: str, **changes: Any) -> list[Outcome]:
     made = [make_trial(config(data, device, seed=seed, lr=rate, **changes)) for seed, rate in enumerate((1e-2, 3e-3))]
     ended: dict[int, Outcome] = {}
     trials = [trial for trial, _ in made]
-    train_fused(trials, made[0][1], lambda *_: None, ended.__setitem__, checkpoints=[None] * len(made))
+    train_batched(trials, made[0][1], lambda *_: None, ended.__setitem__, checkpoints=[None] * len(made))
     return [ended[k] for k in range(len(made))]
 
 
@@ -132,7 +133,7 @@ def test_a_step_that_cannot_be_recorded_goes_on_eagerly_and_says_so(
     tiny_corpus: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = losses(trained(tiny_corpus))
-    monkeypatch.setattr(RecordedStep, "_apart", RecordedStep._step)
+    monkeypatch.setattr(RecordedStep, "_step_on_side_stream", RecordedStep._step)
     monkeypatch.setattr(RecordedStep, "_capture", fails(RuntimeError("operation not permitted\nwhen capturing")))
     monkeypatch.setattr(train_module, "can_record", lambda _: True)
     with pytest.warns(UserWarning, match="cannot be recorded and runs eagerly: operation not permitted$") as warned:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.trials import model_config
-from tinyscale.training.model import GPT, attend, rotary_turns, rotate, sample
+from tinyscale.training.model import GPT, attend, rotary_cos_sin, rotate, sample
 
 V = 100
 
@@ -115,23 +115,23 @@ def test_rotary_scores_depend_on_the_distance_alone(a: int, b: int, shift: int, 
     q, k = (torch.randn(1, 1, 1, width, generator=generator) for _ in range(2))
 
     def score(at: int, to: int) -> float:
-        turned = [rotate(x, rotary_turns(torch.tensor([place]), width)) for x, place in ((q, at), (k, to))]
-        return float((turned[0] * turned[1]).sum())
+        rotated = [rotate(x, rotary_cos_sin(torch.tensor([place]), width)) for x, place in ((q, at), (k, to))]
+        return float((rotated[0] * rotated[1]).sum())
 
     assert score(a + shift, b + shift) == pytest.approx(score(a, b), abs=2e-3)
 
 
-def test_rotary_turns_keep_lengths_leave_position_0_and_follow_the_published_angles() -> None:
+def test_rotary_positions_keep_lengths_leave_position_0_and_follow_the_published_angles() -> None:
     x = torch.randn(1, 1, 50, 8, generator=torch.Generator().manual_seed(0))
-    turned = rotate(x, rotary_turns(torch.arange(50), 8))
-    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+    rotated = rotate(x, rotary_cos_sin(torch.arange(50), 8))
+    assert torch.allclose(rotated.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
+    assert torch.equal(rotated[:, :, 0], x[:, :, 0])
     unit = torch.zeros(1, 1, 1, 8)
     unit[..., 1] = 1.0  # pair 1 is the components 1 and 5
     angle = 3 * 10000 ** (-2 / 8)
     expected = torch.zeros(8)
     expected[1], expected[5] = math.cos(angle), math.sin(angle)
-    assert torch.allclose(rotate(unit, rotary_turns(torch.tensor([3]), 8))[0, 0, 0], expected, atol=1e-6)
+    assert torch.allclose(rotate(unit, rotary_cos_sin(torch.tensor([3]), 8))[0, 0, 0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])

@@ -145,7 +145,7 @@ def test_the_exported_tokenizer_gives_our_ids_and_the_text_back(
 
 def test_an_architecture_that_transformers_lacks_is_refused(finished: Make, tmp_path: Path) -> None:
     trained: Trained = load_trained(*finished(norm="rmsnorm"))
-    with pytest.raises(ResultsError, match="no form for learned positions with rmsnorm and gelu"):
+    with pytest.raises(ResultsError, match="no model with learned positions, rmsnorm and gelu"):
         export(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -2,13 +2,13 @@
 
     import tinyscale as ts
 
-    ts.launch("sweeps/quickstart.yaml")          # trains what is missing; rows go to results/
-    frame = ts.read_results("results")           # a DataFrame, one row a point
-    law = ts.fit(frame[frame["decayed"]])        # the law for what varies
+    ts.launch("sweeps/quickstart.yaml")          # trains missing trials; writes rows to results/
+    frame = ts.read_results("results")           # a DataFrame, one row per point
+    law = ts.fit(frame[frame["decayed"]])        # the law of the variables that vary
     ts.plot_fit(law)
-    ts.predict("results", n=1e7)                 # from the fits that `tinyscale fit` left
+    ts.predict("results", n=1e7)                 # from the fits that `tinyscale fit` wrote
 
-Each name is loaded when it is first used, so importing tinyscale loads neither torch nor ray.
+Each name is imported on first use, so importing tinyscale imports neither torch nor ray.
 """
 
 from __future__ import annotations

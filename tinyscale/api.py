@@ -1,4 +1,4 @@
-"""What a notebook calls: plan, launch and predict as the command line does, with objects in place of text."""
+"""The functions for notebooks: plan, launch and predict, as the command line does, but returning objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def plan_launch(sweep: Sweep | str | Path, results: str = "results", *, forecast: bool = True) -> Plan:
-    """What launching a sweep here would run. forecast: measure this machine's speed, for the expected time."""
+    """The plan of launching a sweep on this machine.
+
+    sweep: a Sweep or the path of its file. results: a folder, s3:// or gs://. forecast: measure this machine's speed
+    for the expected time. ConfigError or DataError if the sweep is not legal.
+    """
     return make_plan(_loaded(sweep), Results(results), this_machine(), measure=forecast)
 
 
@@ -31,9 +35,10 @@ def launch(
     keep_weights: bool = True,
     quiet: bool = False,
 ) -> Summary:
-    """Train the trials of a sweep that the results lack, and say what came of it.
+    """Train the trials of a sweep that the results lack; returns the state of each trial and the timings.
 
-    address: a running Ray (host:port or auto); None: one that is started here and stopped at the end.
+    address: a running Ray cluster (host:port or auto); None: Ray is started here and stopped at the end.
+    keep_weights: keep the final weights of each trial. quiet: print nothing. LaunchError if Ray cannot be reached.
     """
     from rich.console import Console
 
@@ -50,9 +55,10 @@ def launch(
 def predict(
     results: str = "results", *, n: float | None = None, tokens: float | None = None, flops: float | None = None
 ) -> pd.DataFrame:
-    """What each fit that `tinyscale fit` left in a results folder says of a run, one row a quantity, with 95 % ends.
+    """Predictions from the fits that `tinyscale fit` wrote to a results folder: one row per fit and quantity.
 
-    n and tokens: the loss of a run of that size; flops alone: the compute-optimal run. FitError when no fit can.
+    n (parameters) and tokens: the loss of such a run; flops alone: the compute-optimal run. Columns: fit, quantity,
+    value, the ends low and high of its 95 % interval, notes. FitError if no fit can predict it.
     """
     folder, records = read_records(results)
     asked = {name: value for name, value in {"n": n, "d": tokens, "c": flops}.items() if value is not None}

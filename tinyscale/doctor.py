@@ -1,4 +1,4 @@
-"""`tinyscale doctor`: is this machine fit to launch on? One line a check: ok, warn or fail, with a remedy."""
+"""`tinyscale doctor`: whether this machine can launch. Each check is one line: ok, warn or fail, with a remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tinyscale.errors import ResultsError
 from tinyscale.machine import usable_cores
 from tinyscale.storage import Folder
 
-LEAST_FREE_BYTES = 2e9  # tokens of a corpus, checkpoints and Ray's own session
+LEAST_FREE_BYTES = 2e9  # for the tokens of a corpus, checkpoints and Ray's session
 RAY_SECONDS = 120
 START_RAY = (
     "from tinyscale.orchestration.session import ray_session\n"
@@ -38,7 +38,7 @@ COUNT_GPUS = (
 
 @dataclass(frozen=True)
 class Check:
-    """level: ok, warn or fail; found: what there is; remedy: what to do, empty when all is well."""
+    """Result of one check. found: what the machine has. remedy: what to do; empty if the level is ok."""
 
     level: Literal["ok", "warn", "fail"]
     name: str
@@ -50,7 +50,7 @@ class Check:
 
 
 def examine(results: str, *, with_ray: bool = True) -> Iterator[Check]:
-    """All checks, each as soon as it is made. results: the folder that a launch would write to."""
+    """All checks, each as soon as it is done. results: the folder that a launch would write to."""
     yield _python()
     yield from _packages()
     yield _threads()
@@ -62,7 +62,7 @@ def examine(results: str, *, with_ray: bool = True) -> Iterator[Check]:
 
 
 def examine_node(results: str, probe: str) -> list[Check]:
-    """Checks of a node of a cluster. probe: a file in the results folder that another machine has just written."""
+    """Checks of one node of a cluster. probe: name of a file in the results folder, written by the launcher."""
     checks = [_threads(), _writable(results), _disk(results)]
     if checks[1].level == "ok" and not Folder.at(results).exists(probe):
         found = f"{results} is another folder here than where the launch runs"
@@ -76,12 +76,12 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Each package that tinyscale needs against the range that it was tested with."""
+    """Compare the version of each required package with its tested range."""
     try:
         needed = [Requirement(line) for line in importlib.metadata.requires("tinyscale") or []]
     except importlib.metadata.PackageNotFoundError:
         yield Check(
-            "warn", "packages", "tinyscale is run from a copy, not installed", "pip install -e . to compare them"
+            "warn", "packages", "tinyscale is run from a copy, not installed", "pip install -e . to check versions"
         )
         return
     wrong = [check for each in needed if each.marker is None and (check := _package(each))]
@@ -104,8 +104,8 @@ def _threads() -> Check:
 
 
 def _gpus() -> Iterator[Check]:
-    """GPUs as torch sees them, in a process of its own: torch takes seconds to load and holds a device once it has."""
-    done = _python_says(COUNT_GPUS)
+    """The GPUs that torch finds, in a subprocess: torch would keep memory on each device in this process."""
+    done = _run_python(COUNT_GPUS)
     if done.returncode:
         yield Check("fail", "torch", _last_line(done.stderr), "install torch again for this machine")
         return
@@ -114,18 +114,18 @@ def _gpus() -> Iterator[Check]:
         yield Check("ok", "GPUs", f"{', '.join(found)}, {build}; shares: resources.gpu 1, 0.5, 0.25, ...")
         yield _compiler()
     elif shutil.which("nvidia-smi"):
-        yield Check("warn", "GPUs", f"the driver is here but {build} sees none", "install torch's CUDA build")
+        yield Check("warn", "GPUs", f"the driver is installed but {build} finds none", "install torch's CUDA build")
     else:
         yield Check("ok", "GPUs", f"none, {build}; trials run on cores")
 
 
 def _compiler() -> Check:
-    """What `resources.compile` needs on a GPU: Triton makes the kernels, a C compiler what starts them."""
+    """What `resources.compile` needs on a GPU: Triton for the kernels, a C compiler for their launchers."""
     triton = importlib.util.find_spec("triton")
     c = next((name for name in (os.environ.get("CC"), "gcc", "clang") if name and shutil.which(name)), None)
     if triton and c:
         return Check("ok", "compile", f"Triton and {c}")
-    lacking = " and ".join(name for name, there in (("Triton", triton), ("a C compiler", c)) if not there)
+    lacking = " and ".join(name for name, found in (("Triton", triton), ("a C compiler", c)) if not found)
     return Check("warn", "compile", f"{lacking} not found", "install it, or launch with --set resources.compile=false")
 
 
@@ -139,28 +139,26 @@ def _writable(results: str) -> Check:
     except (ResultsError, OSError) as error:
         return Check("fail", "results", f"{results} cannot be written ({error})", "choose another --results")
     if not whole:
-        return Check(
-            "fail", "results", f"{results} gives back other bytes than were written", "choose another --results"
-        )
+        return Check("fail", "results", f"{results} returns other bytes than were written", "choose another --results")
     return Check("ok", "results", f"{results} can be written")
 
 
 def _disk(results: str) -> Check:
-    """Free bytes where results lie, or of this folder when they lie in an object store."""
-    place = Path.cwd() if "://" in results else Path(results).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    found = f"{free / 1e9:.1f} GB free at {place}"
+    """Free bytes on the disk of the results folder; for an object store, of the current folder."""
+    folder = Path.cwd() if "://" in results else Path(results).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:.1f} GB free at {folder}"
     if free < LEAST_FREE_BYTES:
-        return Check("warn", "disk", found, f"free some: {LEAST_FREE_BYTES / 1e9:.0f} GB is little for a launch")
+        return Check("warn", "disk", found, f"free some: a launch needs about {LEAST_FREE_BYTES / 1e9:.0f} GB")
     return Check("ok", "disk", found)
 
 
 def _ray() -> Check:
-    """Whether Ray starts here and stops again, in a process of its own."""
+    """Whether Ray starts and stops here, in a subprocess."""
     try:
-        done = _python_says(START_RAY)
+        done = _run_python(START_RAY)
     except subprocess.TimeoutExpired:
         return Check("fail", "Ray", f"did not start in {RAY_SECONDS} s", "see /tmp/ray/session_latest/logs")
     if done.returncode:
@@ -168,11 +166,11 @@ def _ray() -> Check:
     return Check("ok", "Ray", f"starts with {_last_line(done.stdout)}")
 
 
-def _python_says(program: str) -> subprocess.CompletedProcess[str]:
+def _run_python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=RAY_SECONDS, check=False
     )
 
 
 def _last_line(text: str) -> str:
-    return next(reversed(text.strip().splitlines()), "no word")
+    return next(reversed(text.strip().splitlines()), "no message")

@@ -1,4 +1,4 @@
-"""What can go wrong by the user's hand or by the world's, drawn as a tree.
+"""The errors that a user can cause and correct.
 
     TinyscaleError
     ├── ConfigError      a sweep file, an option or a field is not legal
@@ -6,21 +6,21 @@
     ├── ResultsError     a results folder cannot be read or written
     ├── FitError         the points do not support the law that was asked for
     ├── ForecastError    the speed of this machine cannot be measured
-    └── LaunchError      Ray cannot be reached or cannot place the trials
+    └── LaunchError      Ray cannot be reached or cannot schedule the trials
 
-Each message says what, where and how to mend it; the command line prints it without a traceback.
-A mistake of our own is an `assert`, never one of these.
+Each message says what is wrong, where, and the remedy; the command line prints it without a traceback.
+Our own mistakes are failed assertions, never one of these.
 """
 
 from __future__ import annotations
 
 import re
 
-OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED", re.IGNORECASE)  # torch's, CUDA's and cuBLAS's words
+OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED", re.IGNORECASE)  # in messages of torch, CUDA and cuBLAS
 
 
 class TinyscaleError(Exception):
-    """Root of every error that the user can cause and mend."""
+    """Base class of every error that the user can cause and correct."""
 
 
 class ConfigError(TinyscaleError):
@@ -28,7 +28,7 @@ class ConfigError(TinyscaleError):
 
 
 class DataError(TinyscaleError):
-    """A corpus or a tokenizer cannot be used. field: of a sweep file, that is to blame (None: the corpus)."""
+    """A corpus or a tokenizer cannot be used. field: the field of a sweep file that caused it (None: the corpus)."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -48,13 +48,13 @@ class ForecastError(TinyscaleError):
 
 
 class LaunchError(TinyscaleError):
-    """Ray cannot be reached or cannot place the trials."""
+    """Ray cannot be reached or cannot schedule the trials."""
 
 
 def lack_of_memory(error: BaseException | None) -> BaseException | None:
-    """The error that says that a GPU's memory ran out: this one, or one that it was raised in the course of.
+    """The error that says that GPU memory ran out: this error, or one in its chain of causes; None if there is none.
 
-    It is known by its words: it may be torch's own, CUDA's or a library's.
+    It is recognised by its message, as torch, CUDA and libraries raise different types.
     """
     while error is not None and not (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""This machine: its cores, its GPUs and their memory, and where it keeps downloaded text and tokens."""
+"""This machine: its cores, its GPUs and their memory, and the cache folder for downloaded text and tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def usable_cores() -> int:
 class Capacity:
     """What trials may use of a machine or a cluster.
 
-    gpu_bytes: memory of the smallest GPU; None: unknown. grows: nodes are added while trials wait.
+    cpus: cores. gpu_bytes: memory of the smallest GPU, None if unknown. grows: nodes are added while trials wait.
     """
 
     cpus: float
@@ -29,7 +29,7 @@ class Capacity:
 
 
 def this_machine() -> Capacity:
-    """What this process may use of this machine, without starting Ray or importing torch."""
+    """The capacity that this process may use here; neither Ray nor torch is imported."""
     return Capacity(usable_cores(), _gpus(), gpu_bytes())
 
 
@@ -43,24 +43,24 @@ def _gpus() -> int:
 
 
 def gpu_bytes() -> float | None:
-    """Memory of the smallest GPU of this machine; None without one, and where a GPU shares the machine's memory."""
+    """Bytes of memory of the smallest GPU here; None if there is no GPU, or if it shares the machine's memory."""
     if not _gpus():
         return None
     mebibytes = _nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
     try:
         return min((float(each) * 2**20 for each in mebibytes), default=None)
-    except ValueError:  # [N/A]
+    except ValueError:  # nvidia-smi printed [N/A]
         return None
 
 
 def driver_version() -> str | None:
-    """Version of the driver of this machine's NVIDIA GPUs; None without one."""
+    """Version of the NVIDIA driver; None if there is no NVIDIA GPU."""
     return next(iter(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")), None)
 
 
 @functools.cache
 def _nvidia_smi(*arguments: str) -> tuple[str, ...]:
-    """The lines that nvidia-smi prints; none where it is not installed. Asked once, for it takes up to seconds."""
+    """The lines that nvidia-smi prints; none if it is not installed. Cached, because it can take seconds."""
     if shutil.which("nvidia-smi") is None:
         return ()
     done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False)
@@ -68,7 +68,7 @@ def _nvidia_smi(*arguments: str) -> tuple[str, ...]:
 
 
 def cache_folder() -> Path:
-    """$TINYSCALE_CACHE, else tinyscale in $XDG_CACHE_HOME, else ~/.cache/tinyscale."""
+    """The cache folder: $TINYSCALE_CACHE, else $XDG_CACHE_HOME/tinyscale, else ~/.cache/tinyscale."""
     if chosen := os.environ.get("TINYSCALE_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyscale"

@@ -1,8 +1,8 @@
-"""Files by name in a folder that may be local, NFS or an object store, through pyarrow's file systems.
+"""Files by name in a folder on a local disk, NFS or an object store, through pyarrow's file systems.
 
-A reader never sees half a file: locally it is written under a temporary name elsewhere and renamed;
-on an object store it is serialised first and put in one piece (an exception inside an open output
-stream would publish the half object). A store that the network has lost is waited for.
+A reader never sees a partial file. On a disk, a file is written under a temporary name and renamed. On an object store
+it is written in one call, from bytes that are complete (an exception while a stream is open would publish a partial
+object). While the network fails, operations on a store are retried.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pyarrow import fs as pafs
 
 from tinyscale.errors import ResultsError
 
-PATIENCE_SECONDS = 120.0  # for a store that does not answer
-RETRY_SECONDS = 1.0  # between tries, beside the seconds that a try itself takes
+PATIENCE_SECONDS = 120.0  # of retries while a store does not answer
+RETRY_SECONDS = 1.0  # between the end of a try and the next one
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on some file system; `root` is where temporary files may lie while they are written."""
+    """A folder on a file system. root: the folder under which temporary files are written."""
 
     fs: pafs.FileSystem
     path: str
@@ -37,7 +37,10 @@ class Folder:
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
-        """The folder that a path or a URI (`s3://bucket/runs`, `gs://...`) names. It need not exist yet."""
+        """The folder at a path or a URI (`s3://bucket/runs`, `gs://...`). It need not exist yet.
+
+        ResultsError if the location is malformed or is a file.
+        """
         text = os.fspath(location)
         try:
             if "://" in text:
@@ -63,16 +66,16 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether a file here can be renamed in one step (local disk, NFS)."""
+        """Whether the folder is on a local disk or NFS, where a rename is atomic."""
         return isinstance(self.fs, pafs.LocalFileSystem)
 
     def make(self) -> None:
-        """Create the folder, where that is a thing of its own."""
+        """Create the folder; an object store needs none."""
         if self.is_local:
             Path(self.path).mkdir(parents=True, exist_ok=True)
 
     def require_reachable(self) -> None:
-        """ResultsError unless the store answers now and has the bucket; a folder on this machine can be made."""
+        """ResultsError unless the store answers now and has the bucket. Local folders are not checked."""
         if self.is_local:
             return
         bucket = self.path.split("/")[0]
@@ -80,27 +83,30 @@ class Folder:
             raise ResultsError(f"{self}: there is no bucket {bucket}; create it, or correct the address")
 
     def require_there(self) -> None:
-        """ResultsError when there is no such folder on this machine; in an object store an empty one is none."""
+        """ResultsError if the folder is local and does not exist. Object stores have no empty folders to check."""
         if self.is_local and not Path(self.path).is_dir():
             raise ResultsError(f"{self}: no such folder; launch a sweep into it first, or name another")
 
     def names(self, suffix: str = "") -> list[str]:
-        """Sorted names of the files in this folder that end so; empty when the folder is absent."""
+        """Sorted names of the files in this folder that end in `suffix`; empty if there is no folder."""
         return sorted(self.stamps(suffix))
 
     def stamps(self, suffix: str = "") -> dict[str, str]:
-        """For each file here that ends so, a text that changes when the file does: name, size, time of change."""
+        """File name -> its name, size and time of change (ns) as text, for files that end in `suffix`.
+
+        The text changes whenever the file does.
+        """
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         found = self._reach(lambda: self.fs.get_file_info(selector))
         files = (info for info in found if info.is_file and info.base_name.endswith(suffix))
         return {info.base_name: f"{info.base_name} {info.size} {info.mtime_ns}" for info in files}
 
     def exists(self, name: str) -> bool:
-        """Whether a file of that name is here."""
+        """Whether the folder has a file of that name."""
         return bool(self._reach(lambda: self.fs.get_file_info(f"{self.path}/{name}").is_file))
 
     def read(self, name: str) -> bytes:
-        """The file's content. FileNotFoundError when there is none."""
+        """The file's content. FileNotFoundError if there is no such file."""
 
         def get() -> bytes:
             with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
@@ -109,14 +115,14 @@ class Folder:
         return get() if self.is_local else self._reach(get)
 
     def write(self, name: str, content: bytes) -> None:
-        """Put the whole file in place, replacing an older one."""
+        """Write a whole file, replacing an older one. ResultsError if it cannot be written."""
         try:
             self._reach(lambda: self._put(f"{self.path}/{name}", content))
-        except FileNotFoundError as error:  # a bucket, not the file
+        except FileNotFoundError as error:  # the bucket, not the file
             raise self._unusable(error) from error
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens when it is not there."""
+        """Delete a file, if it exists."""
         if self.exists(name):
             self._reach(lambda: self.fs.delete_file(f"{self.path}/{name}"))
 
@@ -136,12 +142,12 @@ class Folder:
             with suppress(OSError):
                 Path(temporary).unlink(missing_ok=True)
 
-    def _reach(self, ask: Callable[[], Answer], patience: float | None = None) -> Answer:
-        """The store's answer, waited for while the network is away; ResultsError for what waiting does not mend."""
+    def _reach(self, operation: Callable[[], Result], patience: float | None = None) -> Result:
+        """Result of the operation, retried for `patience` seconds while the network fails; ResultsError otherwise."""
         deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
         while True:
             try:
-                return ask()
+                return operation()
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -150,5 +156,5 @@ class Folder:
             time.sleep(RETRY_SECONDS)
 
     def _unusable(self, error: OSError) -> ResultsError:
-        remedy = "free space there, or give another folder" if self.is_local else "check the address and the network"
-        return ResultsError(f"{self}: cannot be used ({error}); {remedy}, then launch again: what finished is kept")
+        remedy = "free space there, or choose another folder" if self.is_local else "check the address and the network"
+        return ResultsError(f"{self}: cannot be used ({error}); {remedy}, then launch again: finished trials are kept")

@@ -1,4 +1,4 @@
-"""A trained trial as a folder that the transformers library loads: GPT-2's form or Llama's, whichever it is."""
+"""Export a trained trial as a folder that the transformers library loads, as a GPT-2 or a Llama model."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tinyscale.inference.trained import Trained
 from tinyscale.spec.config import ModelConfig
 
 END_OF_TEXT = "<|endoftext|>"
-FORMS = {("learned", "layernorm", "gelu"): "gpt2", ("rotary", "rmsnorm", "swiglu"): "llama"}
+ARCHITECTURES = {("learned", "layernorm", "gelu"): "gpt2", ("rotary", "rmsnorm", "swiglu"): "llama"}
 
 Tensors = dict[str, Tensor]
 
 
 def export(trained: Trained, folder: Path) -> list[Path]:
-    """Write model.safetensors, config.json and the tokenizer; the files written.
+    """Write model.safetensors (fp32), config.json and the tokenizer; returns the paths.
 
-    ResultsError when transformers has no form for this architecture.
+    ResultsError if the architecture is neither GPT-2's nor Llama's.
     """
     model = trained.config.model
-    form = FORMS.get((model.positions, model.norm, model.activation))
-    if form is None:
+    architecture = ARCHITECTURES.get((model.positions, model.norm, model.activation))
+    if architecture is None:
         raise ResultsError(
-            f"transformers has no form for {model.positions} positions with {model.norm} and {model.activation}; "
-            f"it has one for {' and for '.join(', '.join(parts) for parts in FORMS)}"
+            f"transformers has no model with {model.positions} positions, {model.norm} and {model.activation}; "
+            f"it has models with {' and with '.join(', '.join(parts) for parts in ARCHITECTURES)}"
         )
     state = {name: tensor.detach().float() for name, tensor in trained.gpt.state_dict().items()}
-    tensors = _gpt2_tensors(state, model) if form == "gpt2" else _llama_tensors(state, model)
-    describe = _gpt2_config if form == "gpt2" else _llama_config
+    tensors = _gpt2_tensors(state, model) if architecture == "gpt2" else _llama_tensors(state, model)
+    describe = _gpt2_config if architecture == "gpt2" else _llama_config
     eot = trained.tokenizer.eot
     special = {"bos_token_id": eot, "eos_token_id": eot, "vocab_size": trained.tokenizer.vocab_size}
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _tokenizer(trained: Trained) -> dict[str, Any]:
-    """The tokenizer's own file, with the end-of-text token that ours keeps apart."""
+    """The content of the tokenizer's file, with the end-of-text token added, which our tokenizers store separately."""
     content: dict[str, Any] = json.loads(trained.tokenizer.hf.to_str())
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     content["added_tokens"] = [{"id": trained.tokenizer.eot, "content": END_OF_TEXT, **flags}]
@@ -102,7 +102,7 @@ def _llama_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _gpt2_tensors(state: Tensors, model: ModelConfig) -> Tensors:
-    """GPT-2 keeps matrices input-first, and always has biases."""
+    """Tensors by GPT-2's names. Its matrices are [inputs, outputs], and it always has biases."""
     names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj"}
     names |= {"mlp_norm": "ln_2", "mlp.into": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
     parts = {f"blocks.{layer}.{ours}": f"transformer.h.{layer}.{theirs}"
@@ -116,7 +116,7 @@ def _gpt2_tensors(state: Tensors, model: ModelConfig) -> Tensors:
 
 
 def _llama_tensors(state: Tensors, model: ModelConfig) -> Tensors:
-    """Llama keeps queries, keys and values apart, and the gate apart from what it gates."""
+    """Tensors by Llama's names. It has separate matrices for q, k, v and for the MLP's gate and value."""
     tensors = {"model.embed_tokens.weight": state["embedding.weight"], "model.norm.weight": state["norm.weight"]}
     for layer in range(model.n_layers):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"

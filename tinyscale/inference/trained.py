@@ -1,4 +1,4 @@
-"""What a trained trial is good for: sample from it, score other text with it."""
+"""Load a trained trial, sample from it, and score other text with it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class OtherText:
-    """Documents in a trial's tokens, laid out as its validation text is."""
+    """Documents as tokens of a trial's tokenizer, in the layout of its validation text."""
 
     stream: npt.NDArray[Any]
     eot: int
@@ -44,22 +44,26 @@ class OtherText:
     record_length: int | None = None
 
     def val(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The stream, and the document's number at each position; the first end-of-text has -1."""
+        """The stream and the document number of each token; the first end-of-text has -1."""
         ends = self.stream == self.eot
         return self.stream, np.cumsum(ends) - ends - 1
 
     def oracle(self) -> None:
-        """No source is known."""
+        """None: the text has no known source."""
 
 
-def load_trained(results: Results, begin: str) -> Trained:
-    """The trial whose identity begins so. ResultsError when there is none, several, or no weights of it."""
+def load_trained(results: Results, prefix: str) -> Trained:
+    """Load the trial whose identity starts with `prefix`.
+
+    ResultsError if no trial or several match, or if the trial has no weights. DataError if its corpus now gives another
+    tokenizer.
+    """
     identities = [name.removesuffix(".parquet") for name in results.trials.names(".parquet")]
-    found = [identity for identity in identities if identity.startswith(begin)]
+    found = [identity for identity in identities if identity.startswith(prefix)]
     if len(found) != 1:
         some = ", ".join((found or identities)[:5]) or "none"
         what = f"{len(found)} trials begin with" if found else "no trial begins with"
-        raise ResultsError(f"{what} {begin!r} in {results.trials}; give more of an identity, such as: {some}")
+        raise ResultsError(f"{what} {prefix!r} in {results.trials}; give more of an identity, such as: {some}")
     (identity,) = found
     trial = results.load_trial(identity)
     checkpoints = results.checkpoints(identity)
@@ -80,7 +84,7 @@ def load_trained(results: Results, begin: str) -> Trained:
 def sample(
     trained: Trained, prompt: str, max_new_tokens: int, *, temperature: float, top_k: int | None, seed: int
 ) -> str:
-    """The prompt and what the model goes on with, up to its end-of-text."""
+    """The prompt and its continuation, up to end-of-text or max_new_tokens. Temperature 0 takes the likeliest token."""
     torch.manual_seed(seed)
     start = torch.tensor([[trained.tokenizer.eot, *trained.tokenizer.encode(prompt)]])
     tokens = trained.gpt.generate(start, max_new_tokens, temperature, top_k, trained.tokenizer.eot)
@@ -88,12 +92,15 @@ def sample(
 
 
 def score(trained: Trained, corpus: str, max_bytes: int | None = None) -> dict[str, Any]:
-    """Loss on every document of a corpus or path, in the units of the results, with errors over documents."""
+    """Score every document of a corpus or path, on the CPU in fp32.
+
+    loss is in nats per token. Standard errors (`_se`) are clustered by document. max_bytes: of text, at most.
+    """
     text = other_text(trained.tokenizer, documents(corpus, max_bytes))
     evaluation = Evaluation(text, trained.config.model.context_length, torch.device("cpu"))
     scores = evaluation.scores(token_losses(trained.gpt), nullcontext())
     tokens = int((evaluation.targets >= 0).sum())
-    bits_per_nat = tokens / text.bytes / math.log(2)  # of a token's nats, as bits of a byte
+    bits_per_nat = tokens / text.bytes / math.log(2)  # bits per byte for one nat per token
     return {
         "trial": trained.identity,
         "corpus": corpus,
@@ -109,7 +116,7 @@ def score(trained: Trained, corpus: str, max_bytes: int | None = None) -> dict[s
 
 
 def other_text(tokenizer: Tokenizer, texts: list[str]) -> OtherText:
-    """Documents as a trial's tokenizer sees them."""
+    """Tokenize documents with a trial's tokenizer."""
     pieces = list(tokenizer.stream(texts))
     stream = np.concatenate([piece.astype(token_dtype(tokenizer.vocab_size)) for piece in pieces])
     return OtherText(stream, tokenizer.eot, len(texts), sum(len(text.encode()) for text in texts))

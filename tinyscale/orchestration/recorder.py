@@ -29,8 +29,9 @@ from tinyscale.results.store import Results, point_columns
 from tinyscale.spec.costs import HEADROOM, smallest_share
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
+from tinyscale.training.device import peak_memory
 from tinyscale.training.evaluate import rank_and_world
-from tinyscale.training.loop import WEIGHTS, peak_memory
+from tinyscale.training.loop import WEIGHTS
 from tinyscale.training.progress import Outcome, Point
 
 HEARTBEAT_SECONDS = 1.0  # between reports of progress

@@ -26,7 +26,7 @@ from tinyscale.results.leases import Lease
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
-from tinyscale.training.batched import train_fused
+from tinyscale.training.batched import train_batched
 from tinyscale.training.progress import Outcome
 
 PATIENCE_SECONDS = 5.0  # for a trial's process that outlives a killed launcher by a moment
@@ -116,7 +116,7 @@ def train_loop(claimed: Claimed) -> None:
             outcome = claimed.train(first, corpus, recorder.point, checkpoints=recorder.checkpoints, should_stop=stop)
             recorders.end(0, outcome)
         else:
-            train_fused(
+            train_batched(
                 [recorder.trial for recorder in each],
                 corpus,
                 lambda index, point: each[index].point(point),

@@ -1,7 +1,7 @@
-"""Measure seconds per optimizer step and per evaluation of some trials, for the forecast.
+"""Measure the seconds per optimizer step and per evaluation of some trials, for the forecast.
 
-Run as a program, so that planning itself needs no torch: reads a JSON list of trials from standard input,
-prints one JSON object per trial. Seconds of a trial that the memory of its GPU does not hold are infinite.
+The forecast runs this as a program, so that planning needs no torch. It reads a JSON list of trials from standard input
+and prints one JSON object per trial. A trial that does not fit in GPU memory has infinite seconds.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from tinyscale.errors import lack_of_memory
 from tinyscale.spec.trial import Trial
 from tinyscale.training.loop import Run
 
-SECONDS = 0.4  # of timed steps per trial
-LONG_SECONDS = 5.0  # of timed steps, from which on no more are timed
-STEP_SECONDS = 0.5  # of one step, from which on a part of the batch is timed and scaled up
+SECONDS = 0.4  # of timed steps per trial, in at least three measurements
+LONG_SECONDS = 5.0  # of timed steps, after which fewer measurements suffice
+STEP_SECONDS = 0.5  # if a step takes longer, a part of the batch is timed and scaled up
 FLOPS = 3e10  # of the first step that is tried, which takes any device a second at most
 EVALUATIONS = 3
 
 
 def lighten(trial: Trial, step_seconds: Callable[[Trial], float]) -> Trial:
-    """The trial with a worker's whole batch, or a part of it where a step of the whole takes long.
+    """The trial with the batch of one worker, or with a part of it if a step takes STEP_SECONDS.
 
-    The part is doubled until a step takes STEP_SECONDS: a short one may cost what launching its kernels does, whatever
-    the batch, and says nothing of the whole.
+    The part doubles until a step takes that long. The time of a shorter step may be the launching of kernels, which
+    does not depend on the batch and so cannot be scaled up. step_seconds: measures a step of a trial.
     """
     train, context = trial.config.train, trial.config.model.context_length
-    whole = train.batch_tokens // context // trial.config.resources.workers  # what one device has to hold
+    whole = train.batch_tokens // context // trial.config.resources.workers  # rows that one device must hold
     rows = max(1, int(FLOPS / trial.flops_per_token["flops"]) // context)
     while rows < whole and step_seconds(_with_rows(trial, rows)) < STEP_SECONDS:
         rows *= 2
@@ -41,17 +41,17 @@ def lighten(trial: Trial, step_seconds: Callable[[Trial], float]) -> Trial:
 
 
 def _with_rows(trial: Trial, rows: int) -> Trial:
-    """The trial with so many sequences per step."""
+    """The trial with `rows` sequences per step, on one worker."""
     light = {"train.batch_tokens": rows * trial.config.model.context_length, "resources.workers": 1}
     return replace(trial, config=trial.config.with_values(light))
 
 
 def measure(trial: Trial) -> dict[str, float]:
-    """Seconds of one full step and of one full evaluation, and what compiled code costs each trial at its start."""
+    """Seconds of one whole step, of one whole evaluation, and of a trial's start (loading compiled code)."""
     corpus, start = prepare(trial.config.data), 0.0
     light = lighten(trial, lambda part: _second_step(part, corpus))
     if trial.config.resources.compile:
-        _begin(light, corpus)  # compiles, and leaves the code in a cache for this run and for the trials
+        _begin(light, corpus)  # compiles, and caches the code for the run below and for the trials
         start = _begin(light, corpus)[1]
     run, _ = _begin(light, corpus)
     step = _step_seconds(run) * trial.config.train.batch_tokens / light.config.train.batch_tokens
@@ -60,7 +60,7 @@ def measure(trial: Trial) -> dict[str, float]:
 
 
 def _second_step(trial: Trial, corpus: TokenizedCorpus) -> float:
-    """Seconds of the second step, the first that allocates nothing, in code that is not compiled."""
+    """Seconds of the second step, which allocates no more memory, in eager code."""
     resources = trial.config.resources.model_copy(update={"compile": False})
     run = Run(replace(trial, config=trial.config.model_copy(update={"resources": resources})), corpus, None)
     for _ in range(2):
@@ -71,17 +71,17 @@ def _second_step(trial: Trial, corpus: TokenizedCorpus) -> float:
 
 
 def _begin(trial: Trial, corpus: TokenizedCorpus) -> tuple[Run, float]:
-    """A run that has done its first step and evaluation, which allocate and compile, and their seconds."""
+    """A run after its first step and evaluation, which allocate and compile, and the seconds of both."""
     run, begun = Run(trial, corpus, None), time.monotonic()
     run.update()
-    _evaluate_a_part(run)
+    _evaluate_first_pass(run)
     return run, time.monotonic() - begun
 
 
 def _step_seconds(run: Run) -> float:
-    """Median over single steps, which is not moved by what else the machine does for a moment.
+    """Median seconds of a step; a median, because other processes may slow single steps.
 
-    On a GPU over stretches of steps after which the losses are read: a step alone would end before its work does.
+    On a GPU, steps are timed in groups that end with a reading of losses: a step returns before its kernels have run.
     """
     seconds: list[float] = []
     while sum(seconds) < SECONDS or (len(seconds) < 3 and sum(seconds) < LONG_SECONDS):
@@ -94,14 +94,14 @@ def _step_seconds(run: Run) -> float:
 
 
 def _evaluation_seconds(run: Run) -> float:
-    """Seconds of a whole evaluation, by its first pass."""
+    """Seconds of a whole evaluation, extrapolated from its first forward pass."""
     begun = time.monotonic()
-    windows = _evaluate_a_part(run)
+    windows = _evaluate_first_pass(run)
     return (time.monotonic() - begun) * windows / run.evaluation.rows
 
 
-def _evaluate_a_part(run: Run) -> int:
-    """Score the first pass of the windows; how many windows there are."""
+def _evaluate_first_pass(run: Run) -> int:
+    """Score the windows of the first forward pass; returns the number of all windows."""
     evaluation = run.evaluation
     windows, evaluation.inputs = evaluation.inputs, evaluation.inputs[: evaluation.rows]
     evaluation.scores(run.nats, run.autocast())
@@ -110,10 +110,10 @@ def _evaluate_a_part(run: Run) -> int:
 
 
 def main() -> None:
-    """Measure what standard input lists."""
-    for written in json.load(sys.stdin):
+    """Measure the trials on standard input."""
+    for trial in json.load(sys.stdin):
         try:
-            measured = measure(Trial.of_json(written))
+            measured = measure(Trial.of_json(trial))
         except RuntimeError as error:
             if not lack_of_memory(error):
                 raise

@@ -1,4 +1,4 @@
-"""How long a launch will take, from a short measurement of each shape on this machine, kept for the next time."""
+"""Forecast of a launch's duration, from a short measurement of each trial shape on this machine, which is cached."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tinyscale.machine import Capacity, cache_folder, this_machine, usable_cores
 from tinyscale.spec.config import Resources, TrialConfig
 from tinyscale.spec.trial import Trial
 
-LAUNCH_SECONDS = 8.0  # Ray's start and stop, and a process's first import of torch
-WORKER_GROUP_SECONDS = 14.0  # Ray Train's start of a trial that several workers share
+LAUNCH_SECONDS = 8.0  # to start and stop Ray, and to import torch once
+WORKER_GROUP_SECONDS = 14.0  # for Ray Train to start a trial of several workers
 
 
 def slots(config: TrialConfig, capacity: Capacity) -> int:
-    """How many such trials run at once; 0 when not even one fits."""
+    """Number of such trials that run at once; 0 if not even one fits."""
     resources = config.resources
     fit = [capacity.cpus // (resources.cpu * resources.workers)]
     if resources.gpu:
@@ -37,27 +37,27 @@ def slots(config: TrialConfig, capacity: Capacity) -> int:
 
 
 def lacking(resources: Resources, capacity: Capacity) -> str | None:
-    """Which resource one such trial is short of, and the remedy; None when it fits."""
-    for what, field, each, there in (
+    """The resource that one such trial lacks, and the remedy, as text for an error; None if the trial fits."""
+    for what, field, each, available in (
         ("CPU cores", "cpu", resources.cpu, capacity.cpus),
         ("GPUs", "gpu", resources.gpu, capacity.gpus),
     ):
-        if each * resources.workers > there:
+        if each * resources.workers > available:
             wanted = f"{each * resources.workers:g} {what} at once"
-            return f"needs {wanted} where there are {there:g}: lower them with --set resources.{field}=..."
+            return f"needs {wanted} where there are {available:g}: lower them with --set resources.{field}=..."
     return None
 
 
 def side_by_side(configs: Sequence[TrialConfig], capacity: Capacity) -> int:
-    """How many of these trials run at once on average, each in the share it asks for; 0 when one does not fit."""
+    """Number of these trials that run at once on average (harmonic mean of `slots`); 0 if one of them does not fit."""
     each = [slots(config, capacity) for config in configs]
     return int(len(each) / sum(1 / fit for fit in each) + 1e-9) if all(each) else 0
 
 
 def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
-    """Expected seconds of each trial when `at_once` run side by side; None when this machine lacks their GPU.
+    """Expected seconds of each trial while `at_once` trials run; None if they need a GPU and this machine has none.
 
-    Infinite where a trial ran out of its GPU's memory. ForecastError when the measurement fails.
+    A trial that ran out of GPU memory has infinite seconds. ForecastError if the measurement fails.
     """
     if any(trial.config.resources.gpu for trial in trials) and not this_machine().gpus:
         return None
@@ -71,7 +71,10 @@ def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
 
 
 def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
-    """Correct what is kept of each shape by the seconds that whole trials of it took: half a second measures less."""
+    """Scale the cached measurement of each shape by the measured over the expected seconds of whole trials.
+
+    trained: trials with the seconds that each took. A calibration times half a second only, so this is more accurate.
+    """
     by_shape: dict[str, list[tuple[Trial, float]]] = {}
     for trial, seconds in trained:
         by_shape.setdefault(shape_key(trial, at_once), []).append((trial, seconds))
@@ -85,7 +88,7 @@ def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
 
 @contextmanager
 def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
-    """Seconds of a step, of an evaluation and of a start by shape, from the cache, written back at the end."""
+    """The cached measurements: shape key -> seconds of a step, an evaluation and a start. Changes are written back."""
     path = cache_folder() / "calibration.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -100,7 +103,7 @@ def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
 
 
 def shape_key(trial: Trial, at_once: int) -> str:
-    """Name of a shape class: trials of one class take equally long a step on one machine."""
+    """Hash of everything that the seconds of a step and of an evaluation depend on, this machine included."""
     train = trial.config.train
     shape = {
         "model": trial.config.model.model_dump(),
@@ -115,7 +118,7 @@ def shape_key(trial: Trial, at_once: int) -> str:
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:
-    """Seconds until the last trial ends, when they start in this order as slots come free."""
+    """Seconds until the last trial ends, if trials start in this order as slots become free."""
     busy = [0.0] * max(1, at_once)
     for each in seconds:
         heapq.heapreplace(busy, busy[0] + each)
@@ -130,7 +133,7 @@ def _seconds(trial: Trial, measured: dict[str, float]) -> float:
 
 
 def _by_resources(trials: Mapping[str, Trial]) -> dict[Resources, dict[str, Trial]]:
-    """The trials, by shape, in parts that ask for the same resources."""
+    """The trials (by shape key), grouped by their resources."""
     parts: defaultdict[Resources, dict[str, Trial]] = defaultdict(dict)
     for key, trial in trials.items():
         parts[trial.config.resources][key] = trial
@@ -138,9 +141,9 @@ def _by_resources(trials: Mapping[str, Trial]) -> dict[Resources, dict[str, Tria
 
 
 def _measure(trials: list[Trial], resources: Resources, at_once: int) -> list[dict[str, float]]:
-    """Measure in processes of their own, as many at once as trials will be and fit here; the mean over them.
+    """Run calibrations in subprocesses, as many at once as trials will run at once here; the mean over them.
 
-    resources: those of each trial.
+    resources: of each trial.
     """
     program, here = [sys.executable, "-m", "tinyscale.planning.calibrate"], this_machine()
     environment = os.environ | {"OMP_NUM_THREADS": str(resources.cpu), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -151,7 +154,7 @@ def _measure(trials: list[Trial], resources: Resources, at_once: int) -> list[di
         processes = []
         for number in range(max(1, min(at_once, fit))):
             own = environment | (_one_gpu(number, int(here.gpus)) if resources.gpu else {})
-            errors = stack.enter_context(tempfile.TemporaryFile())  # a pipe that nobody reads would fill up
+            errors = stack.enter_context(tempfile.TemporaryFile())  # a pipe would fill up, as nothing reads it
             process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=own)
             processes.append((process, errors))
         for process, _ in processes:
@@ -168,11 +171,11 @@ def _measure(trials: list[Trial], resources: Resources, at_once: int) -> list[di
                 errors.seek(0)
                 failed = errors.read().decode(errors="replace").strip()
     if not complete:
-        raise ForecastError(f"measuring this machine's speed failed: {(failed or 'no word').splitlines()[-1]}")
+        raise ForecastError(f"measuring this machine's speed failed: {(failed or 'no message').splitlines()[-1]}")
     return [{key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} for rows in zip(*complete, strict=True)]
 
 
 def _one_gpu(number: int, gpus: int) -> dict[str, str]:
-    """What lets the process of this number see one GPU, so that all of them have equally many."""
+    """The environment that shows process `number` one GPU, so that the processes are spread over all GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
     return {"CUDA_VISIBLE_DEVICES": visible.split(",")[number % gpus].strip()}

@@ -1,8 +1,8 @@
 """Train trials that differ only in seed or learning rate as one batched model, so that small ones fill a GPU.
 
-The model is the one of model.py: each module with weights of its own stands for K copies of itself, and the K batches
-go through as one. Every trial keeps its own batches, loss, gradient norm, learning rate, points and checkpoint, and
-has the losses that it has when trained alone, up to rounding.
+The architecture is that of model.py: each module that has weights holds K copies of them, stacked, and the K batches
+pass through as one. Every trial keeps its own batches, loss, gradient norm, learning rate, points and checkpoint. Its
+losses are those of the trial trained alone, up to rounding (horizontal fusion: Wang et al. 2021, 2102.02344).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from tinyscale.training.loop import Run, steps_of
 from tinyscale.training.model import GPT, width_scale
 from tinyscale.training.optim import UnitRate, build_optimizer, clip_each, make_capturable
 from tinyscale.training.progress import Outcome, Point
-from tinyscale.training.recorded import Descend
-from tinyscale.training.state import TrainState
+from tinyscale.training.recorded import Update
+from tinyscale.training.train_state import TrainState
 
-Begun = tuple[Run, dict[str, Any]]  # a run, and the state that it begins with
+Started = tuple[Run, dict[str, Any]]  # a run and the `TrainState.state` at its first step
 
 
 class Stacked(nn.Module):
-    """K copies of a module, each with weights of its own [K, ...] and its own part of the input: [K B, ...]."""
+    """K copies of a module with stacked weights [K, ...]; copy k processes the k-th part of the input [K B, ...]."""
 
     def __init__(self, module: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
-        self.one = (module,)  # in a tuple, so that its own weights are none of this module's
+        self.one = (module,)  # in a tuple, so that its weights are not registered here
         for name, weight in weights.items():
             self.register_parameter(name, weight)
 
@@ -52,24 +52,24 @@ class Stacked(nn.Module):
 
 
 def stack(gpt: GPT, weights: Sequence[Mapping[str, Tensor]]) -> GPT:
-    """One model of K, each with weights for the GPT: token ids [K B, T] -> logits [K B, T, V], parameters [K, ...]."""
-    shared = dict(gpt.named_parameters(remove_duplicate=False))
-    once: dict[int, nn.Parameter] = {}  # a tied head shares its stack as well
+    """K models in one, with parameters [K, ...]: token ids [K B, T] -> logits [K B, T, V]."""
+    originals = dict(gpt.named_parameters(remove_duplicate=False))
+    stacks: dict[int, nn.Parameter] = {}  # by the original's id, so that a tied head shares the embedding's stack
 
     def stacked(name: str) -> nn.Parameter:
-        return once.setdefault(id(shared[name]), nn.Parameter(torch.stack([each[name] for each in weights])))
+        return stacks.setdefault(id(originals[name]), nn.Parameter(torch.stack([each[name] for each in weights])))
 
     model = copy.deepcopy(gpt)
-    for place, module in list(model.named_modules()):
+    for path, module in list(model.named_modules()):
         if own := [name for name, _ in module.named_parameters(recurse=False)]:
-            model.set_submodule(place, Stacked(module, {name: stacked(f"{place}.{name}") for name in own}))
+            model.set_submodule(path, Stacked(module, {name: stacked(f"{path}.{name}") for name in own}))
     return model
 
 
 def stack_optimizer(
     state: TrainState, model: GPT, states: Sequence[dict[int, dict[str, Tensor]]]
 ) -> torch.optim.Optimizer:
-    """One optimizer over the parameters [K, ...] of the stacked model, its averages those of the K optimizers."""
+    """The optimizer of the stacked parameters [K, ...]. states: of the K optimizers, whose moments it stacks."""
     optimizer = build_optimizer(state.gpt, state.train, width_scale(state.gpt.config))
     assert isinstance(optimizer, torch.optim.Optimizer), "planning refuses muon"
     stacks = {id(old): new for old, new in zip(state.gpt.parameters(), model.parameters(), strict=True)}
@@ -87,65 +87,65 @@ def stack_optimizer(
     return optimizer
 
 
-def batched_descent(
+def batched_update(
     state: TrainState, model: GPT, optimizer: torch.optim.Optimizer, losses: Callable[[Tensor, Tensor], Tensor]
-) -> Descend:
-    """An update of every copy, each on its own rows and at its own rate: [K B, T], rates [K] -> losses [K]."""
+) -> Update:
+    """The update of all K copies, each on its own rows and at its own lr: [K B, T], rates [K] -> losses [K]."""
     assert state.linear_in_lr, "the copies' rates differ"
     clip, unit_rate = state.train.grad_clip, UnitRate(optimizer)
 
-    def descend(inputs: Tensor, targets: Tensor, rates: Tensor) -> Tensor:
+    def update(inputs: Tensor, targets: Tensor, rates: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with state.autocast():
             each = losses(inputs, targets)
-        torch.autograd.backward(each.sum())  # a copy's loss moves no other's weights
+        torch.autograd.backward(each.sum())  # the loss of a copy has no gradient in the others
         if clip:
             clip_each([p.grad for p in model.parameters() if p.grad is not None], clip)
         unit_rate.step(optimizer.step, rates)
         return each.detach()
 
-    return descend
+    return update
 
 
-def begin(trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequence[Folder | None]) -> list[Begun]:
-    """The trials' runs, which share one model, and what each begins with, or goes on with from its checkpoint."""
-    begun: list[Begun] = []
+def start_runs(trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequence[Folder | None]) -> list[Started]:
+    """The trials' runs, which share one model, each with its initial state or the state of its checkpoint."""
+    started: list[Started] = []
     for trial, folder in zip(trials, folders, strict=True):
-        run = Run(trial, corpus, folder, shared=begun[0][0] if begun else None)
-        begun.append((run, copy.deepcopy(run.state.state())))
-    return begun
+        run = Run(trial, corpus, folder, shared=started[0][0] if started else None)
+        started.append((run, copy.deepcopy(run.state.state())))
+    return started
 
 
-class Fused:
+class Batched:
     """Runs at the same step of the same schedule, updated together.
 
-    The weights are here; the runs share one model and one optimizer, into which each's are loaded to be evaluated or
-    saved. So a run's checkpoint is that of a trial trained alone.
+    The stacked model and optimizer hold the state of all K. The runs share a model and an optimizer of a single trial,
+    into which `load` copies the state of one to evaluate or save it, so a checkpoint is that of a trial trained alone.
     """
 
-    def __init__(self, begun: Sequence[Begun]) -> None:
-        self.runs = [run for run, _ in begun]
-        self.step = self.runs[0].progress.step  # a run that diverged ends before it
+    def __init__(self, started: Sequence[Started]) -> None:
+        self.runs = [run for run, _ in started]
         self.first = self.runs[0]
-        state, copies = self.first.state, len(begun)
-        self.model = stack(state.gpt, [each["model"] for _, each in begun])
-        self.optimizer = stack_optimizer(state, self.model, [each["optimizer"]["state"] for _, each in begun])
+        self.step = self.first.progress.step  # the runs' own progress stops where one diverges
+        state, copies = self.first.state, len(started)
+        self.model = stack(state.gpt, [each["model"] for _, each in started])
+        self.optimizer = stack_optimizer(state, self.model, [each["optimizer"]["state"] for _, each in started])
         nats = token_losses(self.model)
         losses = self.first.compiled(lambda inputs, targets: nats(inputs, targets).view(copies, -1).mean(1))  # [K]
-        descend = batched_descent(state, self.model, self.optimizer, losses)
-        self.steps = steps_of(self.runs, descend, recordable=True)
+        update = batched_update(state, self.model, self.optimizer, losses)
+        self.steps = steps_of(self.runs, update, recordable=True)
         for run in self.runs:
             run.join(self.steps)
 
     @property
     def unfinished(self) -> bool:
-        """Whether there are steps left."""
+        """Whether steps remain."""
         return self.step < self.first.end
 
     def update(self) -> None:
-        """One optimizer step of every copy, each on its own batch."""
+        """Do one optimizer step of all copies, each on its own batch."""
         begun = time.monotonic()
-        self.steps.take(self.step, self.first.end)
+        self.steps.run(self.step, self.first.end)
         self.step += 1
         for run in self.runs:
             run.advance()
@@ -155,18 +155,18 @@ class Fused:
             run.progress.seconds_timed += time.monotonic() - begun
 
     def read_losses(self) -> None:
-        """Count the losses of the last steps, all copies' in one reading."""
+        """Read the losses that are still on the device, of all copies at once, and add them to the runs' progress."""
         if self.steps.unread:
             for run, losses in zip(self.runs, self.steps.read().T.tolist(), strict=True):
-                run.count(losses)
+                run.add_losses(losses)
 
     @torch.no_grad()
     def load(self, k: int) -> Run:
-        """The run number k, its weights and its optimizer's state copied to where the runs find them."""
+        """Run k, after copying its weights and optimizer state into the model and optimizer that the runs share."""
         self.read_losses()
         run, state = self.runs[k], self.optimizer.state_dict()["state"]
-        for mine, all_ in zip(run.gpt.parameters(), self.model.parameters(), strict=True):
-            mine.copy_(all_[k])
+        for weight, stacked in zip(run.gpt.parameters(), self.model.parameters(), strict=True):
+            weight.copy_(stacked[k])
         own = {
             index: {name: (value[k] if value.dim() else value).clone() for name, value in values.items()}
             for index, values in state.items()
@@ -176,7 +176,7 @@ class Fused:
         return run
 
 
-def train_fused(
+def train_batched(
     trials: Sequence[Trial],
     corpus: TokenizedCorpus,
     report: Callable[[int, Point], None],
@@ -185,44 +185,45 @@ def train_fused(
     checkpoints: Sequence[Folder | None],
     should_stop: Callable[[int], bool] = lambda _: False,
 ) -> None:
-    """Train trials of one shape together, as `train.train` does one; each is told of by its place in `trials`.
+    """Train trials that differ only in seed or lr together, as `loop.train` trains one.
 
-    A trial that diverges ends alone. Those whose checkpoints are at another step than the first's, after a process
-    was killed while it saved or because the sweep has grown, are trained together after it.
+    report and ended: called with the index of a trial in `trials` and its point or outcome. should_stop: called with
+    the step; all trials stop. A trial that diverges ends, and the others continue. Trials whose checkpoints are at
+    different steps (a process was killed while it saved, or the sweep has grown) are trained in groups of equal step.
     """
-    begun = begin(trials, corpus, checkpoints)
-    for place, (run, _) in enumerate(begun):
+    started = start_runs(trials, corpus, checkpoints)
+    for index, (run, _) in enumerate(started):
         for point in run.progress.points:
-            report(place, point)
-    by_step = sorted(range(len(begun)), key=lambda place: begun[place][0].progress.step)
-    for _, places in itertools.groupby(by_step, key=lambda place: begun[place][0].progress.step):
-        _train_in_step(begun, list(places), report, ended, should_stop)
+            report(index, point)
+    by_step = sorted(range(len(started)), key=lambda index: started[index][0].progress.step)
+    for _, indices in itertools.groupby(by_step, key=lambda index: started[index][0].progress.step):
+        _train_group(started, list(indices), report, ended, should_stop)
 
 
-def _train_in_step(
-    begun: Sequence[Begun],
-    places: Sequence[int],
+def _train_group(
+    started: Sequence[Started],
+    indices: Sequence[int],
     report: Callable[[int, Point], None],
     ended: Callable[[int, Outcome], None],
     should_stop: Callable[[int], bool],
 ) -> None:
-    fused = Fused([begun[place] for place in places])
-    going = dict(enumerate(places))  # which copy is whose
+    batched = Batched([started[index] for index in indices])
+    active = dict(enumerate(indices))  # copy -> index of its trial
 
     def end(k: int, outcome: Outcome) -> None:
-        ended(going.pop(k), outcome)
+        ended(active.pop(k), outcome)
 
-    while fused.unfinished and going:
-        fused.update()
-        for k, place in list(going.items()):
-            run = fused.load(k) if fused.runs[k].point_is_due else fused.runs[k]
-            if (diverged := run.assess(partial(report, place))) is not None:
+    while batched.unfinished and active:
+        batched.update()
+        for k, index in list(active.items()):
+            run = batched.load(k) if batched.runs[k].point_is_due else batched.runs[k]
+            if (diverged := run.assess(partial(report, index))) is not None:
                 end(k, diverged)
-        if fused.unfinished and should_stop(fused.step):
-            for k in list(going):
-                end(k, fused.load(k).pause())
-        elif any(fused.runs[k].save_is_due for k in going):
-            for k in going:
-                fused.load(k).save()
-    for k in list(going):
-        end(k, fused.load(k).close())
+        if batched.unfinished and should_stop(batched.step):
+            for k in list(active):
+                end(k, batched.load(k).pause())
+        elif any(batched.runs[k].save_is_due for k in active):
+            for k in active:
+                batched.load(k).save()
+    for k in list(active):
+        end(k, batched.load(k).close())

@@ -1,6 +1,6 @@
-"""Training batches and validation windows: the only part of the data that knows torch.
+"""Training batches and validation windows, as torch tensors.
 
-Labels are shifted here, once: a target is the token after its input. The model and the loop shift nothing.
+Labels are shifted here and nowhere else: a target is the token after its input.
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ import torch
 from tinyscale.errors import DataError
 from tinyscale.spec.costs import token_bytes
 
-NOT_SCORED = -100  # torch's own mark for a target that the loss leaves out
+NOT_SCORED = -100  # cross_entropy's default ignore_index: the loss skips such a target
 
 Tokens = npt.NDArray[np.integer[Any]]
 
 
 class TrainBatches:
-    """The stream in blocks of context_length, in an order that is new for each epoch and seed.
+    """Blocks of context_length tokens of a stream, shuffled anew for each epoch and seed.
 
-    A batch depends on nothing but the arguments here and its step, so a resumed trial needs no state of its data.
+    A batch depends on the constructor's arguments and the step only, so a checkpoint holds no state of the data.
     """
 
     def __init__(
         self, stream: Tokens, context_length: int, batch_size: int, seed: int, unique_tokens: int | None = None
     ) -> None:
-        """Take batch_size rows a step from the stream, or from its first unique_tokens tokens."""
+        """Read batch_size rows per step from the stream, or from its first unique_tokens tokens.
+
+        DataError if the stream is shorter than one block.
+        """
         self.stream = stream if unique_tokens is None else stream[:unique_tokens]
         self.context_length = context_length
         self.batch_size = batch_size
         self.seed = seed
-        self._order = lru_cache(maxsize=2)(self._shuffle)  # a batch spans at most two epochs, small corpora apart
-        self.n_blocks = (len(self.stream) - 1) // context_length  # the last target needs one token more
+        self._order = lru_cache(maxsize=2)(self._shuffle)  # a batch spans at most two epochs, except in tiny corpora
+        self.n_blocks = (len(self.stream) - 1) // context_length  # the last target is one token later
         if not self.n_blocks:
             raise DataError(
                 f"{len(self.stream):,} training tokens do not fill one context_length of {context_length:,}; "
@@ -44,26 +47,26 @@ class TrainBatches:
 
     @property
     def epoch_tokens(self) -> int:
-        """Targets seen in one pass over the blocks."""
+        """Targets per epoch."""
         return self.n_blocks * self.context_length
 
     def blocks(self, step: int, rank: int = 0, world: int = 1) -> npt.NDArray[np.int64]:
-        """Which blocks a step reads, [batch_size / world]; a rank has every world-th row."""
-        places = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world)
-        epochs, within = np.divmod(places, self.n_blocks)
-        blocks = np.empty_like(places)
+        """Numbers of the blocks that a step reads, [batch_size / world]; a rank reads every world-th row."""
+        rows = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world)
+        epochs, within = np.divmod(rows, self.n_blocks)
+        blocks = np.empty_like(rows)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            blocks[here] = self._order(int(epoch))[within[here]]
+            in_epoch = epochs == epoch
+            blocks[in_epoch] = self._order(int(epoch))[within[in_epoch]]
         return blocks
 
     def windows(self, blocks: npt.NDArray[np.int64]) -> Tokens:
-        """The tokens of blocks [rows], each with the one after it, in the stream's type: [rows, context_length + 1]."""
+        """Blocks [rows] -> their tokens and the token after each block, [rows, context_length + 1], stream's dtype."""
         windows: Tokens = self.stream[blocks[:, None] * self.context_length + np.arange(self.context_length + 1)]
         return windows
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of a step, int64 [batch_size / world, context_length]; a rank has every world-th row."""
+        """Inputs and targets of a step, int64 [batch_size / world, context_length]; a rank reads every world-th row."""
         return inputs_and_targets(torch.from_numpy(self.windows(self.blocks(step, rank, world)).astype(np.int64)))
 
     def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -71,12 +74,12 @@ class TrainBatches:
 
 
 def as_tensor(tokens: Tokens, vocab_size: int) -> torch.Tensor:
-    """The tokens as the smallest type that torch can index and that holds the vocabulary: int16 or int32."""
+    """The tokens as int16 or int32, the smaller one that holds the vocabulary; torch cannot index uint16."""
     return torch.from_numpy(np.asarray(tokens).astype(f"i{token_bytes(vocab_size)}"))
 
 
 def gather(text: torch.Tensor, blocks: torch.Tensor, context_length: int) -> torch.Tensor:
-    """`TrainBatches.windows`, of a text and blocks that lie on one device: [rows] -> [rows, context_length + 1]."""
+    """`TrainBatches.windows` for tensors on a device: blocks [rows] of a text -> [rows, context_length + 1]."""
     columns = torch.arange(context_length + 1, device=text.device)
     return text[blocks[:, None] * context_length + columns]
 
@@ -89,10 +92,10 @@ def inputs_and_targets(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 def val_windows(
     stream: Tokens, document_ids: Tokens, context_length: int, eot: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs, targets and the targets' documents, int64 [W, context_length], of a validation stream.
+    """Inputs, targets and the document of each target, int64 [W, context_length] each, of a validation stream.
 
-    Every token of a document is a target once, whatever the context length. Where the target would be end-of-text, or
-    after the stream's end, it is NOT_SCORED. Every entry of documents is a valid index, the padding's included.
+    Every token of a document is a target exactly once, for any context length. End-of-text and padding after the
+    stream's end are NOT_SCORED. document_ids: the document of each token; padding gets that of the last token.
     """
     targets = np.asarray(stream[1:], dtype=np.int64)
     return (
@@ -103,7 +106,7 @@ def val_windows(
 
 
 def oracle_windows(oracle: npt.NDArray[np.float64], context_length: int) -> torch.Tensor:
-    """The source's own loss of each target of `val_windows`, nats, float64 [W, context_length]; 0 where not scored."""
+    """Loss of each target of `val_windows` under the true source, nats, float64 [W, context_length]; padding is 0."""
     return _rows(np.asarray(oracle[1:]), context_length, 0)
 
 

@@ -1,6 +1,6 @@
-"""The fixed validation set, scored: the loss, its error, its excess over a known source, and how it falls with context.
+"""Scores on the validation set: loss, standard error, excess loss over a known source, and loss by position.
 
-Every target is scored once, whatever the context length and however many tokens go through at once.
+Every target is scored exactly once, for any context length and any size of a forward pass.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from torch import Tensor
 
 from tinyscale.training.batches import NOT_SCORED, oracle_windows, val_windows
 
-EVAL_TOKENS = 16384  # tokens of one forward pass in evaluation; the loss does not depend on it
-STRETCH_TOKENS = 2048  # of a validation text in one piece, taken as independent for the standard error
+EVAL_TOKENS = 16384  # tokens per forward pass; the loss does not depend on it
+CLUSTER_TOKENS = 2048  # of a text that is one document: the standard error treats such pieces as independent
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one pass over the validation set says; nats per token. Excess is None where no source is known.
+    """Means over the scored targets, nats per token. excess and excess_se are None if the text has no known source.
 
-    loss_by_position: entry k is the mean over targets that see 2^k to 2^(k+1) - 1 tokens of their own document before
-    them (the first entry also those that see none, the last also those that see the whole context); NaN where none do.
+    loss_by_position: entry k is the mean over targets with 2^k to 2^(k+1) - 1 tokens of their own document in the
+    context before them (the first entry includes targets with none, the last one those with a full context); NaN if
+    there are no such targets.
     """
 
     val_loss: float
@@ -40,7 +41,7 @@ class Scores:
 
 
 def token_losses(model: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model as what scores: inputs and targets [B, T] -> nats of each target [B T], 0 where it is not scored."""
+    """A function of the model: inputs and targets [B, T] -> loss of each target in nats [B T], 0 if not scored."""
 
     def nats(inputs: Tensor, targets: Tensor) -> Tensor:
         logits = model(inputs)[0].flatten(0, 1).float()  # [B T, V]
@@ -50,12 +51,12 @@ def token_losses(model: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of workers that share the trial."""
+    """Rank of this process, and the number of workers that train the trial."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Text(Protocol):
-    """What is scored: the validation part of a TokenizedCorpus, whose words these are, or other text laid out alike."""
+    """Text to score: the validation part of a TokenizedCorpus, or any text with the same attributes."""
 
     @property
     def eot(self) -> int: ...
@@ -68,33 +69,33 @@ class Text(Protocol):
 
 
 class Evaluation:
-    """A text in windows of the trial's context."""
+    """A text cut into windows of the trial's context_length, on the device."""
 
     def __init__(self, corpus: Text, context_length: int, device: torch.device) -> None:
         stream, documents = corpus.val()
         inputs, targets, documents_of = val_windows(stream, documents, context_length, corpus.eot)
         buckets = position_buckets(documents_of)
-        if corpus.val_documents == 1 and not corpus.record_length:  # stretches of one long text stand in for documents
-            stretch = torch.arange(len(inputs)) // max(1, STRETCH_TOKENS // context_length)
-            documents_of = stretch[:, None].expand_as(inputs)
+        if corpus.val_documents == 1 and not corpus.record_length:  # pieces of one long text serve as clusters
+            piece = torch.arange(len(inputs)) // max(1, CLUSTER_TOKENS // context_length)
+            documents_of = piece[:, None].expand_as(inputs)
         oracle = corpus.oracle()
-        # Passes of one size, which compiled code needs: rows that nobody scores fill up the last one.
+        # Compiled code needs passes of equal size: rows that are not scored pad the last one.
         passes = -(-len(inputs) // max(1, EVAL_TOKENS // context_length))
         self.rows = -(-len(inputs) // passes)
         fill = (0, 0, 0, passes * self.rows - len(inputs))
         self.inputs, self.targets = F.pad(inputs, fill).to(device), F.pad(targets, fill, value=NOT_SCORED).to(device)
         self.buckets = F.pad(buckets, fill).to(device)
-        self.documents = F.pad(documents_of.clamp(min=0), fill).to(device)  # what is after the end belongs to none
-        self.n_buckets = int(buckets.max()) + 1  # both counted here: to ask the device is to wait for it
+        self.documents = F.pad(documents_of.clamp(min=0), fill).to(device)  # columns of `totals`
+        self.n_buckets = int(buckets.max()) + 1  # both are computed on the host: reading from a device blocks
         self.n_documents = int(documents_of.max()) + 1
         self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill).to(device)
         self.device = device
 
     @torch.inference_mode()
     def scores(self, nats: Callable[[Tensor, Tensor], Tensor], autocast: AbstractContextManager[Any]) -> Scores:
-        """Score the windows by `token_losses` of a model; workers share the work."""
+        """Score the windows. nats: `token_losses` of a model. Each worker scores its part; all return the same."""
         rank, world = rank_and_world()
-        totals = torch.zeros(3, self.n_documents, dtype=torch.float64, device=self.device)  # by document: see `_values`
+        totals = torch.zeros(3, self.n_documents, dtype=torch.float64, device=self.device)  # see `_values`
         by_bucket = torch.zeros(2, self.n_buckets, dtype=torch.float64, device=self.device)
         for start in range(rank * self.rows, len(self.inputs), world * self.rows):
             rows = slice(start, start + self.rows)
@@ -113,13 +114,13 @@ class Evaluation:
         return Scores(loss, error, excess, excess_error, (by_bucket[0] / by_bucket[1]).tolist())
 
     def _values(self, nats: Tensor, targets: Tensor, rows: slice) -> Tensor:
-        """Of each target, [3, n]: nats, whether it is scored, nats above the oracle's."""
+        """Three values per target, [3, n]: loss in nats, 1 if scored, excess loss over the oracle in nats."""
         oracle = self.oracle[rows].flatten() if self.oracle is not None else nats
         return torch.stack([nats, (targets != NOT_SCORED).double(), nats - oracle])
 
 
 def position_buckets(documents_of: Tensor) -> Tensor:
-    """Which entry of loss_by_position each target of the windows [W, T] belongs to."""
+    """Documents of the targets [W, T] -> the entry of loss_by_position that each target counts in [W, T]."""
     windows, context_length = documents_of.shape
     flat = documents_of.flatten()
     index = torch.arange(len(flat))
@@ -131,7 +132,10 @@ def position_buckets(documents_of: Tensor) -> Tensor:
 
 
 def clustered_mean(totals: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Mean per count and its standard error, from totals and counts by cluster (ratio estimator; Cochran 1977, 6.4)."""
+    """Mean per count and its standard error, from totals and counts per cluster (ratio estimator, Cochran 1977, 6.4).
+
+    The standard error is NaN with fewer than two clusters.
+    """
     mean = totals.sum() / counts.sum()
     clusters = int((counts > 0).sum())
     if clusters < 2:

@@ -17,9 +17,9 @@ from tinyscale.spec.config import MUP_BASE_WIDTH, ModelConfig
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention: q, k, v [B, H, T, K] -> [B, H, T, K].
 
-    PyTorch's fused kernel, except in bf16 on a CPU, where its backward pass is an order of magnitude slower
-    than the products it consists of. The mask comes first in its sum: the compiler would take the other order for
-    attention as it knows it, and put that kernel back.
+    This is PyTorch's fused kernel, except in bf16 on a CPU: there the kernel's backward pass is an order of magnitude
+    slower than plain matrix products. The mask is the first term of its sum, because the compiler recognises the other
+    order as attention and replaces it by the fused kernel.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -28,26 +28,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.softmax(future + scores, dim=-1) @ v
 
 
-def rotary_turns(positions: Tensor, head_dim: int) -> Tensor:
-    """Rotary positions (Su et al. 2021, section 3.4.2): at t, pair j turns by t * 10000^(-2j/K).
+def rotary_cos_sin(positions: Tensor, head_dim: int) -> Tensor:
+    """Cosine and sine of the angles of rotary positions: positions [T] -> [2, T, K/2].
 
-    Positions [T] -> cosine and sine of each turn [2, T, K/2].
+    The angle of pair j at position t is t * 10000^(-2j/K) (Su et al. 2021, section 3.4.2).
     """
     half = head_dim // 2
     angles = positions[:, None] * 10000.0 ** (-torch.arange(half) / half)
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the pairs of x [..., T, K], coordinates j and j + K/2, as `rotary_turns` says."""
-    cos, sin = turns.to(x.dtype)
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotate each pair of x [..., T, K], coordinates j and j + K/2, by its angle; cos_sin [2, T, K/2]."""
+    cos, sin = cos_sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def width_scale(config: ModelConfig) -> float:
-    """Under maximal-update parametrization, what the rate of matrices inside the model and of the head, and the head's
-    initial size, shrink by (Yang et al. 2022, table 8, with heads of a fixed width); else 1."""
+    """Base width over d_model under maximal-update parametrization (Yang et al. 2022, table 8, with attention heads of
+    a fixed width), else 1. It multiplies the lr of block matrices and of the head, and the head's initial std.
+    """
     return MUP_BASE_WIDTH / config.d_model if config.parametrization == "mup" else 1.0
 
 
@@ -58,9 +59,9 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
         rotary = config.positions == "rotary"
-        turns = rotary_turns(torch.arange(config.context_length), config.head_dim) if rotary else None
-        self.turns: Tensor | None  # made once: the compiler would work them out again for every element
-        self.register_buffer("turns", turns, persistent=False)
+        cos_sin = rotary_cos_sin(torch.arange(config.context_length), config.head_dim) if rotary else None
+        self.cos_sin: Tensor | None  # a buffer: compiled code would compute it again for every element
+        self.register_buffer("cos_sin", cos_sin, persistent=False)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
 
@@ -68,14 +69,14 @@ class Attention(nn.Module):
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # [3, B, H, T, K]
         q, k, v = qkv
-        if self.turns is not None:
-            q, k = rotate(qkv[:2], self.turns[:, :T])  # both at once: on a GPU, launches are what it costs
+        if self.cos_sin is not None:
+            q, k = rotate(qkv[:2], self.cos_sin[:, :T])  # both in one call: on a GPU, kernel launches dominate
         out: Tensor = self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, D))
         return out
 
 
 class MLP(nn.Module):
-    """The block's other half: [B, T, D] -> [B, T, D]; swiglu gates one projection with another (Shazeer 2020)."""
+    """Feed-forward network: [B, T, D] -> [B, T, D]. swiglu gates one projection with another (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class MLP(nn.Module):
 
 
 def build_norm(config: ModelConfig) -> nn.Module:
-    """Normalisation over the last dimension: LayerNorm, or RMSNorm, which has no mean and no bias."""
+    """Normalisation over the last dimension: LayerNorm, or RMSNorm, which subtracts no mean and has no bias."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.d_model, eps=1e-5)
     return nn.LayerNorm(config.d_model, bias=config.bias)
@@ -118,7 +119,7 @@ class Block(nn.Module):
 
 
 class Positions(nn.Embedding):
-    """Learned positions, added: [B, T, D] -> [B, T, D]."""
+    """Learned position embeddings, added to the input: [B, T, D] -> [B, T, D]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.weight[: x.shape[1]]
@@ -140,11 +141,12 @@ class GPT(nn.Module):
             self.head.weight = self.embedding.weight
 
     def _initialise(self) -> None:
-        """Matrices keep the variance of their input; those that add to the residual stream shrink with depth (GPT-2,
-        section 2.3). Embeddings have a standard deviation of 0.02.
+        """Set the initial weights.
 
-        The head, and an embedding tied to it, has a smaller one in wide models: the initial logits then have at most
-        0.2, and the untrained loss is ln V at every width. Norms stay as PyTorch makes them: weight one, bias zero.
+        Block matrices have std 1/sqrt(inputs), which keeps the variance of their input; those that write to the
+        residual stream have it divided by sqrt(2 n_layers) (GPT-2, section 2.3). Embeddings have std 0.02. The output
+        head, and an embedding tied to it, uses a smaller std in wide models, so that initial logits have std at most
+        0.2 and the untrained loss is ln V at every width. Norms keep PyTorch's values: weight one, bias zero.
         """
         config, scale = self.config, width_scale(self.config)
         head_std = min(0.02, 0.2 * config.d_model**-0.5) if scale == 1 else 0.02 * scale
@@ -162,9 +164,9 @@ class GPT(nn.Module):
         nn.init.normal_(self.head.weight, std=head_std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, T, V], and with targets [B, T] (the token after each position; -100: not scored) the mean loss.
+        """Logits [B, T, V] and, given targets [B, T], their mean cross-entropy [] in nats per token.
 
-        The caller shifts the labels; nothing is shifted here.
+        A target is the token after its input, or -100 where it is not scored. The caller shifts the labels.
         """
         x = self.embedding(tokens)  # [B, T, D]
         if self.positions is not None:
@@ -185,10 +187,10 @@ class GPT(nn.Module):
         top_k: int | None = None,
         eos_token_id: int | None = None,
     ) -> Tensor:
-        """Continue tokens [B, T0] by up to max_new_tokens -> [B, T0 + n]; temperature 0 takes the likeliest token.
+        """Continue tokens [B, T0] by n <= max_new_tokens tokens -> [B, T0 + n].
 
-        A sequence that produced eos_token_id goes on with it; generation ends when all have. Only the last
-        context_length tokens are seen.
+        Temperature 0 takes the most likely token. After eos_token_id a sequence is padded with it; generation ends
+        when every sequence has produced it. The model sees the last context_length tokens only.
         """
         done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         for _ in range(max_new_tokens):
@@ -203,7 +205,7 @@ class GPT(nn.Module):
         return tokens
 
     def count_parameters(self) -> dict[str, int]:
-        """Parameters per part of the model; they add up to `total`. A tied head is counted with the embedding."""
+        """Number of parameters per part of the model, and their `total`. A tied head is counted with the embedding."""
         parts: dict[str, list[nn.Module]] = {
             "embedding": [self.embedding],
             "positions": [self.positions] if self.positions is not None else [],
@@ -221,7 +223,7 @@ class GPT(nn.Module):
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
-    """One token id [B] from logits [B, V], among the top_k likeliest."""
+    """Sample one token id per row: logits [B, V] -> [B], among the top_k most likely (None: all)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     if top_k is not None:

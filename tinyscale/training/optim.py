@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules, and how a rate that lies on the device reaches an optimizer."""
+"""Optimizers, learning-rate schedules, and updates whose learning rate is a tensor on the device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from tinyscale.spec.config import TrainConfig
 from tinyscale.spec.costs import decay_steps
 
-Groups = list[dict[str, Any]]  # of parameters, as PyTorch's optimizers take them
+Groups = list[dict[str, Any]]  # PyTorch's parameter groups
 
 
 def lr_at(step: int, steps: int, train: TrainConfig) -> float:
-    """Learning rate of the update number `step` (0-based) of `steps`.
+    """Learning rate of update `step` (0-based) of `steps`.
 
-    Linear warm-up over warmup_fraction of the steps; then the schedule brings lr to min_lr_ratio * lr at the last step
-    (cosine, linear; wsd stays flat and falls linearly over the last decay_fraction) or leaves it (constant).
+    lr rises linearly over warmup_fraction of the steps. Then cosine and linear bring it to min_lr_ratio * lr at the
+    last step; wsd keeps it constant and lowers it linearly over the last decay_fraction; constant keeps it.
     """
     warmup = min(round(train.warmup_fraction * steps), steps - 1)
     if step < warmup:
@@ -34,10 +34,10 @@ def lr_at(step: int, steps: int, train: TrainConfig) -> float:
 
 
 class MuonWithAdamW:
-    """Muon (Jordan et al. 2024) for the matrices inside blocks, AdamW for all else, behind one optimizer's face.
+    """Muon (Jordan et al. 2024) for block matrices and AdamW for all other parameters, with one optimizer's methods.
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so one learning rate and one weight
-    decay serve both.
+    Muon's updates are scaled to the RMS of AdamW's (Liu et al. 2025, section 2.2), so that both use the same learning
+    rate and weight decay.
     """
 
     def __init__(self, model: nn.Module, train: TrainConfig) -> None:
@@ -49,25 +49,25 @@ class MuonWithAdamW:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both."""
+        """The parameter groups of both optimizers."""
         return [group for part in self.parts for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none)
 
     def step(self) -> None:
-        """One update of all parameters."""
+        """Update all parameters once."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed process needs."""
+        """The state of both optimizers."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         for part, held in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(held)
 
@@ -75,10 +75,9 @@ class MuonWithAdamW:
 def build_optimizer(
     model: nn.Module, train: TrainConfig, width_scale: float = 1.0
 ) -> torch.optim.Optimizer | MuonWithAdamW:
-    """The optimizer over the model's parameters; matrices and embeddings decay, vectors (norms, biases) do not.
+    """The optimizer of the model's parameters. Matrices and embeddings have weight decay, norms and biases do not.
 
-    width_scale: the rate of matrices inside the model and of the head over that of the others; a group's own is its
-    `scale`.
+    width_scale: lr multiplier for block matrices and the head; it is stored as the group's `scale`.
     """
     if train.optimizer == "muon":
         return MuonWithAdamW(model, train)
@@ -103,12 +102,12 @@ def _adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
 
 
-# What builds each entry of `config.OPTIMIZERS` but muon, which wants to know what its parameters are in the model.
+# The builder of each entry of `config.OPTIMIZERS` except muon, which needs the names of the parameters.
 BUILDERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "lion": _lion}
 
 
 def _groups(parameters: Iterable[nn.Parameter], train: TrainConfig) -> Groups:
-    """Those that decay, and those that do not."""
+    """Two groups: parameters with weight decay, and parameters without."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": train.weight_decay},
@@ -117,10 +116,10 @@ def _groups(parameters: Iterable[nn.Parameter], train: TrainConfig) -> Groups:
 
 
 def with_tensor_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW) -> bool:
-    """Whether the optimizer can take its rate as a tensor; if so, every group holds one from now on.
+    """Whether the optimizer accepts a tensor as lr; if so, the lr of every group becomes one, on the device.
 
-    Torch marks what can be captured by `capturable`. Its kernels want the tensor in fp32 on a GPU and read it as a
-    double on a CPU, where the numbers are then those of a rate that is a Python float.
+    Torch's optimizers that can be captured have a default `capturable`. Their kernels need an fp32 lr on a GPU. On a
+    CPU they read a double, so that the update equals that of a Python float.
     """
     if isinstance(optimizer, MuonWithAdamW) or "capturable" not in optimizer.defaults:
         return False
@@ -132,14 +131,14 @@ def with_tensor_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW) -> bool:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer | MuonWithAdamW) -> None:
-    """Keep all that the optimizer counts on the GPU, as recording its step needs."""
+    """Keep the optimizer's step counters on the GPU, which recording its step requires."""
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = group["params"][0].device.type == "cuda"
 
 
 def set_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW, rate: Tensor) -> None:
-    """Give each group the rate [], times the group's own scale."""
+    """Set the lr of each group to rate [] times the group's `scale`."""
     for group in optimizer.param_groups:
         scaled = rate * group.get("scale", 1.0)
         if isinstance(group["lr"], Tensor):
@@ -149,34 +148,35 @@ def set_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW, rate: Tensor) -> 
 
 
 class UnitRate:
-    """Steps of rate one, of which each copy of the weights goes its own rate's share.
+    """Applies an update at lr 1, then interpolates: weights = before + lr * (after - before).
 
-    An update and its decay are linear in the rate (`config.OPTIMIZERS`), so the share is the step of that rate. It
-    serves K copies with rates of their own, and optimizers that take their rate as a number only.
+    The update and its weight decay are linear in lr (`OPTIMIZERS[...].linear_in_lr` in spec/config.py), so the result
+    is the update at lr. This allows one lr per copy of K stacked models, and a tensor lr for optimizers that accept
+    only numbers.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer | MuonWithAdamW) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group.get("scale", 1.0)
         self.weights: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-        self.reached = [torch.empty_like(weight) for weight in self.weights]
+        self.before = [torch.empty_like(weight) for weight in self.weights]
 
     @torch.no_grad()
     def step(self, unit_step: Callable[[], Any], rates: Tensor) -> None:
-        """Take a step at rates [K], one a copy of the weights [K, ...], or [1] for weights without copies."""
-        torch._foreach_copy_(self.reached, self.weights)
+        """Update at rates [K], one per copy of the weights [K, ...], or [1] for weights of a single model."""
+        torch._foreach_copy_(self.before, self.weights)
         unit_step()
-        torch._foreach_lerp_(self.reached, self.weights, [per_copy(rates.to(w.dtype), w) for w in self.weights])
-        torch._foreach_copy_(self.weights, self.reached)
+        torch._foreach_lerp_(self.before, self.weights, [per_copy(rates.to(w.dtype), w) for w in self.weights])
+        torch._foreach_copy_(self.weights, self.before)
 
 
 def per_copy(values: Tensor, weights: Tensor) -> Tensor:
-    """Values [K], one a copy, in a shape that multiplies weights [K, ...]."""
+    """Values [K], one per copy, reshaped to [K, 1, ...], which multiplies weights [K, ...]."""
     return values.view(-1, *[1] * (weights.dim() - 1))
 
 
 def clip_each(gradients: Sequence[Tensor], largest: float) -> None:
-    """Scale the gradients [K, ...] of each copy to a joint norm of at most `largest`, as torch does for one model."""
+    """Clip the gradients [K, ...] of each copy to a global norm of `largest`, as clip_grad_norm_ does for one model."""
     norms = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).norm(dim=1)  # [K]
     factors = (largest / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
@@ -184,7 +184,7 @@ def clip_each(gradients: Sequence[Tensor], largest: float) -> None:
 
 
 def plain_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as a checkpoint holds it, on whatever device it was: a rate is a number."""
+    """An optimizer's state as a checkpoint stores it: lr is a number, so that any device can load it."""
     if "parts" in state:
         return {"parts": [plain_state(part) for part in state["parts"]]}
     groups = [

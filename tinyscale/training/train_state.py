@@ -1,4 +1,4 @@
-"""What a trial's next update depends on, and the clock of its seconds."""
+"""The state that a trial's next update depends on: weights, optimizer, loss scale; and the trial's stopwatch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainState:
-    """Weights, the optimizer with its averages, and the loss scale."""
+    """Weights, the optimizer with its moment estimates, and the loss scale of fp16."""
 
     def __init__(self, trial: Trial, device: torch.device) -> None:
         self.device, self.train = device, trial.config.train
@@ -31,7 +31,7 @@ class TrainState:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Let the optimizer take its rate on the device."""
+        """Give the optimizer an lr on the device, in its param_groups or by `UnitRate`."""
         make_capturable(self.optimizer)
         self.unit_rate: UnitRate | None = None
         if not with_tensor_rate(self.optimizer) and self.device.type != "cpu" and self.linear_in_lr:
@@ -39,16 +39,16 @@ class TrainState:
 
     @property
     def linear_in_lr(self) -> bool:
-        """Whether a step at a rate is that share of a step of rate one."""
+        """Whether an update at lr is lr times an update at lr 1."""
         return OPTIMIZERS[self.train.optimizer].linear_in_lr
 
     @property
     def takes_tensor_rate(self) -> bool:
-        """Whether the optimizer takes its rate on the device, so that its steps can be recorded."""
+        """Whether lr is a tensor on the device, which recording a step requires."""
         return self.unit_rate is not None or isinstance(self.optimizer.param_groups[0]["lr"], Tensor)
 
     def restart(self, trial: Trial) -> Self:
-        """The same tensors for another trial of this shape, as they are before its first step."""
+        """Set the same tensors to the initial state of another trial of this shape; returns self."""
         torch.manual_seed(trial.config.seed)
         self.gpt.load_state_dict(GPT(trial.config.model, trial.vocab_size).state_dict())
         self.optimizer.load_state_dict(self._fresh)
@@ -56,13 +56,16 @@ class TrainState:
         return self
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Matrix products in the precision asked for; no copies of weights are kept, which a recording must not see."""
+        """Run matrix products in the trial's precision.
+
+        Weights are cast at each use: a CUDA graph must not contain the copies that autocast would cache.
+        """
         if self.train.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=AUTOCAST[self.train.precision], cache_enabled=False)
 
     def step(self, rates: Tensor) -> None:
-        """Let the optimizer take a step at the rate [1] by the gradients that are there."""
+        """Update the weights by the current gradients at rates [1]."""
         if self.unit_rate is not None:
             self.unit_rate.step(lambda: self.scaler.step(self.optimizer), rates)
         else:
@@ -71,7 +74,7 @@ class TrainState:
         self.scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """All of it, as a checkpoint holds it; the tensors are the ones in use."""
+        """The state as a checkpoint stores it. The tensors are the ones in use, not copies."""
         return {
             "model": self.gpt.state_dict(),
             "optimizer": plain_state(self.optimizer.state_dict()),
@@ -79,7 +82,7 @@ class TrainState:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`. The optimizer's tensors are others afterwards."""
+        """Restore what `state` returned. The optimizer then holds new tensors."""
         self.gpt.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -88,16 +91,16 @@ class TrainState:
 
 @dataclass
 class Stopwatch:
-    """Seconds of a trial over all attempts at it."""
+    """Seconds of a trial, summed over all attempts."""
 
-    before: float = 0.0  # of the attempts that led here
+    before: float = 0.0  # of previous attempts
     begun: float = field(default_factory=time.monotonic)
 
     def start(self) -> None:
-        """Count from now on, after the attempts before."""
+        """Start the current attempt now."""
         self.begun = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds until now."""
         return self.before + time.monotonic() - self.begun
