@@ -83,7 +83,7 @@ class Study:
                 continue
         shares = 100 * pd.DataFrame(held).mean()
         new = f"{shares.pop('new'):.1f}" if "new" in shares else "-"
-        noise = f"{100 * self.noise:.3g} %" + (f" + {100 * self.size_noise:.3g} % a size" if self.size_noise else "")
+        noise = f"{100 * self.noise:.3g} %" + (f" + {100 * self.size_noise:.3g} % per size" if self.size_noise else "")
         counted = f"{len(held)}" + (f" of {studies}, the others refused" if len(held) < studies else "")
         values = ", ".join(f"{name} {share:.1f}" for name, share in shares.items())
         seeds = f" x {self.seeds} seeds" if self.seeds > 1 else ""
