@@ -35,8 +35,8 @@ SWEEP_FILE = """\
 
 One YAML file is one sweep: what all trials share, what varies, and the seeds. It is read strictly: an unknown key, a
 wrong type or an impossible value gives one error, before anything starts. The error names file, line, field, the given
-value and the legal ones. Write numbers as `20`, `20.0` or `2e1`; counts also as `2M` or `1.5B` (powers of 1,000). Name a
-field in full (`model.d_model`) or by its last part where that is unique (`d_model`).
+value and the legal ones. Write numbers as `20`, `20.0` or `2e1`; counts also as `2M` or `1.5B` (powers of 1,000).
+Name a field in full (`model.d_model`) or by its last part where that is unique (`d_model`).
 
 ## Keys of the file
 
@@ -68,8 +68,8 @@ trial: the sampled values, in three digits, are among its axes. The next launch 
 
 ## Fields of a trial
 
-A field without a default is required, unless its description says how its value follows. The budgets exclude each other,
-and so do `n_heads` and `head_dim`: setting one removes the others that a lower layer set.
+A field without a default is required, unless its description says how its value follows. The budgets exclude each
+other, and so do `n_heads` and `head_dim`: setting one removes the others that a lower layer set.
 {parts}"""
 
 SCHEMA_FILE = """\
@@ -78,8 +78,8 @@ SCHEMA_FILE = """\
 {made}
 
 Each file under `results/trials/` is one trial in Parquet; each row is one evaluation. The last row of a failed or
-diverged trial has a reason and no loss. This is version {version} of the schema; columns are only ever added. Every column
-may be null.
+diverged trial has a reason and no loss. This is version {version} of the schema; columns are only ever added. Every
+column may be null.
 
 ```python
 import pandas as pd
@@ -97,8 +97,8 @@ The metadata of each file hold, as JSON, the full configuration (`tinyscale.conf
 
 ## Launches
 
-`results/launches/` has one small JSON file per launch that ended, stopped launches included. The file never changes. Its
-name is the sweep, the time and a few random letters, so that simultaneous launches do not overwrite each other.
+`results/launches/` has one small JSON file per launch that ended, stopped launches included. The file never changes.
+Its name is the sweep, the time and a few random letters, so that simultaneous launches do not overwrite each other.
 
 | key | what it holds |
 |---|---|
