@@ -137,7 +137,7 @@ class ModelConfig(BaseModel):
     bias: bool = Field(default=False, description="biases in linear layers and norms")
     parametrization: Literal["standard", "mup"] = Field(
         default="standard",
-        description=f"mup: lr is that of width {MUP_BASE_WIDTH}, scaled so that the best lr does not change with d_model",
+        description=f"mup: lr is that of width {MUP_BASE_WIDTH}; its scaling keeps the best lr as d_model grows",
     )
 
     @model_validator(mode="before")
