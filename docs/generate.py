@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -33,9 +34,9 @@ SWEEP_FILE = """\
 {made}
 
 One YAML file is one sweep: what all trials share, what varies, and the seeds. It is read strictly: an unknown key, a
-wrong type or an impossible value is one error that names file, line, field, what was given and what is legal, and
-nothing has started by then. Numbers may be written `20`, `20.0` or `2e1`; counts also `2M` or `1.5B` (powers of
-1,000). Fields may be named in full (`model.d_model`) or by their last part where that is clear (`d_model`).
+wrong type or an impossible value gives one error, before anything starts. The error names file, line, field, the given
+value and the legal ones. Write numbers as `20`, `20.0` or `2e1`; counts also as `2M` or `1.5B` (powers of 1,000).
+Name a field in full (`model.d_model`) or by its last part where that is unique (`d_model`).
 
 ## Keys of the file
 
@@ -43,8 +44,8 @@ nothing has started by then. Numbers may be written `20`, `20.0` or `2e1`; count
 |---|---|---|
 {keys}
 
-`axes` multiply: every combination is trained with every seed. Fields under `zip` step together. Each arm under `arms`
-is the whole grid once more with its overrides; a list in an arm is an axis of that arm alone. On the command line,
+`axes` multiply: every combination is trained with every seed. Fields under `zip` vary together. Each arm under `arms`
+repeats the whole grid with its overrides; a list in an arm is an axis of that arm alone. On the command line,
 `--set FIELD=VALUE` overrides a field of `base`, `--select NAME=VALUE` takes a part of the grid.
 
 ## Keys of `search`
@@ -53,21 +54,22 @@ is the whole grid once more with its overrides; a list in an arm is an axis of t
 |---|---|---|
 {search}
 
-Of a field:
+Keys of each field under `fields`:
 
 | key | default | what it is |
 |---|---|---|
 {values}
 
-Each cell of arms and axes has a study of its own, in which the seeds follow each other round-robin. A sample is a trial
-like any other, with the sampled values, in three digits, among its axes. Launched again, a search goes on where it was:
-`results/optuna/<sweep>.log` holds its studies, for `optuna-dashboard` to show. Fields that may be searched:
-{searchable}. On the command line, `--set search.trials=8`.
+Each cell of arms and axes has its own study, in which the seeds follow each other round-robin. A sample is a normal
+trial: the sampled values, in three digits, are among its axes. The next launch continues the search. Its studies are in
+`results/optuna/<sweep>.log`; `optuna-dashboard` shows them. On the command line, `--set search.trials=8`.
+
+{searchable}
 
 ## Fields of a trial
 
-Those without a default must be given, save those of which the text beside them says how they follow. Setting one of a
-group of alternatives (the budgets; `n_heads` and `head_dim`) replaces the others of a lower layer.
+A field without a default is required, unless its description says how its value follows. The budgets exclude each
+other, and so do `n_heads` and `head_dim`: setting one removes the others that a lower layer set.
 {parts}"""
 
 SCHEMA_FILE = """\
@@ -75,9 +77,9 @@ SCHEMA_FILE = """\
 
 {made}
 
-Each file under `results/trials/` is one trial in Parquet; each row is one evaluation. A trial that failed or diverged
-ends with a row that has a reason and no loss. This is version {version} of the schema; columns are only ever added.
-All may be null.
+Each file under `results/trials/` is one trial in Parquet; each row is one evaluation. The last row of a failed or
+diverged trial has a reason and no loss. This is version {version} of the schema; columns are only ever added. Every
+column may be null.
 
 ```python
 import pandas as pd
@@ -89,14 +91,14 @@ frame = pd.read_parquet("results/trials")
 |---|---|---|
 {columns}
 
-The file's own metadata hold, as JSON, the full configuration (`tinyscale.config`), the facts of the text
+The metadata of each file hold, as JSON, the full configuration (`tinyscale.config`), the facts of the text
 (`tinyscale.facts`) and the provenance (`tinyscale.provenance`: commit, packages, machine, command). Sweeps are in
 `results/sweeps/<name>.json`, fits in `results/fits/fits.json`.
 
 ## Launches
 
-`results/launches/` has a small JSON file for each launch that came to its end, stopped ones included. It is never
-changed; its name is the sweep, the time and a few random letters, so that launches side by side lose nothing.
+`results/launches/` has one small JSON file per launch that ended, stopped launches included. The file never changes.
+Its name is the sweep, the time and a few random letters, so that simultaneous launches do not overwrite each other.
 
 | key | what it holds |
 |---|---|
@@ -105,9 +107,9 @@ changed; its name is the sweep, the time and a few random letters, so that launc
 
 def _default(info: FieldInfo) -> str:
     if info.default is PydanticUndefined:
-        return "" if info.is_required() else "as below"
+        return "" if info.is_required() else "see below"
     if isinstance(info.default, BaseModel):
-        return "as below"
+        return "see below"
     if isinstance(info.default, list | dict | tuple | str) and not info.default:
         return "none"
     if isinstance(info.default, tuple):
@@ -116,7 +118,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _legal(info: FieldInfo) -> str:
-    """What values are legal, beyond the type."""
+    """The legal values: alternatives, bounds, or else the type."""
     if get_origin(info.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(info.annotation))
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -141,7 +143,7 @@ def _is_model(info: FieldInfo) -> bool:
 
 
 def _parts(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """A table for a model's own fields, then one for each model inside it."""
+    """A table of a model's own fields, then one for each model inside it."""
     rows = "\n".join(_rows(model))
     if rows:
         title = f"`{prefix}`" if prefix else "The trial itself"
@@ -158,7 +160,7 @@ def _keys(model: type[BaseModel]) -> str:
 
 
 def exponents(results: Path) -> str:
-    """The exponents of all fits that are committed under results/<study>/, with the commits that trained their runs."""
+    """The exponents of all committed fits under results/<study>/, with the commits that trained their runs."""
     rows = [
         row for folder in sorted(results.iterdir()) if (folder / "fits" / "fits.json").exists() for row in _of(folder)
     ]
@@ -188,12 +190,12 @@ def _commits(store: Results, record: SweepRecord, arm: str | None) -> str:
 
 
 def readme(results: Path = ROOT / "results") -> str:
-    """The README with the exponents as they are now."""
+    """The README with the current exponents."""
     return re.sub(BETWEEN, lambda _: f"{BEGIN}\n\n{exponents(results)}\n\n{END}", README.read_text(), flags=re.S)
 
 
 def pages() -> dict[Path, str]:
-    """What each generated file should hold."""
+    """The text of each generated file."""
     columns = [f"| `{name}` | {kind} | {what} |" for name, kind, what in COLUMNS]
     launches = "\n".join(f"| `{name}` | {what} |" for name, what in LAUNCH_FIELDS.items())
     parts = "".join(_parts(TrialConfig, ""))
@@ -204,7 +206,7 @@ def pages() -> dict[Path, str]:
             keys=_keys(SweepFile),
             search=_keys(Search),
             values=_keys(Values),
-            searchable=", ".join(f"`{path}`" for path in SEARCHABLE),
+            searchable=fill(f"Fields that may be searched: {', '.join(f'`{path}`' for path in SEARCHABLE)}.", 118),
             parts=parts,
         ),
         DOCS / "results-schema.md": SCHEMA_FILE.format(

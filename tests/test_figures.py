@@ -44,7 +44,7 @@ def test_the_suffix_says_what_is_written(fitted: str, tmp_path: Path, suffix: st
 def test_another_suffix_is_refused_with_the_legal_ones(fitted: str, tmp_path: Path) -> None:
     done = plot(fitted, "--out", tmp_path / "figure.jpg")
     assert done.exit_code == 2
-    assert "ends on none of .pdf, .svg, .png" in done.output
+    assert "has none of the endings .pdf, .svg, .png" in done.output
 
 
 def test_budgets_and_a_law_that_is_not_there_yet_are_fitted(fitted: str, tmp_path: Path) -> None:

@@ -159,6 +159,6 @@ def test_the_commands_print_what_they_found(finished: Make, tmp_path: Path) -> N
     scored = CliRunner().invoke(cli, ["eval", identity, "--corpus", str(tmp_path / "other.txt"), "--json", *at])
     assert json.loads(scored.output)["trial"] == identity
     read = CliRunner().invoke(cli, ["eval", identity, "--corpus", str(tmp_path / "other.txt"), *at])
-    assert "bits a byte" in read.output
+    assert "bits per byte" in read.output
     written = CliRunner().invoke(cli, ["export", identity, str(tmp_path / "out"), *at])
     assert "model.safetensors" in written.output

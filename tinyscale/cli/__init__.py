@@ -13,13 +13,13 @@ from tinyscale.errors import TinyscaleError
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tinyscale")
-@click.option("--debug", is_flag=True, help="Show where in the code an error comes from.")
-def cli(debug: bool) -> None:  # main reads it, as errors end there
+@click.option("--debug", is_flag=True, help="Print a traceback with an error.")
+def cli(debug: bool) -> None:  # main reads it, where errors are printed
     """One YAML file in, a defensible scaling law out.
 
     \b
-    tinyscale plan   SWEEP      what will run, what it costs, what is already done
-    tinyscale launch SWEEP      train what is missing; Parquet as it goes
+    tinyscale plan   SWEEP      what would run, what it costs, what is done
+    tinyscale launch SWEEP      train the missing trials; write Parquet while they run
     tinyscale fit    results/   power laws with intervals, held-out error, plots
     tinyscale report results/   one page to read and to send
     """

@@ -1,4 +1,4 @@
-"""Commands that take results to laws and figures: fit, predict, suggest, plot, report."""
+"""Commands from results to laws and figures: fit, predict, suggest, plot, report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from tinyscale.cli.options import read_quantity, results_argument
 from tinyscale.errors import ResultsError
 
-SUGGESTED = "# Written by tinyscale suggest."  # first line of its files: only those are written over
+SUGGESTED = "# Written by tinyscale suggest."  # first line of its files: only those are overwritten
 
 
 def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, str]:
@@ -27,7 +27,7 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
 @click.command()
 @click.argument("path", required=False)
 @click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
-@click.option("--law", help="Law to fit; left out, the one for what varies.")
+@click.option("--law", help="Law to fit.  [default: chosen by what varies]")
 @click.option(
     "--columns",
     callback=_read_columns,
@@ -40,7 +40,11 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     help="Fit all sweeps and arms together; they must share corpus, tokenizer and validation set.",
 )
 @click.option(
-    "--holdout", type=click.IntRange(0), default=1, show_default=True, help="Largest sizes to hold out for the error."
+    "--holdout",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="How many of the largest sizes to hold out for the held-out error.",
 )
 @click.option(
     "--bootstrap",
@@ -48,21 +52,21 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     type=click.IntRange(100),
     default=1000,
     show_default=True,
-    help="Refits behind bands and predictions.",
+    help="Bootstrap replicates for bands and predictions.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the refits.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option(
     "--intervals",
     type=click.Choice(["auto", "profile", "bootstrap", "wild"]),
     default="auto",
     show_default=True,
-    help="How intervals are made; auto: profile below 50 clusters of runs, else bootstrap over clusters. "
-    "wild: residuals reweighted, no cluster left out.",
+    help="Method of the intervals; auto: profile below 50 clusters of runs, else bootstrap over clusters; "
+    "wild: the wild bootstrap, which reweights residuals and keeps all clusters.",
 )
 @click.option(
     "--delta",
     type=click.FloatRange(0, min_open=True),
-    help="Of Huber's function on log loss, for example 1e-3; inf: least squares, which profile and wild need.  "
+    help="Delta of Huber's function on log loss, for example 1e-3; inf: least squares, which profile and wild need.  "
     "[default: inf below 50 clusters of runs, else 1e-3]",
 )
 @click.option(
@@ -72,10 +76,11 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def fit(path: str | None, results: str | None, as_json: bool, **options: Any) -> None:
-    """Fit a scaling law to a results folder, or to any .csv, .parquet or .jsonl of runs at PATH.
+    """Fit scaling laws to a results folder or a table of runs.
 
-    One fit a sweep and arm: 95 % intervals, the error on the largest size held out, a plot.
-    Writes fits/fits.json, tables/ and plots/ under the results folder.
+    PATH is a results folder, or a .csv, .parquet or .jsonl with one row per run. Each sweep and arm has one fit: 95 %
+    intervals, the error on the held-out largest size, a plot. Writes fits/fits.json, tables/ and plots/ under the
+    results folder.
     """
     from tinyscale.fitting.text import describe
     from tinyscale.reporting.write import analyse
@@ -97,14 +102,18 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
 @click.option("--n", callback=read_quantity, help="Parameters, counted as the fit counted them, for example 10M.")
 @click.option("--tokens", "d", callback=read_quantity, help="Training tokens, for example 200M.")
 @click.option(
-    "--flops", "c", callback=read_quantity, help="Training FLOPs: the loss of L(C), or the best N and D, for 1e18."
+    "--flops",
+    "c",
+    callback=read_quantity,
+    help="Training FLOPs, for example 1e18: the loss of L(C), or the best N and D.",
 )
 @click.option("--fit", "name", help="Only this fit, by its name in fits.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -> None:
-    """Predict from the fits that `tinyscale fit` left in FITS (a results folder or a fits.json), with 95 % intervals.
+    """Predict a loss, or the compute-optimal size for a budget.
 
-    The loss of a run of --n parameters and --tokens tokens, or the compute-optimal run for --flops.
+    Reads the fits that `tinyscale fit` wrote to FITS, a results folder or a fits.json. Prints, with 95 % intervals, the
+    loss of a run of --n parameters and --tokens tokens, or the compute-optimal run for --flops.
     """
     from tinyscale.analysis.predict import describe_prediction, predict_all
     from tinyscale.analysis.records import read_records
@@ -112,7 +121,7 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
     folder, records = read_records(fits)
     chosen = [record for record in records if name in (None, record.name)]
     if not chosen:
-        raise click.BadParameter(f"no fit {name!r}; there are {', '.join(record.name for record in records)}")
+        raise click.BadParameter(f"no fit {name!r}; the fits are {', '.join(record.name for record in records)}")
     made = predict_all(folder, chosen, {key: value for key, value in sizes.items() if value is not None})
     if as_json:
         click.echo(json.dumps([each.as_json() for each in made], indent=1))
@@ -129,16 +138,17 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
     "--target",
     default="loss",
     show_default=True,
-    help="Interval to shrink: a parameter, or loss at 10 times the sizes.",
+    help="Interval to shrink: that of a parameter, or of the loss at 10 times the sizes.",
 )
-@click.option("--fit", "name", help="Name of the fit in fits.json; left out, the first.")
+@click.option("--fit", "name", help="Name of the fit in fits.json.  [default: the first]")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Sweep file to write.  [default: <sweep>-next.yaml]"
 )
 def suggest(fits: str, budget: float, target: str, name: str | None, out: Path | None) -> None:
-    """Choose the runs that shrink an interval most for their FLOPs, and write them as a sweep file for `launch`.
+    """Choose the next runs, and write them as a sweep file.
 
-    FITS is a results folder or a fits.json. Fits of your own table extend no sweep: their runs are only printed.
+    The runs are those that shrink an interval most for their FLOPs; the file is for `tinyscale launch`. FITS is a
+    results folder or a fits.json. For a fit of your own table, the runs are only printed.
     """
     from tinyscale.analysis.suggest import suggest_from
 
@@ -159,12 +169,12 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
 
 
 def _write_sweep(path: Path, content: dict[str, Any]) -> None:
-    """Write a sweep file, over no file but one that was written so. ResultsError where that cannot be."""
+    """Write a sweep file; overwrite only a file of `suggest`. ResultsError where that is not possible."""
     from ruamel.yaml import YAML
 
     try:
         if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(SUGGESTED):
-            raise ResultsError(f"{path}: a file that suggest did not write is there; give another --out")
+            raise ResultsError(f"{path}: this file exists and is not from suggest; give another --out")
         with path.open("w", encoding="utf-8") as stream:
             stream.write(f"{SUGGESTED}\n")
             yaml = YAML()
@@ -179,20 +189,20 @@ FIGURES = (".pdf", ".svg", ".png")
 
 def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     if path.suffix not in FIGURES:
-        raise click.BadParameter(f"'{path}' ends on none of {', '.join(FIGURES)}")
+        raise click.BadParameter(f"'{path}' has none of the endings {', '.join(FIGURES)}")
     return path
 
 
 @click.command()
 @results_argument("folder", "[RESULTS]")
-@click.option("--law", help="Draw the fit of this law.")
-@click.option("--fit", "name", help="Draw this fit, by its name in fits.json.")
+@click.option("--law", help="Plot the fit of this law.")
+@click.option("--fit", "name", help="Plot this fit, by its name in fits.json.")
 @click.option(
     "--figure",
     type=click.Choice(["law", "residuals", "curves"]),
     default="law",
     show_default=True,
-    help="The law with its runs; what it leaves over; or the curves of loss whose lowest points it is fitted to.",
+    help="The law with its runs; its residuals; or the loss curves whose minima it is fitted to.",
 )
 @click.option(
     "--out",
@@ -202,9 +212,10 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     help="File to write: .pdf, .svg or .png.",
 )
 def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path) -> None:
-    """Draw one fit for a paper, from what `tinyscale fit` left in RESULTS, or from a .csv, .parquet or .jsonl of runs.
+    """Save one fit as a figure for a paper.
 
-    A law that was not fitted there yet is fitted with its defaults, and not recorded.
+    RESULTS is a folder with fits of `tinyscale fit`, or a .csv, .parquet or .jsonl of runs. A law without a fit there
+    is fitted with the default options, and not recorded.
     """
     from tinyscale.analysis.study import fit_to_draw
     from tinyscale.reporting.figures import draw_of, save_figure
@@ -217,10 +228,11 @@ def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path)
 @click.command()
 @results_argument("folder", "[RESULTS]")
 def report(folder: str) -> None:
-    """Write report.html into a results folder: one page with each sweep's verdict, law, plots, tables and costs.
+    """Write one HTML page about a results folder.
 
-    Fits as `tinyscale fit` does without options, and writes what it writes. The page opens from disk and loads
-    nothing; its tables are in tables/ as CSV, its plots in plots/ as PNG and SVG.
+    The page, report.html, has each sweep's verdict, law, plots, tables and costs. The command fits as `tinyscale fit`
+    without options does, and writes the same files. The page opens from disk and loads nothing; its tables are in
+    tables/ as CSV, its plots in plots/ as PNG and SVG.
     """
     from tinyscale.reporting.page import write_report
 

@@ -13,9 +13,10 @@ from tinyscale.cli.options import open_console, results_option
 
 @click.command()
 def corpora() -> None:
-    """List the named corpora: size, licence, where they come from, whether they are on this machine.
+    """List the named corpora.
 
-    A sweep's data.corpus is one of these names, or a path to .txt, .jsonl, .parquet or a folder of those.
+    Shows size, licence, origin, and whether the text is on this machine. A sweep's data.corpus is one of these names,
+    or a path to .txt, .jsonl, .parquet or a folder of those.
     """
     from tinyscale.cli.tables import corpora_table
     from tinyscale.data.corpora import named_corpora
@@ -28,11 +29,12 @@ def corpora() -> None:
 @click.option("--address", envvar="RAY_ADDRESS", help="Check the nodes of a running Ray cluster as well.")
 @click.option("--no-ray", is_flag=True, help="Do not start Ray, which takes some seconds.")
 def doctor(results: str, address: str | None, no_ray: bool) -> None:
-    """Check this machine: Python, packages, cores, GPUs, the results folder, free disk, Ray.
+    """Check this machine, or each node of a cluster.
 
-    With --address also each node of a cluster: its cores, its disk, and whether it shares the results folder.
+    Checks Python, packages, cores, GPUs, the results folder, free disk and Ray. With --address it also checks each node
+    of a cluster: its cores, its disk, and whether it shares the results folder.
 
-    One line a check: ok, warn or fail, with what to do. Exit status: 0, or 1 when a check fails.
+    One line per check: ok, warn or fail, with what to do. Exit status: 0, or 1 when a check fails.
     """
     from tinyscale.doctor import examine
 

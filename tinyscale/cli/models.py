@@ -12,34 +12,40 @@ from tinyscale.cli.options import results_option
 
 @click.command()
 @click.argument("trial")
-@click.option("--prompt", default="", help="Text to go on from.  [default: the beginning of a document]")
-@click.option("--tokens", default=200, show_default=True, type=click.IntRange(1), help="Most tokens to add.")
+@click.option("--prompt", default="", help="Text to continue.  [default: the beginning of a document]")
+@click.option(
+    "--tokens", default=200, show_default=True, type=click.IntRange(1), help="Largest number of tokens to add."
+)
 @click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0), help="0: the likeliest token.")
-@click.option("--top-k", type=click.IntRange(1), help="Draw among so many likeliest tokens only.")
-@click.option("--seed", default=0, show_default=True, type=int, help="Seed of the draws.")
+@click.option("--top-k", type=click.IntRange(1), help="Sample only among this many likeliest tokens.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Seed of the sampling.")
 @results_option
 def sample(
     trial: str, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int, results: str
 ) -> None:
-    """Let a trained TRIAL (the beginning of its identity) go on from a prompt."""
+    """Continue a prompt with a trained model.
+
+    TRIAL is the beginning of the identity of a trial.
+    """
     from tinyscale.inference.trained import load_trained
-    from tinyscale.inference.trained import sample as draw
+    from tinyscale.inference.trained import sample as sample_text
     from tinyscale.results.store import Results
 
     trained = load_trained(Results(results), trial)
-    click.echo(draw(trained, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
+    click.echo(sample_text(trained, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
 
 
 @click.command("eval")
 @click.argument("trial")
 @click.option("--corpus", required=True, help="A named corpus, or a path to .txt, .jsonl, .parquet or a folder.")
-@click.option("--max-bytes", type=click.IntRange(1), help="Read only the first so many bytes of a corpus of the hub.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Read only this many bytes of a corpus of the hub.")
 @results_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_json: bool) -> None:
-    """Score all documents of another corpus with a trained TRIAL (the beginning of its identity).
+    """Measure the loss of a trained model on another corpus.
 
-    Standard errors are over documents. Text that the trial was trained on scores too well.
+    TRIAL is the beginning of the identity of a trial. Every document of the corpus is scored. Standard errors are over
+    documents. On text that the trial was trained on, the loss is too low.
     """
     from tinyscale.inference.trained import load_trained, score
     from tinyscale.results.store import Results
@@ -50,8 +56,8 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
         return
     click.echo(
         "{corpus}: {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes\n"
-        "loss {loss:.4f} ± {loss_se:.4f} nats a token, perplexity {perplexity:.2f}\n"
-        "{bits_per_byte:.4f} ± {bits_per_byte_se:.4f} bits a byte".format(**found)
+        "loss {loss:.4f} ± {loss_se:.4f} nats per token, perplexity {perplexity:.2f}\n"
+        "{bits_per_byte:.4f} ± {bits_per_byte_se:.4f} bits per byte".format(**found)
     )
 
 
@@ -60,7 +66,10 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @results_option
 def export(trial: str, folder: Path, results: str) -> None:
-    """Write a trained TRIAL (the beginning of its identity) to FOLDER, as the transformers library loads it."""
+    """Write a trained model for the transformers library.
+
+    TRIAL is the beginning of the identity of a trial. FOLDER receives weights, configuration and tokenizer.
+    """
     from tinyscale.inference.export import export as write
     from tinyscale.inference.trained import load_trained
     from tinyscale.results.store import Results

@@ -21,7 +21,7 @@ results_option = click.option(
 
 
 def results_argument(name: str, metavar: str) -> Callable[[Command], Command]:
-    """A results folder, given as the argument or as --results; [default: results]."""
+    """The results folder, as an argument or as --results; [default: results]."""
 
     def either(context: click.Context, _: click.Parameter, given: str | None) -> str:
         option = context.params.pop("results", None)

@@ -1,4 +1,4 @@
-"""Commands that take a sweep to its results: plan, launch, status, retry."""
+"""Commands from a sweep to its results: plan, launch, status, retry."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ASK_ABOVE_SECONDS = 600  # a launch that takes longer asks first
 
 
 def sweep_options(command: Command) -> Command:
-    """The options that say which trials: SWEEP, --set, --select, --results, --address."""
+    """The options that choose the trials: SWEEP, --set, --select, --results, --address."""
     for decorate in (
         click.option(
             "--address",
             envvar="RAY_ADDRESS",
-            help="A running Ray cluster (host:port or auto); default: $RAY_ADDRESS, else a Ray started here.",
+            help="A running Ray cluster (host:port or auto).  [default: $RAY_ADDRESS, else a Ray started here]",
         ),
         results_option,
         click.option(
             "--select",
             multiple=True,
             metavar="NAME=VALUE[,VALUE]",
-            help="Keep a part of the grid: a varied field, arm or seed. Repeatable.",
+            help="Take a part of the grid: values of a varied field, arms or seeds. Repeatable.",
         ),
         click.option(
             "--set",
@@ -41,7 +41,7 @@ def sweep_options(command: Command) -> Command:
             metavar="FIELD=VALUE",
             help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
         ),
-        click.option("--price", type=float, help="Dollars for an hour of a GPU (or core, where no GPU is asked for)."),
+        click.option("--price", type=float, help="Dollars per GPU-hour (per core-hour where no GPU is used)."),
         click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
@@ -52,7 +52,7 @@ def sweep_options(command: Command) -> Command:
 @sweep_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with a list `trials` and nothing else.")
 def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
-    """Show what launching SWEEP would run and cost, without running it."""
+    """Show what a launch of SWEEP would run and cost."""
     from tinyscale.cli.tables import plan_summary, plan_table
 
     console = open_console(quiet=as_json)
@@ -69,27 +69,27 @@ def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
 @click.command()
 @sweep_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before a launch that takes more than 10 minutes.")
-@click.option("--dry-run", is_flag=True, help="Show what would run and why, and end there.")
-@click.option("--quiet", is_flag=True, help="No live view; failures and the summary only.")
+@click.option("--dry-run", is_flag=True, help="Show what would run and why, and exit.")
+@click.option("--quiet", is_flag=True, help="No live view; print only failures and the summary.")
 @click.option(
     "--keep",
     type=click.Choice(["weights", "none"]),
     default="weights",
     show_default=True,
-    help="What to keep of finished trials beside their rows.",
+    help="What to keep of finished trials in addition to their rows.",
 )
 @click.option(
     "--log",
     type=click.Choice(["tensorboard", "wandb", "mlflow"]),
-    help="Tell progress and losses to one of these as well; the last two are packages to install.",
+    help="Also log progress and losses to one of these; wandb and mlflow must be installed.",
 )
 def launch(
     price: float | None, yes: bool, dry_run: bool, quiet: bool, keep: str, log: str | None, **chosen: Any
 ) -> None:
-    """Train the trials of SWEEP that the results lack, as a Ray Tune grid.
+    """Train the missing trials of SWEEP, as a Ray Tune grid.
 
-    Trials that finished are never trained again: launch the same file again to go on after an interruption, or with
-    more values to extend it. Ctrl-C lets running trials write a checkpoint; Ctrl-C again stops now.
+    Finished trials are never trained again: launch the same file again to resume after an interruption, or with
+    more values to extend it. After Ctrl-C, running trials write a checkpoint first; Ctrl-C again stops at once.
     Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
     """
     from tinyscale.cli.tables import best_samples, launch_summary, plan_summary, plan_table, results_table
@@ -127,7 +127,7 @@ def launch(
         console.print(line)
     console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
     if summary.stopped:
-        console.print("stopped; launch again to go on")
+        console.print("stopped; launch again to resume")
     sys.exit(130 if summary.stopped else 2 if summary.failed else 0)
 
 
@@ -135,7 +135,10 @@ def launch(
 @results_argument("folder", "[RESULTS]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def status(folder: str, as_json: bool) -> None:
-    """Show what is done, running and failed in a results folder, sweep by sweep. Needs no Ray."""
+    """Show how many trials are done, running or failed.
+
+    Shows each sweep of a results folder, and the reason of each failure. Needs no Ray.
+    """
     from tinyscale.cli.tables import status_table
     from tinyscale.results.status import read_status
     from tinyscale.results.store import Results
@@ -160,14 +163,15 @@ def status(folder: str, as_json: bool) -> None:
     type=click.Choice([state.value for state in State if state.is_recorded]),
     multiple=True,
     required=True,
-    help="Forget trials in this state. Repeatable.",
+    help="Delete the trials in this state. Repeatable.",
 )
 @click.option("--sweep", help="Only the trials of this sweep.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask before finished trials are forgotten.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before finished trials are deleted.")
 def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) -> None:
-    """Forget trials in some state, rows and checkpoints, so that the next launch trains them from the start.
+    """Delete the trials in a state, to train them again.
 
-    Trials that failed are launched again anyway, from their last checkpoint where they have one.
+    Deletes their rows and checkpoints, so that the next launch trains them from the start. The next launch trains
+    failed trials also without this command, from their last checkpoint if there is one.
     """
     from tinyscale.results.status import read_status
     from tinyscale.results.store import Results
@@ -176,10 +180,10 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
     store.folder.require_there()
     trials = read_status(store).trials_in(states, sweep)
     if State.FINISHED in states and trials and not yes:
-        click.confirm(f"Forget {len(trials)} trials, finished ones among them?", abort=True)
+        click.confirm(f"Delete {len(trials)} trials, finished ones included?", abort=True)
     for trial in trials:
         store.forget(trial)
-    click.echo(f"forgot {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
+    click.echo(f"deleted {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
 
 
 def _plan(
@@ -192,7 +196,7 @@ def _plan(
     results: str,
     address: str | None,
 ) -> tuple[Any, Any, Any]:
-    """The plan, the results it was made against, and the cluster when one runs at the address."""
+    """The plan, the results that it was compared with, and the cluster where an address is given."""
     from tinyscale.machine import this_machine
     from tinyscale.planning.plan import make_plan
     from tinyscale.results.store import Results

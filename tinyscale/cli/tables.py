@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them, for the terminal."""
+"""Tables and summaries for the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 MAX_REASONS = 12
-LEAST_WANTED = ("memory", "steps", "FLOPs", "tokens")  # columns of a plan that a narrow terminal goes without
+LEAST_WANTED = ("memory", "steps", "FLOPs", "tokens")  # columns of a plan that a narrow terminal leaves out
 PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
 
 
@@ -42,7 +42,7 @@ def corpora_table(corpora: Sequence[NamedCorpus]) -> Table:
 def plan_table(plan: Plan, width: int | None = None) -> Table:
     """One row per cell of the grid, which holds its seeds and the samples of a search.
 
-    width: of the terminal; what matters least is left out to fit.
+    width: of the terminal, in characters; the least important columns are left out where it is narrow.
     """
     search = plan.sweep.search
     cells: dict[str, list[PlannedTrial]] = {}
@@ -95,7 +95,7 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[
 
 
 def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
-    """What will run, why, how long it takes, and at `price` dollars a device-hour what it costs, in lines."""
+    """Lines: what will run, why, how long it takes, and what it costs at `price` dollars per device-hour."""
     to_run = plan.to_run
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
     lines = [f"{plural(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
@@ -108,12 +108,12 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
         lines.append(f"{compact(tokens)} tokens, {compact(flops)} FLOPs; expected time {time}")
     if to_run and plan.device_hours:
         hours, device = plan.device_hours
-        cost = f", ${hours * price:,.2f} at ${price:g} a {device}-hour" if price is not None else ""
+        cost = f", ${hours * price:,.2f} at ${price:g} per {device}-hour" if price is not None else ""
         lines.append(f"{hours:.3g} {device}-hours{cost}")
     if to_run and plan.sweep.fuse:
         sets = plan.batched_sets
         lines.append(
-            f"fused over {' and '.join(plan.sweep.fuse)}: {plural(len(sets), 'batched model')} of up to "
+            f"batched over {' and '.join(plan.sweep.fuse)}: {plural(len(sets), 'batched model')} of up to "
             f"{plural(max(map(len, sets)), 'trial')}; the expected time is that of training them one after another"
         )
     return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
@@ -160,7 +160,7 @@ def _spread(row: dict[Any, Any], name: str) -> str:
 
 
 def launch_summary(summary: Summary, launched: int) -> list[str]:
-    """How a launch went: states, and where the seconds of its slots went."""
+    """Lines after a launch: the states of its trials, and how its slots used their time."""
     if not launched:
         return ["nothing to run: every trial was done before"]
     states = list(summary.states.values())

@@ -1,4 +1,4 @@
-"""How each launch into a results folder went: one small file a launch, written once, at its end."""
+"""How each launch into a results folder went: one small file per launch, written once, at its end."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _documented(what: str) -> Any:
 class LaunchRecord:
     """How one launch went: what results/launches/<sweep>-<time>-<random>.json holds.
 
-    The file's name is its own, so that launches side by side lose nothing of each other.
+    Each file has a unique name, so that simultaneous launches do not overwrite each other.
     """
 
     sweep: str = _documented("the sweep launched")
     trials: int = _documented("how many trials there were to train")
-    states: Mapping[str, int] = _documented("state -> how many of them ended so")
+    states: Mapping[str, int] = _documented("state -> how many trials ended in it")
     slots: int = _documented("how many run at once")
     wall_seconds: float = _documented("from the start of the grid to the end of its last trial")
     train_seconds: float = _documented("sum of the trials' own training seconds in this launch")
@@ -34,7 +34,7 @@ class LaunchRecord:
         "what the plan expected, Ray's start included; null where nothing was forecast"
     )
     efficiency: float = _documented(
-        "training seconds over those of all slots, from the first trial's begin to the last's end"
+        "training seconds divided by those of all slots, from the first trial's start to the last one's end"
     )
     overhead_per_trial: float = _documented("mean seconds of a process per trial outside training")
     stopped: bool = _documented("whether the user stopped it")

@@ -78,9 +78,9 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("grad_clip", _FLOAT, "largest gradient norm; 0: no clipping"),
     ("precision", _STRING, "fp32, bf16 or fp16"),
     ("repeats", _BOOL, "whether more than one epoch was allowed"),
-    ("eval_points", _INT, "evaluations asked for"),
+    ("eval_points", _INT, "evaluations requested"),
     ("seed", _INT, "seeds initialisation and batch order"),
-    # what the data made of it
+    # facts of the text
     ("corpus_hash", _STRING, "hash of the documents"),
     ("tokenizer_hash", _STRING, "hash of the tokenizer"),
     ("vocab_size", _INT, "size of the vocabulary, the end-of-text token included"),
@@ -94,21 +94,21 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("step", _INT, "optimizer steps so far"),
     ("tokens", _INT, "training tokens so far"),
     ("epochs", _FLOAT, "tokens / unique_tokens"),
-    ("flops", _FLOAT, "training FLOPs so far: 6 n_matmul + 12 n_layers d_model context_length a token"),
-    ("flops_6n", _FLOAT, "training FLOPs so far, as 6 n_non_embedding a token (Kaplan et al. 2020)"),
+    ("flops", _FLOAT, "training FLOPs so far: 6 n_matmul + 12 n_layers d_model context_length per token"),
+    ("flops_6n", _FLOAT, "training FLOPs so far, as 6 n_non_embedding per token (Kaplan et al. 2020)"),
     ("flops_hoffmann", _FLOAT, "training FLOPs so far, by Hoffmann et al. 2022, appendix F"),
     ("flops_palm", _FLOAT, "training FLOPs so far, by Chowdhery et al. 2022, appendix B"),
     ("decayed", _BOOL, "the learning-rate schedule had ended here; fits use these points"),
     ("lr_now", _FLOAT, "learning rate at this step"),
-    ("train_loss", _FLOAT, "mean training loss since the point before, nats per token"),
+    ("train_loss", _FLOAT, "mean training loss since the previous point, nats per token"),
     ("val_loss", _FLOAT, "loss on the validation set, nats per token; null for a failed or diverged trial's last row"),
     ("val_loss_se", _FLOAT, "standard error of val_loss, clustered by document"),
     ("perplexity", _FLOAT, "exp(val_loss)"),
     ("bits_per_byte", _FLOAT, "val_loss in bits per byte of the validation text"),
     ("val_tokens", _INT, "validation tokens scored, each once"),
     ("val_bytes", _INT, "UTF-8 bytes of the validation text"),
-    ("wall_seconds", _FLOAT, "training seconds so far, evaluation included, over all attempts that led here"),
-    ("tokens_per_second", _FLOAT, "training tokens a second since the point before, evaluation excluded"),
+    ("wall_seconds", _FLOAT, "training seconds so far, evaluation included, over the attempts that led to this point"),
+    ("tokens_per_second", _FLOAT, "training tokens per second since the previous point, evaluation excluded"),
     ("peak_memory_bytes", _INT, "largest memory of the process (CPU) or device (GPU) so far"),
     ("workers", _INT, "workers that shared the trial"),
     ("cpu", _INT, "CPU cores of a worker"),
@@ -117,7 +117,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     # since version 2
     ("parametrization", _STRING, "standard, or mup: rates and sizes that follow the width"),
     ("branches", _STRING, "shares of the tokens at which wsd also decayed on a branch, as a JSON list"),
-    ("entropy_rate", _FLOAT, "least loss that any model can have, nats per token, where the source is known"),
+    ("entropy_rate", _FLOAT, "lowest loss that any model can reach, nats per token, where the source is known"),
     ("excess", _FLOAT, "val_loss above the source's own loss on the same targets, nats per token"),
     ("excess_se", _FLOAT, "standard error of excess, clustered by document"),
     (
@@ -127,7 +127,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ),
     # since version 3
     ("compile", _BOOL, "whether the training step was compiled"),
-    ("fused", _INT, "trials that were trained together as one batched model, and shared the seconds; 1: alone"),
+    ("fused", _INT, "trials in the batched model that trained this one, and that shared the seconds; 1: alone"),
     # since version 4
     ("recorded", _BOOL, "whether a GPU replayed the training step as one CUDA graph; null on a CPU"),
 )

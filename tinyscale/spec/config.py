@@ -54,7 +54,7 @@ def _refuse(field: str, message: str) -> PydanticCustomError:
 
 
 class TokenizerConfig(BaseModel):
-    """How text becomes tokens. Every kind is lossless: bytes stand in for what the vocabulary lacks."""
+    """How text becomes tokens. Every kind is lossless: bytes represent what is not in the vocabulary."""
 
     model_config = STRICT
 
@@ -100,10 +100,12 @@ class DataConfig(BaseModel):
         default=500_000, ge=1000, description="bytes of UTF-8 to hold out, in whole documents; at least 100,000 tokens"
     )
     max_bytes: Count | None = Field(
-        default=None, ge=1000, description="read only the first so many bytes of a corpus of the hub"
+        default=None, ge=1000, description="read only this many bytes, from the start, of a corpus of the hub"
     )
     unique_tokens: Count | None = Field(
-        default=None, ge=1000, description="train on the first so many tokens of the training split only; subsets nest"
+        default=None,
+        ge=1000,
+        description="train on only this many tokens, the first of the training split; subsets nest",
     )
     zipf: ZipfConfig = Field(default=ZipfConfig(), description="the source of the corpus zipf_records")
 
@@ -126,7 +128,7 @@ class ModelConfig(BaseModel):
     n_layers: Int = Field(ge=1, le=1024, description="number of blocks")
     n_heads: Int = Field(ge=1, description="attention heads; or give head_dim and heads follow the width")
     head_dim: Int = Field(ge=2, exclude=True, description="width of a head; n_heads = d_model / head_dim")
-    d_ff: Int = Field(ge=4, description="hidden width of the MLP; left out: 4 d_model (gelu), 8/3 d_model (swiglu)")
+    d_ff: Int = Field(ge=4, description="hidden width of the MLP; default: 4 d_model (gelu), 8/3 d_model (swiglu)")
     context_length: Int = Field(ge=2, le=1 << 20, description="tokens that the model sees at once")
     positions: Literal["learned", "rotary"] = Field(default="learned", description="how order enters the model")
     norm: Literal["layernorm", "rmsnorm"] = Field(default="layernorm", description="normalisation before each sublayer")
@@ -135,7 +137,7 @@ class ModelConfig(BaseModel):
     bias: bool = Field(default=False, description="biases in linear layers and norms")
     parametrization: Literal["standard", "mup"] = Field(
         default="standard",
-        description=f"mup: lr is that of width {MUP_BASE_WIDTH}; scaled so that the best one stays as d_model grows",
+        description=f"mup: lr is that of width {MUP_BASE_WIDTH}; its scaling keeps the best lr as d_model grows",
     )
 
     @model_validator(mode="before")
@@ -203,9 +205,9 @@ class TrainConfig(BaseModel):
         default="adamw", description="the update rule; muon: for the blocks' matrices, with adamw for all else"
     )
     lr: Quantity = Field(
-        gt=0, le=10, description="peak learning rate; auto: by the fitted law of the best one, size by size"
+        gt=0, le=10, description="peak learning rate; auto: per size, by the fitted law of the best one"
     )
-    min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate over the peak")
+    min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate divided by the peak")
     warmup_fraction: Quantity = Field(default=0.05, ge=0, lt=1, description="share of steps that raise the rate to lr")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         default="cosine", description="the rate after warm-up; wsd is flat, then falls linearly over decay_fraction"
@@ -215,7 +217,7 @@ class TrainConfig(BaseModel):
         default=(),
         max_length=100,
         strict=False,
-        description="shares of the tokens at which wsd also decays on a branch of its own, each a shorter trial's end",
+        description="shares of the tokens at which wsd also decays, on a branch that ends as a shorter trial would",
     )
     weight_decay: Quantity = Field(default=0.1, ge=0, description="decoupled decay of matrices (not of vectors)")
     betas: tuple[Quantity, Quantity] = Field(
@@ -263,11 +265,14 @@ class Resources(BaseModel):
 
     model_config = STRICT
 
-    cpu: Int = Field(default=1, ge=1, description="CPU cores, and so threads, of a worker")
-    gpu: Quantity = Field(default=0, ge=0, description="GPUs of a worker: 0, a share 1/k, or 1; auto: what it needs")
+    cpu: Int = Field(default=1, ge=1, description="CPU cores, and threads, of a worker")
+    gpu: Quantity = Field(
+        default=0, ge=0, description="GPUs of a worker: 0, a share 1/k, or 1; auto: by the memory needed"
+    )
     workers: Int = Field(default=1, ge=1, description="workers that share a trial by data parallelism")
     compile: bool = Field(
-        default=False, description="train compiled code; a sweep that says nothing means `auto`: where it saves time"
+        default=False,
+        description="compile the training step; a sweep without this key has `auto`: compile where it saves time",
     )
 
     @model_validator(mode="after")

@@ -56,7 +56,7 @@ class SweepFile(BaseModel):
         default=None, description="fields whose values Optuna samples for each cell of arms and axes: see below"
     )
     seeds: list[Int] | None = Field(
-        default=None, min_length=1, description="each trial is trained once with each seed; left out: with base's seed"
+        default=None, min_length=1, description="each trial is trained once with each seed; default: base's seed"
     )
     resources: dict[str, Any] = Field(default={}, description="what each trial runs on")
     fuse: list[Literal["seed", "lr"]] = Field(
