@@ -243,3 +243,15 @@ def test_no_to_a_question_is_stopped_and_nothing_is_done(results: Results, tmp_p
     assert done.returncode == STOPPED
     assert done.stderr == "stopped\n"
     assert len(results.states()) == 1
+
+
+@pytest.mark.parametrize("where", ["/proc/results", "taken/results", "x" * 300, "s3:/bucket/results"])
+def test_results_that_cannot_be_written_are_one_error_before_ray_starts(
+    sweep: Path, tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    done = tinyscale("launch", sweep, "-y", "--results", where, cwd=tmp_path)
+    assert done.returncode == ERROR
+    assert done.stderr.startswith(f"error: {where}: ")
+    assert "Traceback" not in done.stderr
+    assert "starting Ray" not in done.stdout

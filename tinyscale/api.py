@@ -40,6 +40,7 @@ def launch(
     from tinyscale.terminal import PlainConsole
 
     store = Results(results)
+    store.folder.require_writable()
     with ray_session(address) as cluster:
         made = make_plan(_loaded(sweep), store, cluster.capacity, measure=False)
         console = PlainConsole(quiet=quiet)

@@ -41,7 +41,7 @@ def main() -> None:
     except click.Abort:  # Ctrl-C, or no to a question
         echo("stopped", err=True)
         status = STOPPED
-    except TinyscaleError as error:
+    except (TinyscaleError, OSError) as error:  # of disks and networks, those that no remedy is known for
         if "--debug" in sys.argv:
             traceback.print_exc()
         click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(str(error))}", err=True)

@@ -107,6 +107,7 @@ def launch(
             console.print(line)
         if dry_run:
             return
+        store.folder.require_writable()
         if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
             click.confirm("Launch?", abort=True, default=True)
         from tinyscale.orchestration.launch import launch as launch_plan

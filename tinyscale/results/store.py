@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
@@ -224,8 +223,8 @@ class Results:
     """A results folder. Nothing but a cache is written until a method that says so is called."""
 
     def __init__(self, location: str) -> None:
-        self.location = location if "://" in location else str(Path(location).expanduser().absolute())
         self.folder = Folder.at(location)
+        self.location = location if "://" in location else self.folder.path
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
