@@ -129,9 +129,7 @@ def _explain(address: str | None, error: Exception) -> str:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     if address is None:
         load, cores = os.getloadavg()[0], usable_cores()
-        busy = (
-            f"; {load:.0f} programs want its {plural(cores, 'core')}, which makes Ray slow" if load > 2 * cores else ""
-        )
+        busy = f"; {load:.0f} programs share its {plural(cores, 'core')}" if load > 2 * cores else ""
         return (
             f"Ray could not be started on this machine: {first}{busy}\n"
             "  nothing was trained; launch again, and if it stays so, see what `tinyscale doctor` finds"
