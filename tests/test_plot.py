@@ -133,7 +133,7 @@ def test_dollar_signs_in_titles_arms_and_columns_are_text(text: str) -> None:
         "tokens": [1e6, 2e6], "val_loss": [3.0, 2.9],
     })  # fmt: skip
     for ax in (plot_fit(found), plot_settings(tuned), plot_tuning(tuned), plot_residuals(found)):
-        assert drawn(ax.title if ax.get_title() else ax._left_title) == text
+        assert drawn(ax._left_title).splitlines()[0] == text
     ax = plot_runs(points, by="corpus")
     ax.figure.draw_without_rendering()
     assert drawn(ax._left_title) == text
