@@ -241,7 +241,7 @@ def test_an_estimate_is_read_as_it_was_written_its_open_ends_as_null(estimate: E
     assert [written["low"] is None, written["high"] is None] == list(np.isinf(estimate.ends))
 
 
-@pytest.mark.parametrize("title", ["x" * 300, "\u4e2d\u6587" * 90, f"{'s' * 110}-lr=0.1/../\x1b[31m", "\ud800" * 90])
+@pytest.mark.parametrize("title", ["x" * 300, "\u4e2d\u6587" * 90, f"{'s' * 110}-lr=0.1/../\x1b[31m"])
 def test_a_long_title_gives_files_a_short_safe_name_of_its_own(title: str) -> None:
     stem = file_stem(title, "-power-n")
     assert re.fullmatch(r"[\w.=-]+-power-n", stem)

@@ -116,7 +116,8 @@ def _parquet(table: pd.DataFrame) -> bytes:
 
 def _read_parquet(content: bytes) -> pd.DataFrame:
     """Without Arrow's threads: where a process ends just after they start, they abort it."""
-    frame: pd.DataFrame = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False)
+    file = pq.ParquetFile(io.BytesIO(content), pre_buffer=False)
+    frame: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
     return frame
 
 

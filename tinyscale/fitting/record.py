@@ -187,7 +187,7 @@ class Record:
 
 def file_stem(title: str, ending: str = "") -> str:
     """A title as the stem of a file's name; a long one is cut, and a hash stands for what is left out."""
-    safe = re.sub(r"[^\w.=-]+", "_", title)  # \w takes letters of all scripts, and no half of a surrogate pair
+    safe = re.sub(r"[^\w.=-]+", "_", title)
     if len(safe.encode()) > MOST_BYTES:
         digest = hashlib.sha256(title.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         safe = f"{safe.encode()[:MOST_BYTES].decode(errors='ignore')}-{digest}"

@@ -263,7 +263,7 @@ class Results:
         content = self.trials.read(f"{identity}.parquet")
         try:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
-            table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+            table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
             table.validate(full=True)
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
@@ -359,7 +359,7 @@ class Results:
 
     def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
         """One file's rows; one of `DAMAGE` when it is no trial's."""
-        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
+        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)), pre_buffer=False)
         if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
             raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
         table = _unify(file.read(columns=columns, use_threads=False), wanted)
