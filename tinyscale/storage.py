@@ -8,6 +8,7 @@ stream would publish the half object). A store that the network has lost is wait
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import time
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
+from pydantic import TypeAdapter, ValidationError
 
 from tinyscale.errors import ResultsError
 
@@ -201,6 +203,21 @@ class Folder:
         number = error.errno if isinstance(error, OSError) else None
         why, remedy = os.strerror(number) if number else str(error), REMEDIES.get(number or 0, "")
         return ResultsError(f"{self}: cannot be used ({why}); {remedy}give another folder: what finished is kept")
+
+
+def validated(kind: type[Answer], written: Any) -> Answer:
+    """What was read from JSON, as a dataclass says it should be. ValueError names the first field that is not so."""
+    try:
+        return _adapter(kind).validate_python(written)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise ValueError(f"{field}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+
+
+@functools.cache
+def _adapter(kind: type[Answer]) -> TypeAdapter[Answer]:
+    return TypeAdapter(kind)
 
 
 def _nearest_there(path: Path) -> Path:

@@ -24,14 +24,13 @@ from typing import Any, Self
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
-from tinyscale.storage import Folder
+from tinyscale.storage import Folder, validated
 
 SCHEMA_VERSION = 4
 
@@ -156,6 +155,30 @@ class SweepEntry:
 
 
 @dataclass(frozen=True)
+class _WrittenEntry:
+    """An entry of `groups` in a sweep's file."""
+
+    trial: str
+    arm: str
+    seed: int
+    axes: dict[str, Any]
+    settled: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _WrittenSweep:
+    """What a sweep's file holds."""
+
+    name: str
+    title: str
+    source: str
+    axes: list[str]
+    groups: list[_WrittenEntry]
+    provenance: dict[str, Any]
+    searched: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file."""
 
@@ -175,6 +198,7 @@ class SweepRecord:
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
         """What `as_json` wrote. KeyError, TypeError or ValueError where it is not legal."""
+        validated(_WrittenSweep, written)
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in dict(written).items()
         }
@@ -277,7 +301,7 @@ class Results:
         try:
             facts = metadata.get("facts") or _facts_in(rows[-1])
             return Trial.of_json({"identity": identity, "config": metadata["config"], "facts": facts})
-        except (KeyError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             file = f"{self.trials}/{identity}.parquet"
             raise ResultsError(f"{file}: written by another version of tinyscale ({_first_line(error)})") from error
 
