@@ -14,8 +14,16 @@ import click
 import pytest
 
 from helpers import ROOT
+from helpers.results import write
 from helpers.sweeps import SWEEP, write_tiny_sweep
-from tinyscale.cli import cli
+from helpers.trials import known_trial
+from tinyscale.cli import cli, main
+from tinyscale.cli.options import DONE, ERROR, SOME_FAILED, STOPPED
+from tinyscale.cli.sweeps import launch_status
+from tinyscale.errors import ResultsError
+from tinyscale.orchestration.summary import Summary
+from tinyscale.results.store import Results
+from tinyscale.spec.state import State
 
 
 def tinyscale(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -185,3 +193,65 @@ def test_every_command_that_reads_or_writes_results_takes_the_option() -> None:
         name for name, command in cli.commands.items() if "--results" not in str([p.opts for p in command.params])
     }
     assert without == {"corpora"}
+
+
+def test_the_statuses_that_the_guide_lists_are_those_of_the_program() -> None:
+    guide = (ROOT / "docs" / "running.md").read_text()
+    listed = [int(status) for status in re.findall(r"^\| (\d+) \|", guide, flags=re.M)]
+    assert listed == [DONE, ERROR, click.UsageError.exit_code, SOME_FAILED, STOPPED]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(None, DONE), (ResultsError("x"), ERROR), (click.UsageError("x"), 2), (click.Abort(), STOPPED),
+     (KeyboardInterrupt(), STOPPED), (SystemExit(SOME_FAILED), SOME_FAILED)],
+    ids=repr,
+)  # fmt: skip
+def test_each_way_to_end_has_a_status_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, outcome: BaseException | None, status: int
+) -> None:
+    def run() -> None:
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setitem(cli.commands, "made", click.Command("made", callback=run))
+    monkeypatch.setattr(sys, "argv", ["tinyscale", "made"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code or 0) == status
+
+
+@pytest.mark.parametrize(
+    ("states", "stopped", "status"),
+    [
+        (["finished"], False, DONE),
+        (["finished", "diverged"], False, DONE),
+        (["failed", "finished"], False, SOME_FAILED),
+        (["failed"], True, STOPPED),
+    ],
+)
+def test_a_launch_says_in_its_status_how_it_went(states: list[str], stopped: bool, status: int) -> None:
+    summary = Summary(slots=1, expected_seconds=None, stopped=stopped)
+    summary.states = {str(number): State(state) for number, state in enumerate(states)}
+    assert launch_status(summary) == status
+
+
+def test_no_to_a_question_is_stopped_and_nothing_is_done(results: Results, tmp_path: Path) -> None:
+    write(results, known_trial())
+    program = [sys.executable, "-m", "tinyscale", "retry", "results", "--state", "finished"]
+    done = subprocess.run(program, cwd=tmp_path, input="n\n", capture_output=True, text=True)
+    assert done.returncode == STOPPED
+    assert done.stderr == "stopped\n"
+    assert len(results.states()) == 1
+
+
+@pytest.mark.parametrize("where", ["/proc/results", "taken/results", "x" * 300, "s3:/bucket/results"])
+def test_results_that_cannot_be_written_are_one_error_before_ray_starts(
+    sweep: Path, tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    done = tinyscale("launch", sweep, "-y", "--results", where, cwd=tmp_path)
+    assert done.returncode == ERROR
+    assert done.stderr.startswith(f"error: {where}: ")
+    assert "Traceback" not in done.stderr
+    assert "starting Ray" not in done.stdout

@@ -29,7 +29,7 @@ def levels(result: Result) -> dict[str, str]:
 def test_a_machine_that_can_launch_passes_and_nothing_is_left_behind(tmp_path: Path) -> None:
     said = doctor_says("--no-ray", "--results", tmp_path / "results")
     assert said.exit_code == 0, said.output
-    assert {"Python", "packages", "threads", "GPUs", "results", "disk"} == set(levels(said))
+    assert {"Python", "packages", "threads", "open files", "GPUs", "results", "disk"} == set(levels(said))
     assert [path for path in (tmp_path / "results").rglob("*") if path.is_file()] == []
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinyscale.formatting import compact, data_size, distinct, nearest
+from tinyscale.formatting import compact, data_size, distinct, nearest, printable
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,9 @@ def test_two_errors_are_written_with_the_digits_that_tell_them_apart(
 def test_a_near_name_is_offered_and_a_far_one_is_not() -> None:
     assert nearest("d_modle", ["model.d_model", "model.n_layers"]) == "; nearest: model.d_model"
     assert nearest("zzz", ["model.d_model"]) == ""
+
+
+def test_control_characters_are_spelt_out_and_all_other_text_stays() -> None:
+    assert printable("a\x1b[31m \x07 \u202e \ud800 b\r") == r"a\x1b[31m \x07 \u202e \ud800 b\r"
+    plain = "Loss\tof [/x] :smile: \u00e9\u0141 \u4e2d\u6587 \u200d\n"
+    assert printable(plain) == plain

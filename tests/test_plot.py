@@ -1,6 +1,7 @@
 """Plots are drawn on the axes they are given, say what they show, and save nothing."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,16 +13,19 @@ from helpers.runs import HOFFMANN, grid_of, runs_by_rate, runs_of_sizes
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.isoflop import fit_isoflop
 from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.record import Origin
 from tinyscale.fitting.tuning import fit_tuning
 
 mpl.use("Agg")
 import itertools
 
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
 from tinyscale.reporting import plot_optima as plot_optima_module
 from tinyscale.reporting.plot_law import plot_fit
 from tinyscale.reporting.plot_optima import plot_budgets, plot_optima, plot_settings, plot_tuning
+from tinyscale.reporting.plot_runs import plot_residuals, plot_runs
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +121,29 @@ def test_budgets_and_their_optima_are_drawn_with_the_refused_ones_left_out() -> 
     assert plot_budgets(found).get_xlabel() == "N: parameters (n)"
     (line,) = [each for each in plot_optima(found).lines if len(each.get_xdata()) == 3]
     assert line.get_marker() == "*"
+
+
+@pytest.mark.parametrize("text", ["cost $x_$", "$5 and $10", r"\frac{$", "one $", r"a \$ b $c$"])
+def test_dollar_signs_in_titles_arms_and_columns_are_text(text: str) -> None:
+    runs = runs_of_sizes()
+    found = replace(fit_law(runs, "power-n"), origin=Origin(title=text))
+    tuned = replace(fit_tuning(runs_by_rate(), "lr"), origin=Origin(title=text))
+    points = pd.DataFrame({
+        "trial": ["a", "b"], "arm": [text, "_hidden"], "sweep": text, "corpus": [text, "x"],
+        "tokens": [1e6, 2e6], "val_loss": [3.0, 2.9],
+    })  # fmt: skip
+    for ax in (plot_fit(found), plot_settings(tuned), plot_tuning(tuned), plot_residuals(found)):
+        assert drawn(ax._left_title).splitlines()[0] == text
+    ax = plot_runs(points, by="corpus")
+    ax.figure.draw_without_rendering()
+    assert drawn(ax._left_title) == text
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [drawn(each).strip() for each in legend.get_texts()] == [text, "x", text, "_hidden"]
+
+
+def drawn(text: Text) -> str:
+    """What matplotlib shows of it; an error where it is mathematics that does not parse."""
+    shown, is_mathematics = text._preprocess_math(text.get_text())
+    assert not is_mathematics
+    return str(shown)

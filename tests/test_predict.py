@@ -1,6 +1,8 @@
 """From fits on disk to predictions, budgets and next runs."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +203,18 @@ def test_suggest_writes_over_its_own_file_only_and_says_why_it_ends(tmp_path: Pa
 def test_a_budget_that_pays_for_nothing_is_refused(joint: str) -> None:
     with pytest.raises(FitError, match="pay for no run"):
         suggest_from(joint, 1e3, "alpha")
+
+
+def test_what_reads_parquet_starts_no_thread_of_arrows(fitted: str, tmp_path: Path) -> None:
+    """Such a thread aborts a process that ends just after it was started, its answer printed."""
+    pd.DataFrame({"text": ["a", "b"]}).to_parquet(tmp_path / "text.parquet")
+    program = (
+        "import os, sys; from pathlib import Path; import tinyscale as ts; ts.predict; ts.read_results\n"
+        "import pyarrow.parquet, scipy.optimize, tinyscale.data.files as files\n"
+        "threads = lambda: sorted(os.listdir('/proc/self/task'))\n"
+        "before = threads()\n"
+        "ts.predict(sys.argv[1], flops=1e12); ts.read_results(sys.argv[1]); files.read_files(Path(sys.argv[2]))\n"
+        "assert threads() == before, (before, threads())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, fitted, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """From results and files to groups, and the `fit` command on both."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from tinyscale.fitting.conventions import CONVENTIONS
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.fit import Fit, Method
 from tinyscale.fitting.holdout import HeldOut
+from tinyscale.fitting.record import file_stem
 from tinyscale.fitting.support import laws_for
 from tinyscale.reporting.write import analyse
 
@@ -237,6 +239,26 @@ def test_an_estimate_is_read_as_it_was_written_its_open_ends_as_null(estimate: E
     written = json.loads(json.dumps(estimate.as_json(), allow_nan=False))
     assert Estimate.of_json(written) == estimate
     assert [written["low"] is None, written["high"] is None] == list(np.isinf(estimate.ends))
+
+
+@pytest.mark.parametrize("title", ["x" * 300, "\u4e2d\u6587" * 90, f"{'s' * 110}-lr=0.1/../\x1b[31m"])
+def test_a_long_title_gives_files_a_short_safe_name_of_its_own(title: str) -> None:
+    stem = file_stem(title, "-power-n")
+    assert re.fullmatch(r"[\w.=-]+-power-n", stem)
+    assert len(f"{stem}-parameters.draws.parquet".encode()) < 180
+    assert stem != file_stem(f"{title}!", "-power-n")
+    assert file_stem("width-lion/a", "-power-n") == "width-lion_a-power-n"
+
+
+def test_a_law_of_many_settings_is_written(tmp_path: Path) -> None:
+    n = np.geomspace(1e5, 1e8, 8)
+    for name in ("a" * 200, "b"):
+        arms = ["c" * 230, "d"] if name == "b" else ["only"]
+        frame = pd.concat([pd.DataFrame({"n": n, "loss": 1.7 + 40 * n**-0.25, "arm": arm}) for arm in arms])
+        frame.to_csv(tmp_path / f"{name}.csv")
+        records = json.loads(invoke("fit", tmp_path / f"{name}.csv", "--results", tmp_path / "out", "--json").stdout)
+        assert [record["title"] for record in records] == [f"{name}-{arm}" for arm in arms]
+    assert len(json.loads(invoke("predict", tmp_path / "out", "--n", "1e9", "--json").stdout)) == 3
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])

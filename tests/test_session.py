@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
+import ray
 
 from helpers.launches import RAY_WARNS, planned, run
 from helpers.sweeps import write_sweep
 from tinyscale.errors import LaunchError
 from tinyscale.machine import Capacity
+from tinyscale.orchestration import session
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.results.store import Results
 
@@ -40,3 +43,31 @@ def test_trials_that_no_node_can_ever_hold_are_refused_with_what_is_missing(tmp_
     attached = Cluster(Capacity(8, 0), dashboard_url=None, own=False, nodes=((4, 0), (4, 0)))
     with pytest.raises(LaunchError, match=missing):
         run(planned(write_sweep(tmp_path), results, *overrides), results, attached)
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_one_error_that_names_the_load(monkeypatch):
+    def slow(**_):
+        raise Exception("The current node timed out during startup. The GCS may be overloaded.\nmore")
+
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(os, "getloadavg", lambda: (20.4, 0.0, 0.0))
+    monkeypatch.setattr(session, "usable_cores", lambda: 2)
+    says = r"could not be started.*timed out during startup.*overloaded.; 20 programs share its 2 cores\n  nothing"
+    with pytest.raises(LaunchError, match=says), ray_session(None):
+        pass
+
+
+def test_a_mistake_in_starting_ray_is_not_taken_for_a_slow_machine(monkeypatch):
+    def wrong(**_):
+        raise KeyError("num_cpus")
+
+    monkeypatch.setattr(ray, "init", wrong)
+    with pytest.raises(KeyError), ray_session(None):
+        pass
+
+
+def test_too_few_open_files_are_said_before_ray_starts(monkeypatch):
+    monkeypatch.setattr(session, "open_files", lambda: 64)
+    says = "a process may open 64 files, and Ray needs at least 256; raise the limit"
+    with pytest.raises(LaunchError, match=says), ray_session(None):
+        pass

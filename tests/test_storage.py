@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -79,7 +80,10 @@ def test_a_folder_is_named_by_path_home_or_uri(tmp_path: Path, monkeypatch: pyte
     assert str(Folder.at("/elsewhere/r")) == "/elsewhere/r"
 
 
-@pytest.mark.parametrize("location", ["gopher://x/y", "s3:///", "://"])
+@pytest.mark.parametrize(
+    "location",
+    ["gopher://x/y", "s3:///", "s3://", "s3:/bucket/runs", "S3:bucket", "://", "~nobody-of-this-name/r", "x" * 300],
+)
 def test_a_location_that_cannot_be_one_is_an_error_that_says_so(location: str) -> None:
     with pytest.raises(ResultsError, match="not a folder that can be reached"):
         Folder.at(location)
@@ -89,8 +93,8 @@ def test_a_file_in_the_folders_place_is_an_error_that_says_so(tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResultsError, match="a file, not a folder"):
         Folder.at(tmp_path / "file")
-    with pytest.raises(ResultsError, match="cannot be used"):
-        Folder.at(tmp_path / "file" / "below").write("a", b"1")
+    with pytest.raises(ResultsError, match="a file, not a folder"):
+        Folder.at(tmp_path / "file" / "below" / "it")
     assert (tmp_path / "file").read_text() == "x"
 
 
@@ -119,3 +123,51 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_the_old_file(tmp_path: Path
     assert "free space there, or choose another folder" in done.stderr
     assert folder.read("a") == b"old"
     assert list((tmp_path / "results" / ".tmp").iterdir()) == []
+
+
+def test_an_address_that_is_misspelt_is_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResultsError, match="two slashes after its colon: s3://bucket/results"):
+        Folder.at("s3:/bucket/results").make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_anything_starts(tmp_path: Path) -> None:
+    """/proc takes no file from anyone, root included."""
+    folder = Folder.at("/proc/results")
+    for attempt in (
+        folder.require_writable,
+        folder.make,
+        lambda: folder.write("a", b""),
+        lambda: folder.lock().__enter__(),
+    ):
+        with pytest.raises(
+            ResultsError, match=r"/proc/results: cannot be used \(No such .*; give another folder: what fini"
+        ):
+            attempt()
+    Folder.at(tmp_path / "new").require_writable()
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / ".tmp"]
+
+
+def test_the_remedy_fits_the_fault(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    with pytest.raises(ResultsError, match=r"\(File name too long\); shorten the name, or give another folder"):
+        folder.write("x" * 300, b"")
+    for number, remedy in (
+        (errno.ENOSPC, "free space there"),
+        (errno.EACCES, "get the right to write"),
+        (errno.EIO, "; give another"),
+    ):
+        assert remedy in str(folder._unusable(OSError(number, "x")))
+
+
+def test_one_process_at_a_time_holds_a_folders_lock(tmp_path: Path) -> None:
+    held = threading.Event()
+    with Folder.at(tmp_path / "r").lock():
+        other = threading.Thread(
+            target=lambda: held.set() if Folder.at(tmp_path / "r").lock().__enter__() is None else None
+        )
+        other.start()
+        assert not held.wait(0.3)
+    other.join()
+    assert held.is_set()

@@ -40,15 +40,15 @@ def launch(
     address: a running Ray cluster (host:port or auto); None: Ray is started here and stopped at the end.
     keep_weights: keep the final weights of each trial. quiet: print nothing. LaunchError if Ray cannot be reached.
     """
-    from rich.console import Console
-
     from tinyscale.orchestration.launch import launch as launch_plan
     from tinyscale.orchestration.session import ray_session
+    from tinyscale.terminal import PlainConsole
 
     store = Results(results)
+    store.folder.require_writable()
     with ray_session(address) as cluster:
         made = make_plan(_loaded(sweep), store, cluster.capacity, measure=False)
-        console = Console(quiet=quiet, highlight=False)
+        console = PlainConsole(quiet=quiet)
         return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet)
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from tinyscale.errors import ResultsError
-from tinyscale.machine import usable_cores
+from tinyscale.machine import FEWEST_OPEN_FILES, open_files, usable_cores
 from tinyscale.storage import Folder
 
 LEAST_FREE_BYTES = 2e9  # for the tokens of a corpus, checkpoints and Ray's session
@@ -54,6 +54,7 @@ def examine(results: str, *, with_ray: bool = True) -> Iterator[Check]:
     yield _python()
     yield from _packages()
     yield _threads()
+    yield _open_files()
     yield from _gpus()
     yield _writable(results)
     yield _disk(results)
@@ -101,6 +102,13 @@ def _package(needed: Requirement) -> Check | None:
 
 def _threads() -> Check:
     return Check("ok", "threads", f"{usable_cores()} cores for trials; each trial takes resources.cpu of them")
+
+
+def _open_files() -> Check:
+    found = f"a process may open {open_files():g}"
+    if open_files() < FEWEST_OPEN_FILES:
+        return Check("fail", "open files", found, f"Ray needs {FEWEST_OPEN_FILES}: ulimit -n 65536, or limits.conf")
+    return Check("ok", "open files", found)
 
 
 def _gpus() -> Iterator[Check]:

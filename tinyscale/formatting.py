@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
+
+# All but tab and new line; what reverses the direction of writing; halves of surrogate pairs, which no file can hold.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with its control characters spelt out (`\\x1b`), so that no terminal obeys them."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def compact(value: float, digits: int = 3) -> str:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+FEWEST_OPEN_FILES = 256  # with which Ray starts; it asks for thousands
+
+
+def open_files() -> float:
+    """How many files a process here may open at most, once it raises its own limit as far as it may."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return math.inf if most == resource.RLIM_INFINITY else most
 
 
 def usable_cores() -> int:

@@ -7,22 +7,36 @@ object). While the network fails, operations on a store are retried.
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
+import re
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from filelock import FileLock
 from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
+from pydantic import TypeAdapter, ValidationError
 
 from tinyscale.errors import ResultsError
 
 PATIENCE_SECONDS = 120.0  # of retries while a store does not answer
 RETRY_SECONDS = 1.0  # between the end of a try and the next one
+
+ADDRESS = re.compile(r"(s3|gs|gcs|file):", re.IGNORECASE)  # what a path hardly begins with
+
+# What mends an error of a folder on this machine; for any other, only another folder does.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space there, or "),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "get the right to write there, or "),
+    errno.ENAMETOOLONG: "shorten the name, or ",
+}
 
 Result = TypeVar("Result")
 
@@ -45,12 +59,18 @@ class Folder:
         try:
             if "://" in text:
                 fs, path = pafs.FileSystem.from_uri(text)
+            elif ADDRESS.match(text):
+                raise ValueError("an address has two slashes after its colon: s3://bucket/results")
             else:
                 fs, path = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
-        except (ArrowInvalid, OSError, ValueError) as error:
-            message = f"{text}: not a folder that can be reached ({error}); give a path, s3:// or gs://"
+            if not path:
+                raise ValueError("it names no bucket")
+            file = isinstance(fs, pafs.LocalFileSystem) and _nearest_there(Path(path)).is_file()
+        except (ArrowInvalid, OSError, ValueError, RuntimeError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            message = f"{text}: not a folder that can be reached ({why}); give a path, s3:// or gs://"
             raise ResultsError(message) from error
-        if isinstance(fs, pafs.LocalFileSystem) and Path(path).is_file():
+        if file:
             raise ResultsError(f"{text}: a file, not a folder that can be reached; give a folder")
         return cls(fs, path, path)
 
@@ -72,10 +92,38 @@ class Folder:
     def make(self) -> None:
         """Create the folder; an object store needs none."""
         if self.is_local:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._unusable(error) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """While no other process holds this folder's lock; on an object store, which has none, at once."""
+        if not self.is_local:
+            yield
+            return
+        self.make()
+        lock = FileLock(f"{self.path}/.lock")
+        try:
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:  # the latter where a file system cannot lock
+            raise self._unusable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def require_writable(self) -> None:
+        """ResultsError unless a folder on this machine takes a file now, or the store has the bucket."""
+        self.require_reachable()
+        if self.is_local:
+            name = f".{uuid.uuid4().hex}"
+            self.write(name, b"")
+            self.delete(name)
 
     def require_reachable(self) -> None:
-        """ResultsError unless the store answers now and has the bucket. Local folders are not checked."""
+        """ResultsError unless the store answers now and has the bucket."""
         if self.is_local:
             return
         bucket = self.path.split("/")[0]
@@ -155,6 +203,30 @@ class Folder:
                     raise self._unusable(error) from error
             time.sleep(RETRY_SECONDS)
 
-    def _unusable(self, error: OSError) -> ResultsError:
-        remedy = "free space there, or choose another folder" if self.is_local else "check the address and the network"
-        return ResultsError(f"{self}: cannot be used ({error}); {remedy}, then launch again: finished trials are kept")
+    def _unusable(self, error: OSError | NotImplementedError) -> ResultsError:
+        if not self.is_local:
+            return ResultsError(f"{self}: cannot be used ({error}); check the address and the network")
+        number = error.errno if isinstance(error, OSError) else None
+        why, remedy = os.strerror(number) if number else str(error), REMEDIES.get(number or 0, "")
+        return ResultsError(f"{self}: cannot be used ({why}); {remedy}give another folder: what finished is kept")
+
+
+def validated(kind: type[Result], written: Any) -> Result:
+    """What was read from JSON, as a dataclass says it should be. ValueError names the first field that is not so."""
+    try:
+        found: Result = _adapter(kind).validate_python(written)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise ValueError(f"{field}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+    return found
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _nearest_there(path: Path) -> Path:
+    """The path, or the nearest one above it that is there."""
+    return next(each for each in (path, *path.parents) if each.exists())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +18,17 @@ from tinyscale.errors import ResultsError
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.laws import find_law
 from tinyscale.fitting.points import read_points
 from tinyscale.fitting.record import TRIALS, Record
-from tinyscale.storage import Folder
+from tinyscale.fitting.solve import Certificate
+from tinyscale.fitting.uncertainty import Noise
+from tinyscale.storage import Folder, validated
+
+FITS, CONTRASTS = "fits.json", "contrasts.json"
+# What JSON of another shape raises; a KeyError names what is missing.
+UNFIT = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def parameters_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -59,12 +66,91 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
     csv = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
     parquet = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
     text = _json([each.as_json() for each in records])
-    return _write(folder / "fits", {"fits.json": text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
+    return _write(folder / "fits", {FITS: text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
 
 
 def _other_records(folder: Folder) -> list[Record]:
-    """The records that are there; none where fits.json is missing or damaged."""
-    return [Record.of_json(entry) for entry in _read_json(folder, "fits.json")]
+    """The records that are there; none where fits.json is missing. ResultsError where it is damaged."""
+    try:
+        return _records_in(folder)
+    except FileNotFoundError:
+        return []
+
+
+@dataclass(frozen=True)
+class _Ends:
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    kept: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Objective:
+    kind: str
+    value: float | None = None
+    delta: float | None = None
+
+
+@dataclass(frozen=True)
+class _WrittenFit:
+    """What every entry of fits.json holds, also one that an older version wrote."""
+
+    sweep: str
+    arm: str
+    title: str
+    rows: _Rows
+    law: str
+    formula: str
+    params: dict[str, _Ends]
+    derived: dict[str, _Ends]
+    intervals: str
+    objective: _Objective
+    held_out: dict[str, Any] | None
+    slice: str
+    warnings: list[str]
+    columns: dict[str, str]
+    points: int
+    source: str = TRIALS
+    method: str = ""
+    certificate: dict[str, Any] = field(default_factory=dict)
+    noise: Noise | None = None
+    influence: list[dict[str, Any]] = field(default_factory=list)
+    rivals: list[dict[str, Any]] = field(default_factory=list)
+    conventions: list[dict[str, Any]] = field(default_factory=list)
+    range: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sizes: int | None = None
+    optima: list[dict[str, Any]] | None = None
+    of: dict[str, Any] = field(default_factory=dict)
+
+
+def _records_in(folder: Folder) -> list[Record]:
+    """The records of fits.json. FileNotFoundError without one; ResultsError names the entry and field at fault."""
+    try:
+        entries = json.loads(folder.read(FITS))
+        validated(list[_WrittenFit], entries)
+        return [_checked(Record.of_json(entry)) for entry in entries]
+    except UNFIT as error:
+        raise ResultsError(
+            f"{folder}/{FITS}: not a file of fits ({_reason(error)}); delete it and run tinyscale fit again"
+        ) from error
+
+
+def _checked(record: Record) -> Record:
+    """The record. ValueError where one of its parts holds what it cannot."""
+    for kind, part in ((HeldOut, record.held_out), (Certificate, record.certificate), (Noise, record.noise)):
+        if part is not None:
+            validated(kind, vars(part))
+    return record
+
+
+def _reason(error: Exception) -> str:
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
@@ -75,11 +161,11 @@ def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
     if not contrasts:
         return []
     sweeps = {each.sweep for each in contrasts}
-    others = [entry for entry in _read_json(folder / "fits", "contrasts.json") if entry["sweep"] not in sweeps]
+    others = [entry for entry in _other_contrasts(folder / "fits") if entry["sweep"] not in sweeps]
     entries = [*others, *(each.as_json() for each in contrasts)]
     table = contrasts_table(entries).to_csv(index=False)
     return [
-        *_write(folder / "fits", {"contrasts.json": _json(entries).encode()}),
+        *_write(folder / "fits", {CONTRASTS: _json(entries).encode()}),
         *_write(folder / "tables", {"contrasts.csv": table.encode()}),
     ]
 
@@ -99,12 +185,22 @@ def _json(entries: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(entries, indent=1, allow_nan=False) + "\n"
 
 
-def _read_json(folder: Folder, name: str) -> list[dict[str, Any]]:
-    """The records in a file of the folder; none where it is missing or damaged."""
+@dataclass(frozen=True)
+class _WrittenContrast:
+    sweep: str
+    arm: str
+    efficiency: dict[str, _Ends]
+
+
+def _other_contrasts(folder: Folder) -> list[dict[str, Any]]:
+    """The contrasts that are there; none where contrasts.json is missing. ResultsError where it is damaged."""
     try:
-        found: list[dict[str, Any]] = json.loads(folder.read(name))
-    except (OSError, ValueError):
+        found: list[dict[str, Any]] = json.loads(folder.read(CONTRASTS))
+        validated(list[_WrittenContrast], found)
+    except FileNotFoundError:
         return []
+    except UNFIT as error:
+        raise ResultsError(f"{folder}/{CONTRASTS}: not a file of contrasts ({error}); delete it") from error
     return found
 
 
@@ -116,7 +212,8 @@ def _parquet(table: pd.DataFrame) -> bytes:
 
 def _read_parquet(content: bytes) -> pd.DataFrame:
     """Without Arrow's threads: where a process ends just after they start, they abort it."""
-    frame: pd.DataFrame = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False)
+    file = pq.ParquetFile(io.BytesIO(content), pre_buffer=False)
+    frame: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
     return frame
 
 
@@ -132,10 +229,9 @@ def read_records(location: str) -> tuple[Folder, list[Record]]:
         Folder.at(location.removesuffix("/fits.json")) if location.endswith(".json") else Folder.at(location) / "fits"
     )
     try:
-        found = json.loads(folder.read("fits.json"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{folder}/fits.json: cannot be read ({error}); run tinyscale fit first") from error
-    return folder, [Record.of_json(entry) for entry in found]
+        return folder, _records_in(folder)
+    except FileNotFoundError as error:
+        raise ResultsError(f"{folder}/{FITS}: no such file; run tinyscale fit first") from error
 
 
 def read_points_table(folder: Folder, record: Record) -> pd.DataFrame:

@@ -107,7 +107,7 @@ def sweep_file(name: str, behind: Behind, suggestion: Suggestion) -> dict[str, A
     runs = sorted(suggestion.runs, key=lambda run: run.flops)
     resources = {"resources": given["resources"]} if given.get("resources") else {}
     return {
-        "name": f"{name}-next",
+        "name": f"{name[:75]}-next",  # a name has 80 characters at most
         "title": f"Runs that shrink the interval of {suggestion.target} to {suggestion.shrink:.0%} of its width",
         "base": {"data": given["data"], "model": shape, "train": given["train"]},
         "zip": {field: [run.fields[field] for run in runs] for field in varied},

@@ -8,7 +8,9 @@ import traceback
 import click
 
 from tinyscale.cli import fits, machine, models, sweeps
+from tinyscale.cli.options import ERROR, STOPPED, echo
 from tinyscale.errors import TinyscaleError
+from tinyscale.formatting import printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -30,11 +32,18 @@ for command in (*sweeps.COMMANDS, *fits.COMMANDS, *models.COMMANDS, *machine.COM
 
 
 def main() -> None:
-    """Run the command line; an error the user can mend is printed as one block, exit status 1."""
+    """Run the command line; an error the user can mend is printed as one block. Exit statuses: docs/running.md."""
     try:
-        cli(standalone_mode=True)
-    except TinyscaleError as error:
+        status = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except click.Abort:  # Ctrl-C, or no to a question
+        echo("stopped", err=True)
+        status = STOPPED
+    except (TinyscaleError, OSError) as error:  # of disks and networks, those that no remedy is known for
         if "--debug" in sys.argv:
             traceback.print_exc()
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
-        sys.exit(1)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(str(error))}", err=True)
+        status = ERROR
+    sys.exit(status)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tinyscale.cli.options import read_quantity, results_argument
+from tinyscale.cli.options import echo, read_quantity, results_argument
 from tinyscale.errors import ResultsError
 
 SUGGESTED = "# Written by tinyscale suggest."  # first line of its files: only those are overwritten
@@ -92,9 +92,9 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     else:
         verdicts = [f"{each.sweep}: {each.verdict}" for each in done.contrasts]
         wrote = [f"wrote {name}" for name in done.written]
-        click.echo("\n\n".join([*map(describe, records), *verdicts, "\n".join(wrote)]))
+        echo("\n\n".join([*map(describe, records), *verdicts, "\n".join(wrote)]))
     for line in done.refused:
-        click.echo(line, err=True)
+        echo(str(line), err=True)
 
 
 @click.command()
@@ -126,7 +126,7 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
     if as_json:
         click.echo(json.dumps([each.as_json() for each in made], indent=1))
     else:
-        click.echo("\n\n".join(map(describe_prediction, made)))
+        echo("\n\n".join(map(describe_prediction, made)))
 
 
 @click.command()
@@ -153,19 +153,19 @@ def suggest(fits: str, budget: float, target: str, name: str | None, out: Path |
     from tinyscale.analysis.suggest import suggest_from
 
     made, content = suggest_from(fits, budget, target, name)
-    click.echo(
+    echo(
         f"{len(made.runs)} run{'s' if len(made.runs) > 1 else ''}, {made.flops:.2g} FLOPs: "
         f"the interval of {made.target} shrinks to {made.shrink:.0%} of its width"
     )
     for run in made.runs:
         sizes = ", ".join(f"{key.upper()} = {value:.3g}" for key, value in run.variables.items())
         fields = ", ".join(f"{field} {value}" for field, value in run.fields.items())
-        click.echo(f"  {sizes}, {run.flops:.2g} FLOPs" + (f": {fields}" if fields else ""))
-    click.echo(f"  of {budget:.2g} FLOPs; {made.ended}")
+        echo(f"  {sizes}, {run.flops:.2g} FLOPs" + (f": {fields}" if fields else ""))
+    echo(f"  of {budget:.2g} FLOPs; {made.ended}")
     if content is not None:
         path = out or Path(f"{content['name']}.yaml")
         _write_sweep(path, content)
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _write_sweep(path: Path, content: dict[str, Any]) -> None:
@@ -222,7 +222,7 @@ def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path)
 
     found, origin = fit_to_draw(folder, law, name)
     save_figure(out, draw_of(found, figure))
-    click.echo(f"wrote {out}: {found.record.name}, {origin}")
+    echo(f"wrote {out}: {found.record.name}, {origin}")
 
 
 @click.command()
@@ -237,7 +237,7 @@ def report(folder: str) -> None:
     from tinyscale.reporting.page import write_report
 
     *files, page = write_report(folder)
-    click.echo(f"wrote {len(files)} tables and plots\nwrote {page}")
+    echo(f"wrote {len(files)} tables and plots\nwrote {page}")
 
 
 COMMANDS = (fit, predict, suggest, plot, report)

@@ -8,7 +8,7 @@ from itertools import chain
 
 import click
 
-from tinyscale.cli.options import open_console, results_option
+from tinyscale.cli.options import DONE, ERROR, echo, results_option
 
 
 @click.command()
@@ -20,6 +20,7 @@ def corpora() -> None:
     """
     from tinyscale.cli.tables import corpora_table
     from tinyscale.data.corpora import named_corpora
+    from tinyscale.terminal import open_console
 
     open_console().print(corpora_table(named_corpora()))
 
@@ -48,9 +49,9 @@ def doctor(results: str, address: str | None, no_ray: bool) -> None:
             stack.enter_context(ray_session(address))
             checks = chain(checks, examine_nodes(results))
         for check in checks:
-            click.echo(str(check))
+            echo(str(check))
             failed |= check.level == "fail"
-    sys.exit(int(failed))
+    sys.exit(ERROR if failed else DONE)
 
 
 COMMANDS = (corpora, doctor)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tinyscale.cli.options import results_option
+from tinyscale.cli.options import echo, results_option
 
 
 @click.command()
@@ -54,7 +54,7 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    click.echo(
+    echo(
         "{corpus}: {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes\n"
         "loss {loss:.4f} ± {loss_se:.4f} nats per token, perplexity {perplexity:.2f}\n"
         "{bits_per_byte:.4f} ± {bits_per_byte_se:.4f} bits per byte".format(**found)
@@ -75,7 +75,7 @@ def export(trial: str, folder: Path, results: str) -> None:
     from tinyscale.results.store import Results
 
     for path in write(load_trained(Results(results), trial), folder):
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 COMMANDS = (sample, evaluate, export)

@@ -1,17 +1,16 @@
-"""Options that several commands share, and the console they print to."""
+"""Options that several commands share, and how lines are printed."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from tinyscale.formatting import printable
 
-LOG_WIDTH = 160  # for tables where there is no terminal
+# Exit statuses; click's own 2 says that a command is misspelt.
+DONE, ERROR, SOME_FAILED, STOPPED = 0, 1, 3, 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,10 +46,6 @@ def read_quantity(_: click.Context, __: click.Parameter, text: str | None) -> fl
         raise click.BadParameter(f"{text!r} is not a number; write 10M, 1.5B or 1e18") from error
 
 
-def open_console(*, quiet: bool = False) -> Console:
-    """The console that tables and progress are printed to; quiet: to none. Lines of a log or a pipe are not wrapped."""
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        return Console(quiet=quiet, highlight=False)
-    return Console(quiet=quiet, highlight=False, width=LOG_WIDTH, soft_wrap=True)
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines that may hold a user's text, without a console; err: to standard error."""
+    click.echo(printable(text), err=err)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinyscale.cli.options import Command, open_console, results_argument, results_option
+from tinyscale.cli.options import DONE, SOME_FAILED, STOPPED, Command, echo, results_argument, results_option
 from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tinyscale.orchestration.summary import Summary
+    from tinyscale.terminal import PlainConsole
 
 ASK_ABOVE_SECONDS = 600  # a launch that takes longer asks first
 
@@ -54,6 +55,7 @@ def sweep_options(command: Command) -> Command:
 def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     """Show what a launch of SWEEP would run and cost."""
     from tinyscale.cli.tables import plan_summary, plan_table
+    from tinyscale.terminal import open_console
 
     console = open_console(quiet=as_json)
     with ExitStack() as stack:
@@ -90,10 +92,11 @@ def launch(
 
     Finished trials are never trained again: launch the same file again to resume after an interruption, or with
     more values to extend it. After Ctrl-C, running trials write a checkpoint first; Ctrl-C again stops at once.
-    Exit status: 0 all done, 1 an error, 2 some trials failed, 130 stopped.
+    Exit status: 0 all done, 1 an error, 2 wrong usage, 3 some trials failed, 130 stopped.
     """
     from tinyscale.cli.tables import best_samples, launch_summary, plan_summary, plan_table, results_table
     from tinyscale.results.store import sweep_points
+    from tinyscale.terminal import open_console
 
     console = open_console()
     with ExitStack() as stack:
@@ -104,6 +107,7 @@ def launch(
             console.print(line)
         if dry_run:
             return
+        store.folder.require_writable()
         if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
             click.confirm("Launch?", abort=True, default=True)
         from tinyscale.orchestration.launch import launch as launch_plan
@@ -128,7 +132,12 @@ def launch(
     console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
     if summary.stopped:
         console.print("stopped; launch again to resume")
-    sys.exit(130 if summary.stopped else 2 if summary.failed else 0)
+    sys.exit(launch_status(summary))
+
+
+def launch_status(summary: Summary) -> int:
+    """The exit status of a launch."""
+    return STOPPED if summary.stopped else SOME_FAILED if summary.failed else DONE
 
 
 @click.command()
@@ -142,6 +151,7 @@ def status(folder: str, as_json: bool) -> None:
     from tinyscale.cli.tables import status_table
     from tinyscale.results.status import read_status
     from tinyscale.results.store import Results
+    from tinyscale.terminal import open_console
 
     store = Results(folder)
     store.folder.require_there()
@@ -183,12 +193,12 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
         click.confirm(f"Delete {len(trials)} trials, finished ones included?", abort=True)
     for trial in trials:
         store.forget(trial)
-    click.echo(f"deleted {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
+    echo(f"deleted {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
 
 
 def _plan(
     stack: ExitStack,
-    console: Console,
+    console: PlainConsole,
     *,
     sweep_path: Path,
     overrides: tuple[str, ...],

@@ -112,6 +112,12 @@ def _json_text(line: str, where: str) -> str:
     return text
 
 
+def read_text_column(path: Path) -> pa.ChunkedArray:
+    """The column `text`, without Arrow's threads: where a process ends just after they start, they abort it."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return file.read(columns=["text"], use_threads=False).column("text")
+
+
 def _parquet(path: Path) -> list[str]:
     try:
         schema = pq.read_schema(path)
@@ -119,7 +125,7 @@ def _parquet(path: Path) -> list[str]:
         raise DataError(f"{path}: not a Parquet file ({error})") from error
     if "text" not in schema.names or schema.field("text").type not in (pa.string(), pa.large_string()):
         raise DataError(f"{path}: needs a column text of strings; its columns are {', '.join(schema.names)}")
-    column = pq.read_table(path, columns=["text"]).column("text")
+    column = read_text_column(path)
     if column.null_count:
         raise DataError(f"{path}, row {column.is_null().index(True).as_py() + 1}: text is null; remove such rows")
     return list(column.to_pylist())

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pyarrow.parquet as pq
 from filelock import FileLock
 
-from tinyscale.data.files import SEPARATOR, between_separators
+from tinyscale.data.files import SEPARATOR, between_separators, read_text_column
 from tinyscale.data.source import Split
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
@@ -130,7 +129,7 @@ class HubText:
             limit = self.max_bytes or pinned.size
             texts = _beginning(_fetch(self.name, pinned, limit), limit, pinned.size)
         else:
-            rows = pq.read_table(_fetch(self.name, pinned, pinned.size), columns=["text"]).column("text").to_pylist()
+            rows = read_text_column(_fetch(self.name, pinned, pinned.size)).to_pylist()
             texts = _first(_articles(rows) if pinned.articles else rows, self.max_bytes)
         if not texts:
             message = f"data.max_bytes {self.max_bytes} does not hold one document of {self.name}; raise it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from tinyscale.fitting.laws.optima import with_optimum
 from tinyscale.fitting.solve import Certificate
 from tinyscale.fitting.uncertainty import Noise
 
+MOST_BYTES = 120  # of a title in a file's name; a file system takes 255 with all that is added
 TRIALS = "trials"  # the source of fits to a results folder's own runs
 # Keys of an entry of fits.json, in the order that they are written in.
 KEYS = (
@@ -81,7 +83,7 @@ class Record:
     @property
     def name(self) -> str:
         """<sweep>[-<arm>][-<setting>]-<law>: the fit's name, and the stem of its files."""
-        return re.sub(r"[^\w.=-]+", "_", f"{self.origin.title}-{self.law}")
+        return file_stem(self.origin.title, f"-{self.law}")
 
     @property
     def kept(self) -> pd.DataFrame:
@@ -181,6 +183,15 @@ class Record:
             points=entry["points"],
             **rest,
         )
+
+
+def file_stem(title: str, ending: str = "") -> str:
+    """A title as the stem of a file's name; a long one is cut, and a hash stands for what is left out."""
+    safe = re.sub(r"[^\w.=-]+", "_", title)
+    if len(safe.encode()) > MOST_BYTES:
+        digest = hashlib.sha256(title.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        safe = f"{safe.encode()[:MOST_BYTES].decode(errors='ignore')}-{digest}"
+    return f"{safe}{ending}"
 
 
 def to_files(form: Law | OptimaLaw, table: pd.DataFrame) -> pd.DataFrame:

@@ -108,7 +108,7 @@ class Monitor:
         self.work_done += _work(planned)
         if state.lacks_loss:
             self.failures.append((planned.label, reason or "no reason given"))
-            self.console.print(Text(f"{state}: {planned.label}: {reason}", style="red"))
+            self.console.print(f"{state}: {planned.label}: {reason}", style="red")
         elif not self.live.is_started and not self.quiet:
             self.console.print(f"{len(self.ended)}/{self.total} {state}: {planned.label}, {self.time_left()} left")
 

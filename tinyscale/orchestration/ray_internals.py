@@ -7,12 +7,25 @@ Functions import Ray themselves: it reads the environment at its first import, a
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import grpc
 
 HEAD_NODE = "node:__internal_head__"  # a resource that only the head node has, 1.0 of it
 ANY_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first that each process makes to a head
 NAMESPACE = b"tinyscale"  # of our flags in the cluster's key-value store
+
+
+def start(**settings: Any) -> Any:
+    """`ray.init`, whose bare Exception, of processes that did not come up in time, becomes a RuntimeError."""
+    import ray
+
+    try:
+        return ray.init(**settings)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise RuntimeError(str(error)) from error
 
 
 def set_flag(key: bytes, value: bytes) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
-
-from filelock import FileLock
 
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.results.store import Results, SweepRecord
@@ -22,7 +19,7 @@ def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) ->
     sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != State.UNSAMPLED]
     searched = tuple(sweep.search.names) if sweep.search else ()
     axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
-    with _alone(results):
+    with results.sweeps.lock():
         if searched:
             known = {entry.trial for entry in entries} | plan.stale
             before = [record for record in results.read_sweeps() if record.name == sweep.name]
@@ -33,14 +30,6 @@ def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) ->
 
 def record_sampled(plan: Plan, results: Results, sampled: PlannedTrial) -> None:
     """Add a trial that a search has sampled."""
-    with _alone(results):
+    with results.sweeps.lock():
         record = next(record for record in results.read_sweeps() if record.name == plan.sweep.name)
         results.write_sweep(replace(record, entries=(*record.entries, sampled.entry)))
-
-
-def _alone(results: Results) -> FileLock | nullcontext[None]:
-    """While no other launch changes the record, on a file system that can lock."""
-    if not results.sweeps.is_local:
-        return nullcontext()
-    results.sweeps.make()
-    return FileLock(f"{results.sweeps.path}/.lock")

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tinyscale.errors import LaunchError
-from tinyscale.machine import Capacity, gpu_bytes, this_machine
-from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2
+from tinyscale.formatting import plural
+from tinyscale.machine import FEWEST_OPEN_FILES, Capacity, gpu_bytes, open_files, this_machine, usable_cores
+from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2, start
 
 # Read by Ray when it is imported or when a trial starts.
 ENVIRONMENT = {
@@ -50,7 +51,9 @@ class Cluster:
 def ray_session(address: str | None) -> Iterator[Cluster]:
     """Attach to the Ray at `address` (`host:port`, `auto`), or start one here with all cores and stop it at the end."""
     os.environ |= {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-    if address:
+    if not address:
+        _require_open_files()
+    else:
         _require_answer(address)
         _use_token_if_asked_for(address)
     import ray  # reads the environment
@@ -60,10 +63,10 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     machine = this_machine()
     try:
         if address:
-            context = ray.init(address=address, **quiet)
+            context = start(address=address, **quiet)
         else:
             own = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "include_dashboard": True}
-            context = ray.init(address="local", **own, **quiet)
+            context = start(address="local", **own, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise LaunchError(_explain(address, error)) from error
     try:
@@ -107,6 +110,15 @@ def _require_answer(address: str) -> None:
         raise LaunchError(_explain(address, error)) from error
 
 
+def _require_open_files() -> None:
+    """LaunchError where this process may open so few files that Ray's processes would end without a word."""
+    if (most := open_files()) < FEWEST_OPEN_FILES:
+        raise LaunchError(
+            f"Ray could not be started on this machine: a process may open {most:.0f} files, and Ray needs at least "
+            f"{FEWEST_OPEN_FILES}; raise the limit with ulimit -n 65536, or in limits.conf"
+        )
+
+
 def _use_token_if_asked_for(address: str) -> None:
     """Ray looks for its token by itself only at address auto, and a token breaks a cluster that has none."""
     if "/" not in address and ":" in address and asks_for_token(address, ANSWER_SECONDS):
@@ -116,7 +128,12 @@ def _use_token_if_asked_for(address: str) -> None:
 def _explain(address: str | None, error: Exception) -> str:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     if address is None:
-        return f"Ray could not be started on this machine: {first}"
+        load, cores = os.getloadavg()[0], usable_cores()
+        busy = f"; {load:.0f} programs share its {plural(cores, 'core')}" if load > 2 * cores else ""
+        return (
+            f"Ray could not be started on this machine: {first}{busy}\n"
+            "  nothing was trained; launch again, and if it stays so, see what `tinyscale doctor` finds"
+        )
     return (
         f"no Ray at {address}: {first}\n  start one with `ray start --head` or `ray up cluster.yaml`, or leave out "
         "--address and RAY_ADDRESS to run here; a cluster with a token needs RAY_AUTH_MODE=token and the token"

@@ -14,16 +14,17 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 
-from filelock import FileLock
-
-from tinyscale.errors import ForecastError
+from tinyscale.errors import ForecastError, ResultsError
 from tinyscale.machine import Capacity, cache_folder, this_machine, usable_cores
 from tinyscale.spec.config import Resources, TrialConfig
 from tinyscale.spec.trial import Trial
+from tinyscale.storage import Folder, validated
 
 LAUNCH_SECONDS = 8.0  # to start and stop Ray, and to import torch once
+CALIBRATION = "calibration.json"  # in the cache: shape key -> its seconds
 WORKER_GROUP_SECONDS = 14.0  # for Ray Train to start a trial of several workers
 
 
@@ -86,20 +87,28 @@ def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
                 known[key] = {what: value * ratio for what, value in known[key].items()}
 
 
+@dataclass(frozen=True)
+class _Measured:
+    step: float
+    evaluation: float
+    start: float
+
+
 @contextmanager
 def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
     """The cached measurements: shape key -> seconds of a step, an evaluation and a start. Changes are written back."""
-    path = cache_folder() / "calibration.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    folder = Folder.at(cache_folder())
+    with folder.lock():
         try:
-            known = dict(json.loads(path.read_text()))
-        except (FileNotFoundError, ValueError):  # none yet, or a process was killed while it wrote
+            kept = validated(dict[str, _Measured], json.loads(folder.read(CALIBRATION)))
+            known = {shape: asdict(measured) for shape, measured in kept.items()}
+        except (OSError, ValueError, RecursionError):  # none yet, or a damaged one
             known = {}
         before = json.dumps(known)
         yield known
         if json.dumps(known) != before:
-            path.write_text(json.dumps(known, indent=1))
+            with suppress(ResultsError):  # without room it is measured again the next time
+                folder.write(CALIBRATION, json.dumps(known, indent=1).encode())
 
 
 def shape_key(trial: Trial, at_once: int) -> str:

@@ -15,7 +15,7 @@ from tinyscale.fitting.arrays import Array, Index
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.points import group_sizes
-from tinyscale.formatting import compact
+from tinyscale.formatting import compact, printable
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -35,9 +35,15 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
     else:
         _draw_family(fit, points, ax)
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title("\n".join(filter(None, [fit.origin.title, fit.slice])), fontsize=10, loc="left")
+    ax.set_title("\n".join(filter(None, [literal(fit.origin.title), fit.slice])), fontsize=10, loc="left")
     tidy(ax)
     return ax
+
+
+def literal(text: object) -> str:
+    """A user's text for matplotlib, which takes a pair of dollar signs for mathematics and hides labels after `_`."""
+    shown = printable(str(text)).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def shades(number: int) -> Array:
@@ -68,7 +74,7 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_yscale("log")
     _widen(ax, shown, below=0.06, above=0.14)
     symbol, unit = VARIABLES[name]
-    ax.set_xlabel(f"{symbol}: {unit} ({fit.points.counts[name]})" if name == "n" else f"{symbol}: {unit}")
+    ax.set_xlabel(f"{symbol}: {unit} ({literal(fit.points.counts[name])})" if name == "n" else f"{symbol}: {unit}")
     ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=law_text(fit), title_fontsize=10, alignment="left")
 
 

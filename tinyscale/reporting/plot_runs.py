@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.formatting import compact
-from tinyscale.reporting.plot_law import BLUE, GREY, MOST_NAMED, new_axes, shades, tidy
+from tinyscale.reporting.plot_law import BLUE, GREY, MOST_NAMED, literal, new_axes, shades, tidy
 
 AXES = {
     "tokens": "Training tokens",
@@ -35,9 +35,9 @@ def plot_residuals(fit: Fit, ax: Axes | None = None) -> Axes:
     ax.plot(fit.runs[name], residual, "o", ms=5, mfc="none", mec=GREY, mew=0.9, label="runs")
     ax.set_xscale("log")
     symbol, unit = VARIABLES[name]
-    ax.set_xlabel(f"{symbol}: {unit} ({fit.points.counts[name]})" if name == "n" else f"{symbol}: {unit}")
+    ax.set_xlabel(f"{symbol}: {unit} ({literal(fit.points.counts[name])})" if name == "n" else f"{symbol}: {unit}")
     ax.set_ylabel("Residual of the loss (%)")
-    ax.set_title(fit.origin.title, fontsize=10, loc="left")
+    ax.set_title(literal(fit.origin.title), fontsize=10, loc="left")
     farthest = 1.6 * max(sd, float(residual.abs().max()))
     ax.set_ylim(-farthest, farthest)
     ax.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
@@ -64,7 +64,8 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     ax.set_yscale("log")
     ax.set_xlabel(AXES[x])
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title(", ".join(dict.fromkeys(points["sweep"])) if "sweep" in points else "", fontsize=10, loc="left")
+    sweeps = ", ".join(dict.fromkeys(points["sweep"])) if "sweep" in points else ""
+    ax.set_title(literal(sweeps), fontsize=10, loc="left")
     low, high = np.log(points["val_loss"].min()), np.log(points["val_loss"].max())
     ax.set_ylim(np.exp(low - 0.05 * (high - low + 0.01)), np.exp(high + 0.08 * (high - low + 0.01)))
     _legend(ax, by, colours, arms)
@@ -108,14 +109,14 @@ def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None
     handles = [Line2D([], [], color=colours[value], lw=2, label=_text(value)) for value in named]
     if len(arms) > 1:
         handles += [
-            Line2D([], [], color=GREY, ls=STYLES[i % len(STYLES)], label=str(arm)) for i, arm in enumerate(arms)
+            Line2D([], [], color=GREY, ls=STYLES[i % len(STYLES)], label=literal(arm)) for i, arm in enumerate(arms)
         ]
     if len(handles) > 1:
         small: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "frameon": False, "borderaxespad": 0}
-        ax.legend(handles=handles, title=by, loc="upper left", bbox_to_anchor=(1.01, 1), **small)
+        ax.legend(handles=handles, title=literal(by), loc="upper left", bbox_to_anchor=(1.01, 1), **small)
 
 
 def _text(value: object) -> str:
     if isinstance(value, int | np.integer) and value < 10_000:  # a d_model or a context_length of 1024 is no 1.02K
         return str(value)
-    return compact(float(value)) if isinstance(value, int | float | np.number) and value >= 1000 else str(value)
+    return compact(float(value)) if isinstance(value, int | float | np.number) and value >= 1000 else literal(value)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tinyscale.errors import ResultsError
-from tinyscale.storage import Folder
+from tinyscale.storage import Folder, validated
 
 
 def _documented(what: str) -> Any:
@@ -66,7 +66,7 @@ def read_launches(folder: Folder) -> list[LaunchRecord]:
     records = []
     for name in folder.names(".json"):
         try:
-            records.append(LaunchRecord(**json.loads(folder.read(name))))
-        except (ValueError, TypeError) as error:
+            records.append(validated(LaunchRecord, json.loads(folder.read(name))))
+        except (ValueError, RecursionError) as error:
             raise ResultsError(f"{folder}/{name}: not a launch's record ({error}); delete it") from error
     return sorted(records, key=lambda record: record.launched)

@@ -26,7 +26,8 @@ def load(folder: Folder, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Tab
     """The columns of `schema`, and `_stamp`, of the files that are as they were when the snapshot was made."""
     wanted = schema.append(pa.field(STAMP, pa.string()))
     try:
-        table = pq.read_table(io.BytesIO(folder.read(NAME)), columns=wanted.names).cast(wanted)
+        file = pq.ParquetFile(io.BytesIO(folder.read(NAME)), pre_buffer=False)
+        table = file.read(columns=wanted.names, use_threads=False).cast(wanted)
     except (FileNotFoundError, pa.ArrowException, ValueError):  # none, or one of another schema
         return wanted.empty_table()
     return table.filter(pc.is_in(table[STAMP], pa.array(stamps.values(), pa.string())))

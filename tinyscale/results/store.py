@@ -19,20 +19,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
-from tinyscale.storage import Folder
+from tinyscale.storage import Folder, validated
 
 SCHEMA_VERSION = 4
 
@@ -157,6 +155,30 @@ class SweepEntry:
 
 
 @dataclass(frozen=True)
+class _WrittenEntry:
+    """An entry of `groups` in a sweep's file."""
+
+    trial: str
+    arm: str
+    seed: int
+    axes: dict[str, Any]
+    settled: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _WrittenSweep:
+    """What a sweep's file holds."""
+
+    name: str
+    title: str
+    source: str
+    axes: list[str]
+    groups: list[_WrittenEntry]
+    provenance: dict[str, Any]
+    searched: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file."""
 
@@ -176,6 +198,7 @@ class SweepRecord:
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
         """What `as_json` wrote. KeyError, TypeError or ValueError where it is not legal."""
+        validated(_WrittenSweep, written)
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in dict(written).items()
         }
@@ -224,8 +247,8 @@ class Results:
     """A results folder. Nothing but a cache is written until a method that says so is called."""
 
     def __init__(self, location: str) -> None:
-        self.location = location if "://" in location else str(Path(location).expanduser().absolute())
         self.folder = Folder.at(location)
+        self.location = location if "://" in location else self.folder.path
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
@@ -264,7 +287,7 @@ class Results:
         content = self.trials.read(f"{identity}.parquet")
         try:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
-            table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+            table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
             table.validate(full=True)
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
@@ -278,7 +301,7 @@ class Results:
         try:
             facts = metadata.get("facts") or _facts_in(rows[-1])
             return Trial.of_json({"identity": identity, "config": metadata["config"], "facts": facts})
-        except (KeyError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             file = f"{self.trials}/{identity}.parquet"
             raise ResultsError(f"{file}: written by another version of tinyscale ({_first_line(error)})") from error
 
@@ -360,7 +383,7 @@ class Results:
 
     def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
         """One file's rows; one of `DAMAGE` when it is no trial's."""
-        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)))
+        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)), pre_buffer=False)
         if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
             raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
         table = _unify(file.read(columns=columns, use_threads=False), wanted)

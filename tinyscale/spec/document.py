@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLWarning
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from tinyscale.errors import ConfigError
 
+MAX_BYTES = 200_000  # a parser's minute
 MAX_DEPTH = 20
+MAX_BRACKETS = 500  # that open and do not close; text may hold some
 MAX_VALUES = 50_000  # a few lines of nested aliases can expand to billions
 MAX_WHOLE = 2**63
+STUMBLES = (AssertionError, AttributeError, LookupError, TypeError)  # what ruamel raises where a tag misleads it
 
 Keys = tuple[str | int, ...]
 
@@ -42,10 +46,10 @@ class Document:
 def load_document(path: str | Path) -> Document:
     """Read a YAML 1.2 file whose top level is a mapping. ConfigError names the line of a syntax error."""
     try:
-        source = Path(path).read_text(encoding="utf-8")
+        source = _read_text(Path(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     lines: dict[Keys, int] = {}
     content = _plain(_parse(source, str(path)), (), lines, str(path))
@@ -54,12 +58,21 @@ def load_document(path: str | Path) -> Document:
     return Document(str(path), source, content, lines)
 
 
+def _read_text(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.read(MAX_BYTES + 1)
+
+
 def parse_value(text: str, origin: str) -> Any:
     """A value given on the command line, read as in a YAML file."""
     return _plain(_parse(text, origin), (), {}, origin)
 
 
 def _parse(text: str, origin: str) -> Any:
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{origin}: longer than {MAX_BYTES:,} characters, which no sweep needs; shorten it")
+    if _depth_of_brackets(text) > MAX_BRACKETS:
+        raise ConfigError(f"{origin}: not YAML: brackets open and do not close")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", YAMLWarning)  # a redefined anchor, or YAML 1.1: both are legal
@@ -68,19 +81,38 @@ def _parse(text: str, origin: str) -> Any:
         mark = error.problem_mark
         where = f"{origin}, line {mark.line + 1}" if mark else origin
         raise ConfigError(f"{where}: not YAML: {error.problem or error.context}") from error
-    except Exception as error:
-        raise ConfigError(
-            f"{origin}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}"
-        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: not YAML: nested too deeply") from error
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin}: not YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    except STUMBLES as error:
+        raise ConfigError(f"{origin}: not YAML: a tag that does not fit its value, or a value without text") from error
+
+
+def _depth_of_brackets(text: str) -> int:
+    """How many brackets are open at most; the parser takes minutes for tens of thousands."""
+    steps = (1 if sign in "[{" else -1 for sign in text if sign in "[]{}")
+    return max(itertools.accumulate(steps, initial=0))
+
+
+def _refuse_too_much(keys: Keys, lines: Mapping[Keys, int], where: str) -> None:
+    if len(keys) > MAX_DEPTH:
+        raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    if len(lines) > MAX_VALUES:
+        raise ConfigError(f"{where}: more than {MAX_VALUES:,} values after expanding aliases")
+
+
+def _refuse_tagged(node: Any, where: str) -> None:
+    if isinstance(node, CommentedMap | CommentedSeq | TaggedScalar) and (tag := node.tag.value) is not None:
+        tag = tag.replace("tag:yaml.org,2002:", "!!")
+        raise ConfigError(f"{where}: the tag {tag} is not for a file like this; remove it")
 
 
 def _plain(node: Any, keys: Keys, lines: dict[Keys, int], path: str) -> Any:
     """ruamel's nodes as dict, list, str, int, float, bool and None; fills `lines` with the line of each."""
     where = f"{path}, line {lines[keys]}" if keys in lines else path
-    if len(keys) > MAX_DEPTH:
-        raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels")
-    if len(lines) > MAX_VALUES:
-        raise ConfigError(f"{where}: more than {MAX_VALUES:,} values after expanding aliases")
+    _refuse_too_much(keys, lines, where)
+    _refuse_tagged(node, where)
     if isinstance(node, CommentedMap):
         found = {}
         for key, value in node.items():

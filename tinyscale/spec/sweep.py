@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from tinyscale.errors import ConfigError
-from tinyscale.formatting import nearest
+from tinyscale.formatting import CONTROL, nearest
 from tinyscale.spec.cell import DEFAULT_ARM, Cell
 from tinyscale.spec.config import STRICT, Int, TrialConfig, alternatives, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
@@ -37,6 +37,15 @@ from tinyscale.spec.settings import (
 MAX_TRIALS = 100_000
 
 
+def _without_control(text: str) -> str:
+    if found := CONTROL.search(text):
+        raise ValueError(f"{found[0]!r} is a control character, which a terminal would obey; remove it")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_without_control)]
+
+
 class SweepFile(BaseModel):
     """The keys of a sweep file."""
 
@@ -45,11 +54,11 @@ class SweepFile(BaseModel):
     name: str = Field(
         pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=80, description="starts with a letter; names files"
     )
-    title: str = Field(default="", description="the question the sweep answers")
+    title: Words = Field(default="", description="the question the sweep answers")
     base: dict[str, Any] = Field(description="fields that all trials share: data, model, train, seed")
     axes: dict[str, list[Any]] = Field(default={}, description="field -> values; axes multiply")
     zip: dict[str, list[Any]] = Field(default={}, description="fields that vary together, lists of one length")
-    arms: dict[str, dict[str, Any]] = Field(
+    arms: dict[Words, dict[str, Any]] = Field(
         default={}, description="named overrides; a list for a field that takes one value is an axis of that arm"
     )
     search: Search | None = Field(
