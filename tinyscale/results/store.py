@@ -289,11 +289,11 @@ class Results:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
             table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
             table.validate(full=True)
+            footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+            ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
+            return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
-        footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
-        ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
-        return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
 
     def load_trial(self, identity: str) -> Trial:
         """The trial whose rows are in that file. FileNotFoundError or ResultsError."""
