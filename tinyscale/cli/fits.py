@@ -89,7 +89,7 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
         wrote = [f"wrote {name}" for name in done.written]
         echo("\n\n".join([*map(describe, records), *verdicts, "\n".join(wrote)]))
     for line in done.refused:
-        echo(line, err=True)
+        echo(str(line), err=True)
 
 
 @click.command()
@@ -109,6 +109,8 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
     from tinyscale.analysis.predict import describe_prediction, predict_all
     from tinyscale.analysis.records import read_records
 
+    if not any(size is not None for size in sizes.values()):
+        raise click.UsageError("say what to predict: --n 10M, --n 10M with --tokens 200M, or --flops 1e18")
     folder, records = read_records(fits)
     chosen = [record for record in records if name in (None, record.name)]
     if not chosen:
