@@ -6,7 +6,8 @@
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
-read it at every moment.
+read it at every moment. A program that opens one file twice, as these do, may have to try again where a trial has
+replaced its file in between; `read_results` takes each file whole, and need not.
 """
 
 from __future__ import annotations
@@ -358,6 +359,8 @@ class Results:
             return frame[columns], set_aside
         tables = [known]
         for name, rows in self._read_files(unseen, columns, wanted):
+            if isinstance(rows, FileNotFoundError):
+                continue  # forgotten since the folder was listed
             if isinstance(rows, Exception):
                 set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(rows)}")
             else:
