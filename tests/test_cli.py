@@ -255,3 +255,25 @@ def test_results_that_cannot_be_written_are_one_error_before_ray_starts(
     assert done.stderr.startswith(f"error: {where}: ")
     assert "Traceback" not in done.stderr
     assert "starting Ray" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("predict", "results", "--n", "-5"), "'-5' is not above zero and finite"),
+        (("predict", "results", "--flops", "inf"), "'inf' is not above zero and finite"),
+        (("predict", "results"), "say what to predict: --n 10M"),
+        (("plan", "tiny.yaml", "--price", "-3"), "-3.0 is not in the range x>=0"),
+        (("retry", "results", "--state", "failed", "--sweep", "nope"), "no sweep 'nope' in results; there are none"),
+    ],
+)
+def test_a_value_that_means_nothing_is_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    (tmp_path / "results").mkdir()
+    done = tinyscale(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_a_folder_without_sweeps_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    assert tinyscale("status", cwd=tmp_path).stdout == "no sweeps in results yet; launch one into it\n"

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.trials import known_trial, make_trial, trial_config
-from tinyscale.errors import ForecastError
+from tinyscale.errors import ForecastError, ResultsError
 from tinyscale.machine import Capacity
 from tinyscale.planning import calibrate, forecast
 from tinyscale.planning.calibrate import lighten, measure
 from tinyscale.planning.forecast import learn, makespan, shape_key, slots, trial_seconds
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.trial import Trial
+from tinyscale.storage import Folder
 
 
 @pytest.mark.parametrize(
@@ -188,3 +189,17 @@ def test_a_worker_of_several_is_measured_on_its_part_of_the_batch() -> None:
     shared = known_trial(batch_tokens=4096, resources={"workers": 4})
     assert lighten(shared, lambda _: 0.0).config.train.batch_tokens == 1024
     assert lighten(known_trial(), lambda _: 0.0).config == known_trial().config
+
+
+def test_a_cache_without_room_for_what_was_measured_stops_nothing(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ResultsError("no space left")
+
+    (own_cache / "calibration.json").write_text("[1]")
+    monkeypatch.setattr(Folder, "write", full)
+    monkeypatch.setattr(forecast, "_measure", lambda *_: [{"step": 1.0, "evaluation": 0.0, "start": 0.0}])
+    trial = known_trial()
+    assert trial_seconds([trial], 1) == [trial.steps]
+    assert (own_cache / "calibration.json").read_text() == "[1]"

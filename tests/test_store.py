@@ -34,6 +34,7 @@ from tinyscale.results.store import (
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.settings import FIELDS
 from tinyscale.spec.trial import Trial, resolve
+from tinyscale.storage import Folder
 
 PROVENANCE = {"commit": "abc", "packages": {"torch": "2"}}
 
@@ -396,3 +397,14 @@ def test_seeds_are_summed_up_by_mean_and_standard_deviation(results: Results) ->
     assert rows.loc[16, "val_loss_mean"] == 4.0
     assert rows.loc[16, "val_loss_std"] == pytest.approx(math.sqrt(7))
     assert math.isnan(rows.loc[32, "val_loss_std"])
+
+
+def test_a_trial_that_is_forgotten_while_all_are_read_is_no_damaged_file(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = known_trial()
+    results.write_trial(trial, [point(trial)], "finished", None, PROVENANCE)
+    listed = Folder.stamps
+    monkeypatch.setattr(Folder, "stamps", lambda folder, end="": {**listed(folder, end), "gone.parquet": "gone"})
+    frame, set_aside = results.read()
+    assert (list(frame["trial"]), set_aside) == ([trial.identity], [])

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
 from tinyscale.errors import ResultsError
@@ -98,6 +100,17 @@ class _Objective:
 
 
 @dataclass(frozen=True)
+class _Rival:
+    law: str
+    held_out_rms_percent: float
+
+
+@dataclass(frozen=True)
+class _Convention:
+    convention: str
+
+
+@dataclass(frozen=True)
 class _WrittenFit:
     """What every entry of fits.json holds, also one that an older version wrote."""
 
@@ -120,9 +133,9 @@ class _WrittenFit:
     method: str = ""
     certificate: dict[str, Any] = field(default_factory=dict)
     noise: Noise | None = None
-    influence: list[dict[str, Any]] = field(default_factory=list)
-    rivals: list[dict[str, Any]] = field(default_factory=list)
-    conventions: list[dict[str, Any]] = field(default_factory=list)
+    influence: list[dict[str, float | None]] = field(default_factory=list)
+    rivals: list[_Rival] = field(default_factory=list)
+    conventions: list[_Convention] = field(default_factory=list)
     range: dict[str, tuple[float, float]] = field(default_factory=dict)
     sizes: int | None = None
     optima: list[dict[str, Any]] | None = None
@@ -146,6 +159,9 @@ def _checked(record: Record) -> Record:
     for kind, part in ((HeldOut, record.held_out), (Certificate, record.certificate), (Noise, record.noise)):
         if part is not None:
             validated(kind, vars(part))
+    kept = record.kept[[name for name in ("c", "n", "d", "best") if name in record.kept]]
+    if not (kept > 0).all(axis=None):
+        raise ValueError("optima: a size is not a positive number")
     return record
 
 
@@ -217,6 +233,19 @@ def _read_parquet(content: bytes) -> pd.DataFrame:
     return frame
 
 
+def _read_table(folder: Folder, name: str, what: str) -> pd.DataFrame:
+    """A table that `write_fits` wrote. ResultsError where it is gone or damaged. what: it is."""
+    try:
+        table = _read_parquet(folder.read(name))
+        if table.empty:
+            raise ValueError("it has no rows")
+        return table
+    except FileNotFoundError as error:
+        raise ResultsError(f"{folder}: {what} are gone; run tinyscale fit again") from error
+    except (OSError, pa.ArrowException, *UNFIT) as error:
+        raise ResultsError(f"{folder}/{name}: {what} cannot be read ({error}); run tinyscale fit again") from error
+
+
 def _write(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
     for name, content in files.items():
         folder.write(name, content)
@@ -237,10 +266,7 @@ def read_records(location: str) -> tuple[Folder, list[Record]]:
 def read_points_table(folder: Folder, record: Record) -> pd.DataFrame:
     """The fitted points of a record, under the names of the table they came from. folder: that of fits.json."""
     tables = replace(folder, path=folder.path.removesuffix("fits") + "tables")
-    try:
-        return _read_parquet(tables.read(f"{record.name}.parquet"))
-    except OSError as error:
-        raise ResultsError(f"{tables}: the points of {record.name} are gone ({error}); run tinyscale fit") from error
+    return _read_table(tables, f"{record.name}.parquet", f"the points of {record.name}")
 
 
 def read_fit(folder: Folder, record: Record) -> Fit:
@@ -274,12 +300,10 @@ def read_curve(folder: Folder, record: Record) -> Curve:
     """The curve of a record of a law of the loss, with its refits."""
     law, noise = find_law(record.law), record.noise
     assert noise is not None
-    try:
-        draws = _read_parquet(folder.read(f"{record.name}.draws.parquet"))
-    except OSError as error:
-        raise ResultsError(
-            f"{folder}: the refits of {record.name} are gone ({error}); run tinyscale fit again"
-        ) from error
+    what = f"the refits of {record.name}"
+    draws = _read_table(folder, f"{record.name}.draws.parquet", what)
+    if not set(law.params) <= set(draws) or not all(is_numeric_dtype(draws[name]) for name in law.params):
+        raise ResultsError(f"{folder}: {what} have other columns than {', '.join(law.params)}; run tinyscale fit again")
     params = {name: record.estimates[name].value for name in law.params}
     profiled = None
     if law.has_frontier and record.method == "profile":

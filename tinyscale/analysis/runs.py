@@ -75,7 +75,7 @@ def _file_groups(location: str, columns: Mapping[str, str] | None) -> list[Group
     folder = Folder.at(str(path.parent) if "://" not in location else location.rsplit("/", 1)[0])
     try:
         frame = READERS[path.suffix](io.BytesIO(folder.read(path.name)))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
         raise ResultsError(f"{location}: cannot be read as {path.suffix[1:]} ({error})") from error
     kept, dropped = keep_final(frame, columns)
     if "arm" not in kept:

@@ -118,6 +118,8 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
     from tinyscale.analysis.predict import describe_prediction, predict_all
     from tinyscale.analysis.records import read_records
 
+    if not any(size is not None for size in sizes.values()):
+        raise click.UsageError("say what to predict: --n 10M, --n 10M with --tokens 200M, or --flops 1e18")
     folder, records = read_records(fits)
     chosen = [record for record in records if name in (None, record.name)]
     if not chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -41,9 +42,12 @@ def read_quantity(_: click.Context, __: click.Parameter, text: str | None) -> fl
     from tinyscale.spec.config import quantity
 
     try:
-        return None if text is None else float(quantity(text))
+        value = None if text is None else float(quantity(text))
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not a number; write 10M, 1.5B or 1e18") from error
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"{text!r} is not above zero and finite; write 10M, 1.5B or 1e18")
+    return value
 
 
 def echo(text: str, *, err: bool = False) -> None:

@@ -42,7 +42,11 @@ def sweep_options(command: Command) -> Command:
             metavar="FIELD=VALUE",
             help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
         ),
-        click.option("--price", type=float, help="Dollars per GPU-hour (per core-hour where no GPU is used)."),
+        click.option(
+            "--price",
+            type=click.FloatRange(0),
+            help="Dollars per GPU-hour (per core-hour where no GPU is used).",
+        ),
         click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
@@ -160,7 +164,7 @@ def status(folder: str, as_json: bool) -> None:
         click.echo(json.dumps(found.as_json(), indent=1))
         return
     console = open_console()
-    console.print(status_table(found))
+    console.print(status_table(found) if found.sweeps else f"no sweeps in {store.folder} yet; launch one into it")
     for line in [*found.failures(), *found.set_aside]:
         console.print(line)
 
@@ -188,7 +192,11 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
 
     store = Results(folder)
     store.folder.require_there()
-    trials = read_status(store).trials_in(states, sweep)
+    status = read_status(store)
+    names = [record.name for record in status.sweeps]
+    if sweep is not None and sweep not in names:
+        raise click.BadParameter(f"no sweep {sweep!r} in {store.folder}; there are {', '.join(names) or 'none'}")
+    trials = status.trials_in(states, sweep)
     if State.FINISHED in states and trials and not yes:
         click.confirm(f"Delete {len(trials)} trials, finished ones included?", abort=True)
     for trial in trials:

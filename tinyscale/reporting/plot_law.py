@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
     else:
         _draw_family(fit, points, ax)
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title("\n".join(filter(None, [literal(fit.origin.title), fit.slice])), fontsize=10, loc="left")
+    ax.set_title("\n".join(filter(None, [heading(fit.origin.title), fit.slice])), fontsize=10, loc="left")
     tidy(ax)
     return ax
 
@@ -44,6 +45,11 @@ def literal(text: object) -> str:
     """A user's text for matplotlib, which takes a pair of dollar signs for mathematics and hides labels after `_`."""
     shown = printable(str(text)).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
+
+
+def heading(title: str) -> str:
+    """A user's title in lines that fit the figure, three at most."""
+    return "\n".join(map(literal, textwrap.wrap(title, 80, max_lines=3, placeholder=" ...")))
 
 
 def shades(number: int) -> Array:

@@ -18,7 +18,7 @@ from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import SAME_BUDGET, group_sizes
 from tinyscale.fitting.tuning import best_setting
 from tinyscale.formatting import compact, scientific
-from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, literal, new_axes, shades, tidy
+from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, heading, literal, new_axes, shades, tidy
 
 LABELS = {"lr": "lr: peak learning rate", "batch_tokens": "batch_tokens: tokens of one step"}
 STAR: dict[str, Any] = {"ms": 11, "color": ORANGE, "mec": "white", "mew": 0.6, "zorder": 5}
@@ -69,7 +69,7 @@ def plot_budgets(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None
     _draw_curves(ax, points, "n", budget, lambda part: f"C = ${scientific(part['c'].mean(), 2)}$")
     _draw_stars(ax, fit, fit.table, "best", "loss", "bottom")
     ax.set_xlabel(f"N: parameters ({literal(fit.columns['n'])})")
-    return _finish_curves(ax, points, literal(fit.origin.title), "C in FLOPs")
+    return _finish_curves(ax, points, heading(fit.origin.title), "C in FLOPs")
 
 
 def plot_settings(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
@@ -91,7 +91,7 @@ def plot_settings(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | Non
     ax.errorbar(kept["best"], kept["loss"], xerr=bars, fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
     ax.plot(kept["best"], kept["loss"], "*", **STAR, label="bottom, ± 1 sd")
     ax.set_xlabel(LABELS.get(setting := fit.columns["setting"], literal(setting)))
-    return _finish_curves(ax, points, literal(fit.origin.title), "")
+    return _finish_curves(ax, points, heading(fit.origin.title), "")
 
 
 def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
@@ -111,7 +111,7 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     ax.set_yscale("log")
     ax.set_xlabel("C: training compute (FLOPs)")
     ax.set_ylabel(f"N*: best parameters ({literal(fit.columns['n'])})")
-    ax.set_title(literal(fit.origin.title), fontsize=10, loc="left")
+    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
     low, high = fit.interval("a")
     text = f"$N^* = {scientific(fit.params['k_N'])}\\;C^{{{fit.params['a']:.3f}}}$, a: {low:.3f} to {high:.3f} (95 %)"
     ax.set_ylim(lowest.min() / 1.1, 2.5 * highest.max())
@@ -142,7 +142,7 @@ def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     ax.set_yscale("log")
     ax.set_xlabel(f"N: parameters ({literal(fit.columns['n'])})")
     ax.set_ylabel(f"Best {literal(fit.columns['setting'])}")
-    ax.set_title(literal(fit.origin.title), fontsize=10, loc="left")
+    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
     ax.set_ylim(best.min() / 3, best.max() * 8)  # a factor is what matters in a setting: do not magnify less
     ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=_tuning_text(fit), title_fontsize=9.5, alignment="left")
     tidy(ax)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.formatting import compact
-from tinyscale.reporting.plot_law import BLUE, GREY, MOST_NAMED, literal, new_axes, shades, tidy
+from tinyscale.reporting.plot_law import BLUE, GREY, MOST_NAMED, heading, literal, new_axes, shades, tidy
 
 AXES = {
     "tokens": "Training tokens",
@@ -37,7 +37,7 @@ def plot_residuals(fit: Fit, ax: Axes | None = None) -> Axes:
     symbol, unit = VARIABLES[name]
     ax.set_xlabel(f"{symbol}: {unit} ({literal(fit.points.counts[name])})" if name == "n" else f"{symbol}: {unit}")
     ax.set_ylabel("Residual of the loss (%)")
-    ax.set_title(literal(fit.origin.title), fontsize=10, loc="left")
+    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
     farthest = 1.6 * max(sd, float(residual.abs().max()))
     ax.set_ylim(-farthest, farthest)
     ax.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
@@ -65,7 +65,7 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     ax.set_xlabel(AXES[x])
     ax.set_ylabel("Validation loss (nats per token)")
     sweeps = ", ".join(dict.fromkeys(points["sweep"])) if "sweep" in points else ""
-    ax.set_title(literal(sweeps), fontsize=10, loc="left")
+    ax.set_title(heading(sweeps), fontsize=10, loc="left")
     low, high = np.log(points["val_loss"].min()), np.log(points["val_loss"].max())
     ax.set_ylim(np.exp(low - 0.05 * (high - low + 0.01)), np.exp(high + 0.08 * (high - low + 0.01)))
     _legend(ax, by, colours, arms)

@@ -11,17 +11,25 @@ import os
 import platform
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from tinyscale.storage import Folder
+from tinyscale.storage import Folder, validated
 
 RENEW_SECONDS = 10.0
 SILENT_SECONDS = 120.0  # without a sign of life from another machine, after which its lease is void
 SILENT_HERE_SECONDS = 600.0  # the same for a process of this machine that exists: its number may be another's by now
+
+
+@dataclass(frozen=True)
+class _Claim:
+    token: str
+    host: str
+    pid: int
+    time: float
 
 
 @dataclass
@@ -80,10 +88,9 @@ class Lease:
     def holder(self) -> dict[str, Any] | None:
         """Who holds the lease (`token`, `host`, `pid`, and `time` of the last sign of life), alive or not."""
         try:
-            found: dict[str, Any] = json.loads(self.folder.read(self._name))
-        except (FileNotFoundError, ValueError):
+            return asdict(validated(_Claim, json.loads(self.folder.read(self._name))))
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
-        return found
 
 
 def held_trials(folder: Folder) -> set[str]:
@@ -116,7 +123,7 @@ def alive(held: dict[str, Any]) -> bool:
         return bool(silent < SILENT_SECONDS)
     try:
         os.kill(held["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass  # it exists, as another user's

@@ -28,7 +28,7 @@ def load(folder: Folder, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Tab
     try:
         file = pq.ParquetFile(io.BytesIO(folder.read(NAME)), pre_buffer=False)
         table = file.read(columns=wanted.names, use_threads=False).cast(wanted)
-    except (FileNotFoundError, pa.ArrowException, ValueError):  # none, or one of another schema
+    except (OSError, pa.ArrowException, ValueError):  # none, a damaged one, or one of another schema
         return wanted.empty_table()
     return table.filter(pc.is_in(table[STAMP], pa.array(stamps.values(), pa.string())))
 

@@ -6,7 +6,8 @@
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
-read it at every moment.
+read it at every moment. A program that opens one file twice, as these do, may have to try again where a trial has
+replaced its file in between; `read_results` takes each file whole, and need not.
 """
 
 from __future__ import annotations
@@ -289,11 +290,11 @@ class Results:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
             table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
             table.validate(full=True)
+            footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+            ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
+            return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
-        footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
-        ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
-        return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
 
     def load_trial(self, identity: str) -> Trial:
         """The trial whose rows are in that file. FileNotFoundError or ResultsError."""
@@ -358,6 +359,8 @@ class Results:
             return frame[columns], set_aside
         tables = [known]
         for name, rows in self._read_files(unseen, columns, wanted):
+            if isinstance(rows, FileNotFoundError):
+                continue  # forgotten since the folder was listed
             if isinstance(rows, Exception):
                 set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(rows)}")
             else:

@@ -1,0 +1,178 @@
+"""Damaged files: whatever was done to one, its reader gives its content or an error in words."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from helpers.runs import runs_of_sizes
+from helpers.sweeps import SWEEPS
+from helpers.trials import known_trial
+from tinyscale.analysis.predict import predict_all
+from tinyscale.analysis.records import read_fit, read_records
+from tinyscale.analysis.runs import read_groups
+from tinyscale.data.files import read_files
+from tinyscale.errors import TinyscaleError
+from tinyscale.fitting.text import describe
+from tinyscale.planning import forecast
+from tinyscale.results import snapshot
+from tinyscale.results.launches import read_launches
+from tinyscale.results.leases import Lease, clear_void, held_trials
+from tinyscale.results.store import SCHEMA, Results
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.storage import Folder
+
+Read = Callable[[Path], object]
+
+WRONG: tuple[Any, ...] = (None, "x", "../x", "\x1b[/x]", -1, 0, 1.5, 10**30, True, [], [[]], {}, {"x": None})
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Bits flipped, bytes cut, repeated, zeroed or put in; of JSON also values of other types, or none."""
+    where = rng.randrange(len(content) + 1)
+    end = where + rng.choice((1, 8, 500))
+    kind = rng.randrange(8)
+    if kind < 3 and (typed := _mistyped(content, rng)) is not None:
+        return typed
+    if kind < 5 and where < len(content):
+        return content[:where] + bytes([content[where] ^ 1 << rng.randrange(8)]) + content[where + 1 :]
+    instead = (b"", content[where:end] * 2, bytes(len(content[where:end])), rng.randbytes(4))[rng.randrange(4)]
+    return content[:where] + instead + (content[end:] if rng.random() < 0.8 else b"")
+
+
+def _mistyped(content: bytes, rng: random.Random) -> bytes | None:
+    """The JSON with one of its values replaced by another, or left out; None where it is no JSON."""
+    try:
+        written = json.loads(content)
+    except ValueError:
+        return None
+    parent: Any = {"": written}
+    key: Any = ""
+    while isinstance(parent[key], dict | list) and parent[key] and rng.random() < 0.85:
+        parent = parent[key]
+        key = rng.choice([*parent] if isinstance(parent, dict) else range(len(parent)))
+    if rng.random() < 0.3 and parent is not written and key != "":
+        del parent[key]
+        return json.dumps(written).encode()
+    if key == "":
+        return json.dumps(rng.choice(WRONG)).encode()
+    parent[key] = rng.choice(WRONG)
+    return json.dumps(written).encode()
+
+
+def of_trials(path: Path) -> None:
+    results = Results(str(path.parents[1]))
+    results.read()
+    results.states_and_unreadable()
+    for read in (results.read_trial, results.load_trial, results.state):
+        with suppress(TinyscaleError):
+            read(path.stem)
+
+
+def of_fits(path: Path) -> None:
+    folder, records = read_records(str(path.parents[1]))
+    for record in records:
+        describe(record)
+        with suppress(TinyscaleError):
+            predict_all(folder, [record], {"c": 1e15})
+
+
+def of_refits(path: Path) -> None:
+    folder, records = read_records(str(path.parents[1]))
+    name = path.name.partition(".")[0]
+    read_fit(folder, next(record for record in records if record.name == name))
+
+
+def of_leases(path: Path) -> None:
+    folder = Folder.at(path.parent)
+    Lease(folder, path.stem).claim()
+    held_trials(folder)
+    clear_void(folder)
+
+
+def of_calibration(_: Path) -> None:
+    forecast.learn([(known_trial(), 1.0)], 1)
+
+
+READERS: dict[str, tuple[str, Read]] = {
+    "sweep file": ("s.yaml", load_sweep),
+    "sweep record": ("sweeps/width.json", lambda path: Results(str(path.parents[1])).read_sweeps()),
+    "launch": ("launches/l.json", lambda path: read_launches(Folder.at(path.parent))),
+    "lease": ("leases/t0.json", of_leases),
+    "trial": ("trials/t0.parquet", of_trials),
+    "snapshot": (snapshot.NAME, lambda path: snapshot.load(Folder.at(path.parent), {"a": "a"}, SCHEMA)),
+    "fits": ("fits/fits.json", of_fits),
+    "points of a fit": ("tables/width-power-n.parquet", of_refits),
+    "refits": ("fits/grid-chinchilla.draws.parquet", of_refits),
+    "table as csv": ("r.csv", lambda path: read_groups(str(path))),
+    "table as jsonl": ("r.jsonl", lambda path: read_groups(str(path))),
+    "table as parquet": ("r.parquet", lambda path: read_groups(str(path))),
+    "text": ("t.txt", read_files),
+    "text as jsonl": ("t.jsonl", read_files),
+    "text as parquet": ("t.parquet", read_files),
+    "calibration": ("calibration.json", of_calibration),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(fitted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a whole file for each reader, to be copied."""
+    folder = tmp_path_factory.mktemp("whole") / "r"
+    shutil.copytree(fitted, folder, ignore=shutil.ignore_patterns("plots", "trials"))
+    results = Results(fitted)
+    (folder / "trials").mkdir()
+    first = results.read_sweeps()[0].trials[0]
+    shutil.copy(f"{fitted}/trials/{first}.parquet", folder / "trials" / "t0.parquet")
+    next((folder / "launches").glob("*.json")).rename(folder / "launches" / "l.json")
+    assert Lease(Folder.at(folder / "leases"), "t0").claim()
+    rows = results.read()[0].head(20)
+    snapshot.save(Folder.at(folder), snapshot.pa.Table.from_pandas(rows, SCHEMA).append_column("_stamp", [["a"] * 20]))
+    (folder / "s.yaml").write_bytes(next(path for path in SWEEPS if path.stem == "quickstart").read_bytes())
+    runs = runs_of_sizes()
+    runs.to_csv(folder / "r.csv", index=False)
+    runs.to_json(folder / "r.jsonl", orient="records", lines=True)
+    runs.to_parquet(folder / "r.parquet")
+    texts = pd.DataFrame({"text": ["one", "two two", "\u00e9"]})
+    texts.to_json(folder / "t.jsonl", orient="records", lines=True)
+    texts.to_parquet(folder / "t.parquet")
+    (folder / "t.txt").write_text("one<|endoftext|>two \u00e9")
+    (folder / "calibration.json").write_text(json.dumps({"s": {"step": 1.0, "evaluation": 1.0, "start": 0.0}}))
+    return folder
+
+
+def try_damage(whole: Path, folder: Path, name: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage the reader's file so many times; what comes out is nothing or an error in words."""
+    monkeypatch.setenv("TINYSCALE_CACHE", str(folder / "r"))
+    shutil.copytree(whole, folder / "r")
+    file, read = READERS[name]
+    path = folder / "r" / file
+    content = path.read_bytes()
+    read(path)
+    for seed in range(times):
+        path.write_bytes(damage(content, random.Random(seed)))
+        print(f"damage {seed} of {file}")
+        with suppress(TinyscaleError):
+            read(path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_read_or_is_an_error_in_words(
+    whole: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_damage(whole, tmp_path, name, 25, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_no_damage_of_thousands_ends_in_anything_else(
+    whole: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_damage(whole, tmp_path, name, 3000, monkeypatch)
