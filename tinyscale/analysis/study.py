@@ -12,14 +12,15 @@ from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.records import read_fit, read_records
-from tinyscale.analysis.runs import READERS, Group, by_setting, free_settings, read_groups, refuse_mixed
+from tinyscale.analysis.runs import Group, by_setting, free_settings, read_groups, refuse_mixed
+from tinyscale.analysis.table import explaining, refuse_scattered
+from tinyscale.analysis.table_file import ending_of
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws.optima import SETTINGS
-from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
 from tinyscale.storage import Folder
@@ -41,7 +42,8 @@ class Refusal:
 class Analysis:
     """fits: of every group that supports a law; contrasts: of arms; dropped: (sweep, arm) -> rows left out, by reason.
 
-    source: the file the runs came from, or TRIALS; written: paths, empty until `write_analysis`.
+    source: the file the runs came from, or TRIALS; reading: how the file's columns were read, in sentences; written:
+    paths, empty until `write_analysis`.
     """
 
     fits: tuple[AnyFit, ...]
@@ -49,6 +51,7 @@ class Analysis:
     refused: tuple[Refusal, ...]
     dropped: Mapping[tuple[str, str], Mapping[str, int]]
     source: str
+    reading: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
 
 
@@ -66,12 +69,10 @@ def find_laws(
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
     options: of `fit_law`.
     """
-    named = columns or {}
     if convention and convention != "all":
-        columns = {**CONVENTIONS[convention], **named}
+        columns = {**CONVENTIONS[convention], **(columns or {})}
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
-    _refuse_misnamed(groups, named)
-    options |= {"columns": columns, "every_convention": convention == "all"}
+    options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
     return Analysis(
@@ -80,6 +81,7 @@ def find_laws(
         refused=tuple(each for each in (*outcomes, *contrasts) if isinstance(each, Refusal)),
         dropped={(group.sweep, group.arm): group.dropped for group in groups},
         source=source,
+        reading=tuple(dict.fromkeys(note for group in groups for note in group.notes)),
     )
 
 
@@ -89,35 +91,24 @@ def _from(source: str, found: AnyFit) -> AnyFit:
 
 def source_of(location: str) -> str:
     """What a fit says of where its runs came from: TRIALS, or the file."""
-    if not location.endswith(tuple(READERS)):
+    if not ending_of(location):
         return TRIALS
     return location if "://" in location else str(Path(location).absolute())
 
 
-def _refuse_misnamed(groups: Sequence[Group], columns: Mapping[str, str]) -> None:
-    """FitError for a variable that no law has, or a column that is not there: else another law would be fitted."""
-    for variable in columns:
-        if variable not in (*COLUMNS, "weight"):
-            raise FitError(f"--columns {variable}=...: no law has {variable!r}; legal: {', '.join(COLUMNS)}, weight")
-        for group in groups:
-            column_of(group.frame, variable, columns)
-
-
-def _outcomes_of(
-    whole: Group, law: str | None, *, columns: Mapping[str, str] | None, **options: Any
-) -> Iterator[AnyFit | Refusal]:
+def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
     """The fits of a sweep's arm, or why there are none: a law of each setting, then laws of the best setting."""
     parts = _parts_of(whole, law)
-    note = untuned_note(whole.frame)
+    note = untuned_note(whole.frame, whole.columns)
     for group in parts:
         try:
-            for found in fit_group(group, law, columns=columns, **options):
+            for found in fit_group(group, law, **options):
                 yield replace(found, warnings=(*found.warnings, *note))
         except FitError as error:
             yield Refusal(group.sweep, str(error), group.title)
     if len(parts) != 1 and (law is None or whole.searched):
         # In a grid the settings need not be the question, so that they have no law is no news.
-        yield from (each for each in _tuned(whole, columns) if whole.searched or not isinstance(each, Refusal))
+        yield from (each for each in _tuned(whole) if whole.searched or not isinstance(each, Refusal))
 
 
 def _parts_of(whole: Group, law: str | None) -> list[Group]:
@@ -127,27 +118,42 @@ def _parts_of(whole: Group, law: str | None) -> list[Group]:
     return [] if whole.searched else by_setting(whole, law)
 
 
-def fit_group(
-    group: Group, law: str | None, *, columns: Mapping[str, str] | None, every_convention: bool, **options: Any
-) -> list[AnyFit]:
+def fit_group(group: Group, law: str | None, *, every_convention: bool, **options: Any) -> list[AnyFit]:
     """The laws that a group supports, the main one first. FitError when the main one is refused."""
     refuse_mixed(group)
+    columns, notes = group.columns, []
     main, *others = [law] if law else laws_for(group.frame, columns)
+    if group.unread is not None and main not in SETTINGS:
+        notes = refuse_scattered(group.frame, columns, group.unread)
     fits = [fit(group.frame, main, columns=columns, **options)]
     for name in others:
         with suppress(FitError):  # a second law is a bonus
             fits.append(fit(group.frame, name, columns=columns, **options))
-    fits = [replace(found, origin=_origin(group)) for found in fits]
+    fits = [replace(found, origin=_origin(group), warnings=(*notes, *found.warnings)) for found in fits]
+    fits = [_with_unread(found, group) for found in fits]
     return [_under_conventions(found, group) for found in fits] if every_convention else fits
 
 
-def _tuned(group: Group, columns: Mapping[str, str] | None) -> Iterator[AnyFit | Refusal]:
+def _with_unread(found: AnyFit, group: Group) -> AnyFit:
+    """The fit with a warning where a column of the table that nothing reads goes with what the law leaves over."""
+    if not isinstance(found, Fit) or not group.unread:
+        return found
+    residual = found.table()["residual"].to_numpy(float)
+    why = explaining(group.frame, residual, group.unread, len(residual) - len(found.params))
+    notes = [
+        f"what the law leaves over goes with {name}: fit its values apart, for example with --columns arm={name}"
+        for name in why
+    ]
+    return replace(found, warnings=(*notes, *found.warnings))
+
+
+def _tuned(group: Group) -> Iterator[AnyFit | Refusal]:
     """Laws of the best learning rate and batch where the runs support them, and why not where they do not."""
     for law in SETTINGS.values():
         if group.searched and law.name not in group.searched:
             continue
         try:
-            yield replace(fit(group.frame, law.name, columns=columns), origin=_origin(group))
+            yield replace(fit(group.frame, law.name, columns=group.columns), origin=_origin(group))
         except FitError as error:
             yield Refusal(group.sweep, str(error), group.title)
 
@@ -170,7 +176,7 @@ def contrasts_of(groups: Sequence[Group]) -> Iterator[Contrast | Refusal]:
     """
     for sweep in dict.fromkeys(group.sweep for group in groups):
         arms = [group for group in groups if group.sweep == sweep and not group.frame.empty and not group.searched]
-        free = {name for group in arms for name in free_settings(group.frame)}
+        free = {name for group in arms for name in free_settings(group.frame, columns=group.columns)}
         if len(arms) < 2 or free - {"lr"} or not all({*MATCH, "seed"} <= set(group.frame.columns) for group in arms):
             continue
         try:
@@ -199,7 +205,7 @@ def fit_to_draw(location: str, law: str | None = None, name: str | None = None) 
     """
     folder: Folder | None = None
     records: list[Record] = []
-    if not location.endswith(tuple(READERS)):
+    if not ending_of(location):
         with suppress(ResultsError):  # not fitted before
             folder, records = read_records(location)
     asked = [each for each in records if _is_asked(each, law, name)]

@@ -72,7 +72,7 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def fit(path: str | None, results: str | None, as_json: bool, **options: Any) -> None:
-    """Fit a scaling law to a results folder, or to any .csv, .parquet or .jsonl of runs at PATH.
+    """Fit a scaling law to a results folder, or to a table of runs at PATH: .csv, .tsv, .parquet, .json or .jsonl.
 
     One fit a sweep and arm: 95 % intervals, the error on the largest size held out, a plot.
     Writes fits/fits.json, tables/ and plots/ under the results folder.
@@ -82,6 +82,8 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
 
     done = analyse(path or results or "results", results or "results", **options)
     records = [found.record for found in done.fits]
+    for said in done.reading:
+        click.echo(said, err=as_json)
     if as_json:
         click.echo(json.dumps([record.as_json() for record in records], indent=1))
     else:

@@ -19,7 +19,7 @@ from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.laws.optima import SETTINGS, OptimaLaw, with_optimum
 from tinyscale.fitting.minimum import find_minimum
 from tinyscale.fitting.optima import Optima
-from tinyscale.fitting.points import column_of, group_sizes, varying
+from tinyscale.fitting.points import column_of, group_sizes, positive, varying
 from tinyscale.formatting import compact
 
 BATCH = "batch_tokens"  # each has a best rate of its own
@@ -44,9 +44,9 @@ def fit_tuning(frame: pd.DataFrame, law: str, *, columns: Mapping[str, str] | No
     setting = form.predicts
     counts = {name: column_of(frame, name, columns) for name in ("n", "d", "loss")}
     counts["setting"] = column_of(frame, setting, columns)
-    points = pd.DataFrame({name: frame[column].to_numpy(float) for name, column in counts.items()})
+    points = pd.DataFrame({name: positive(frame[column]) for name, column in counts.items()})
     if setting != BATCH and varying(frame, [BATCH]):
-        points[BATCH] = frame[BATCH].to_numpy(int)
+        points[BATCH] = positive(frame[BATCH]).astype(int)
     x = np.log(points[["n", "d"]].to_numpy())
     sizes = np.stack([group_sizes(x[:, 0]), group_sizes(x[:, 1], 0.05), points.get(BATCH, np.zeros(len(x), int))])
     configs, config = np.unique(sizes, axis=1, return_inverse=True)
