@@ -8,13 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.records import read_fit, read_records
-from tinyscale.analysis.runs import Group, by_setting, free_settings, read_groups, refuse_mixed
+from tinyscale.analysis.runs import (
+    Group,
+    by_setting,
+    free_settings,
+    keep_final,
+    read_groups,
+    refuse_mixed,
+    table_groups,
+)
 from tinyscale.analysis.table import explaining, refuse_scattered
-from tinyscale.analysis.table_file import ending_of
+from tinyscale.analysis.table_file import ending_of, typed
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
@@ -132,6 +142,56 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     fits = [replace(found, origin=_origin(group), warnings=(*notes, *found.warnings)) for found in fits]
     fits = [_with_unread(found, group) for found in fits]
     return [_under_conventions(found, group) for found in fits] if every_convention else fits
+
+
+def fit_frame(
+    frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
+) -> AnyFit:
+    """Fit a scaling law to a frame of results, or to any frame of one row per run, read as `tinyscale fit` reads it.
+
+    Of results only the last points of finished trials are kept; what was dropped is in the fit's `points` line.
+    law: left out, the one for what varies. columns: variables n, d, c, ... and loss, settings and labels -> the frame's
+    columns, where they have other names. options: of `fit_law` (delta, intervals, draws, holdout, seed). FitError when
+    the runs cannot support the law, or are several curves.
+    """
+    whole = _one_group(frame, columns or {})
+    refuse_mixed(whole)
+    parts = _parts_of(whole, law)
+    if len(parts) > 1:
+        free = free_settings(whole.frame, law, whole.columns)
+        first = whole.frame[free[0]].iloc[0]
+        raise FitError(
+            f"one size was run under several values of {', '.join(free)}, which are {len(parts)} curves: fit the rows "
+            f"of one, for example frame[frame[{free[0]!r}] == {first!r}], or law='lr' for the best rate"
+        )
+    main = law or laws_for(whole.frame, whole.columns)[0]
+    (found,) = fit_group(whole, main, every_convention=False, **options)
+    notes = (*found.warnings, *untuned_note(whole.frame, whole.columns), *whole.notes[1:])
+    return replace(found, warnings=notes)
+
+
+def _one_group(frame: pd.DataFrame, columns: Mapping[str, str]) -> Group:
+    """The rows of a frame that are fitted. FitError where there are none, or they are several groups."""
+    if frame.empty:
+        raise FitError("the frame has no rows; launch a sweep first, or look at what was filtered")
+    if {"trial", "state"} <= set(frame.columns):
+        kept, dropped = keep_final(_once(frame), columns)
+        groups = [Group("frame", "", "frame", kept, dropped, columns=columns)]
+        apart = "arm" if "arm" in kept and kept["arm"].nunique() > 1 else ""
+    else:
+        groups = table_groups(typed(frame), "frame", columns)
+        apart = "arm or task" if len(groups) > 1 else ""
+    if apart:
+        raise FitError(
+            f"the frame holds runs of more than one {apart}, whose laws are fitted apart: fit the rows of one, for "
+            "example ts.read_results('results', sweep=..., arm=...)"
+        )
+    return groups[0]
+
+
+def _once(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of results, each once: a trial of several sweeps may have been read for each of them."""
+    return frame.drop_duplicates([name for name in ("trial", "arm", "tokens", "decayed", "state") if name in frame])
 
 
 def _with_unread(found: AnyFit, group: Group) -> AnyFit:

@@ -68,6 +68,12 @@ def read_file(location: str) -> pd.DataFrame:
         raise ResultsError(f"{location}: cannot be read as {ending[1:]} ({error}); mend or export it again") from error
     if frame.empty:
         raise ResultsError(f"{location}: the file holds no rows of runs; add some below its header")
+    return typed(frame)
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a name for its index, distinct names of columns, and numbers and truths in place of their text."""
+    frame = frame.rename_axis(frame.index.name or "row")
     frame.columns = pd.Index(_distinct([str(name).strip() for name in frame.columns]))
     return frame.apply(_typed)
 
