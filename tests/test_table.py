@@ -292,3 +292,12 @@ def test_the_reading_is_printed_and_stays_out_of_json(tmp_path: Path) -> None:
     out = ("--results", str(tmp_path / "out"), "--bootstrap", "100")
     assert "read: n = N, d = D, loss = loss; c is not given" in invoke("fit", str(path), *out).stdout
     assert pd.read_json(io.StringIO(invoke("fit", str(path), *out, "--json").stdout)).shape[0] == 1
+
+
+def test_settings_that_go_together_are_named_once(tmp_path: Path) -> None:
+    frame = grid(4).drop(columns="C")
+    settings = ("norm", "activation", "schedule", "optimizer", "precision", "positions")
+    both = pd.concat([frame.assign(**dict.fromkeys(settings, value)) for value in "ab"])
+    titles = [found.origin.title for found in laws_of(tmp_path, both).fits]
+    assert len(titles) == 2
+    assert all(title.count("=") == 1 for title in titles)

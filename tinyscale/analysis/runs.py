@@ -196,11 +196,21 @@ def by_setting(group: Group, law: str | None = None) -> list[Group]:
     free = free_settings(group.frame, law, group.columns)
     if not free:
         return [group]
-    parts = []
-    for values, rows in group.frame.groupby(free, sort=False, dropna=False):
-        setting = "-".join(f"{name}={value}" for name, value in zip(free, values, strict=True))
+    parts, shown = [], _leading(group.frame, free)
+    for _, rows in group.frame.groupby(free, sort=False, dropna=False):
+        setting = "-".join(f"{name}={rows[name].iloc[0]}" for name in shown)
         parts.append(replace(group, title=f"{group.title}-{setting}", frame=_renumbered(rows)))
     return parts
+
+
+def _leading(frame: pd.DataFrame, settings: list[str]) -> list[str]:
+    """The settings without those that follow from one before: the others say all that tells the rows apart."""
+    texts = frame[settings].astype(str)
+    leading: list[str] = []
+    for name in settings:
+        if not any((texts.groupby(other)[name].nunique() == 1).all() for other in leading):
+            leading.append(name)
+    return leading
 
 
 def refuse_mixed(group: Group) -> None:
