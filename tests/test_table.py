@@ -301,3 +301,14 @@ def test_settings_that_go_together_are_named_once(tmp_path: Path) -> None:
     titles = [found.origin.title for found in laws_of(tmp_path, both).fits]
     assert len(titles) == 2
     assert all(title.count("=") == 1 for title in titles)
+
+
+def test_the_fits_of_a_file_can_be_drawn_from_the_folder_and_from_the_file(tmp_path: Path) -> None:
+    n, c = np.tile(np.geomspace(1e7, 1e9, 7), 4), np.repeat(np.geomspace(1e18, 1e20, 4), 7)
+    n = n * (c / 1e19) ** 0.5
+    path = save(tmp_path, pd.DataFrame({"size_of_model": n, "budget": c, "loss": law(n, c / (6 * n))}))
+    columns, out = ("--columns", "n=size_of_model"), str(tmp_path / "out")
+    assert invoke("fit", str(path), *columns, "--results", out).exit_code == 0
+    drawn = ("--figure", "curves", "--out", str(tmp_path / "curves.svg"))
+    for command in ((out, "--fit", "runs-isoflop"), (str(path), *columns, "--law", "isoflop")):
+        assert "curves.svg: runs-isoflop, fitted now" in invoke("plot", *command, *drawn).stdout

@@ -106,7 +106,10 @@ def _shown(value: Any) -> str:
 def _folder_groups(results: Results, columns: Mapping[str, str]) -> list[Group]:
     frame, set_aside = results.read()
     if frame.empty:
-        raise ResultsError(f"{results.trials}: no trials to fit; launch a sweep first, or name another folder or file")
+        raise ResultsError(
+            f"{results.trials}: no trials to fit; launch a sweep first, or name another folder or file "
+            "(fits of a file are shown by tinyscale plot)"
+        )
     refuse_misnamed(frame, columns)
     frame = frame.drop(columns=frame.columns[frame.isna().all()].difference(["val_loss"]))
     groups = []

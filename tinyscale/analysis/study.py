@@ -23,7 +23,7 @@ from tinyscale.analysis.runs import (
     refuse_mixed,
     table_groups,
 )
-from tinyscale.analysis.table import explaining, refuse_scattered
+from tinyscale.analysis.table import explaining, given_columns, refuse_scattered
 from tinyscale.analysis.table_file import ending_of, typed
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit
@@ -258,10 +258,13 @@ def _compare_at_chosen_rates(arms: Sequence[Group]) -> Iterator[Contrast | Refus
         yield from (replace(each, verdict=f"{each.verdict}; {how}") for each in compare_arms(chosen))
 
 
-def fit_to_draw(location: str, law: str | None = None, name: str | None = None) -> tuple[AnyFit, str]:
+def fit_to_draw(
+    location: str, law: str | None = None, name: str | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[AnyFit, str]:
     """The one fit at a results folder or a file of runs that answers to a law and a name in fits.json, and its origin.
 
-    It is read where `tinyscale fit` left all that a plot needs, else fitted. FitError when none answers, or several do.
+    It is read where `tinyscale fit` left all that a plot needs, else fitted, to the file that the fit was of. columns:
+    of `find_laws`. FitError when none answers, or several do.
     """
     folder: Folder | None = None
     records: list[Record] = []
@@ -273,12 +276,15 @@ def fit_to_draw(location: str, law: str | None = None, name: str | None = None) 
         return read_fit(folder, asked[0]), f"read from {folder}/fits.json"
     if len(asked) > 1:
         raise _which(asked)
-    done = find_laws(location, law=asked[0].law if asked else law)
+    if asked and asked[0].origin.source != TRIALS:
+        location, columns = asked[0].origin.source, columns or given_columns(asked[0].columns)
+    done = find_laws(location, law=asked[0].law if asked else law, columns=columns)
     fits = [found for found in done.fits if _is_asked(found.record, law, name)]
     if not fits:
         there = ", ".join(dict.fromkeys(each.name for each in (*records, *(found.record for found in done.fits))))
-        reasons = "\n".join(map(str, done.refused))
-        raise FitError(f"no fit {name or law} to draw" + (f"; there are {there}" if there else f"\n{reasons}"))
+        reasons = "\n".join([*map(str, done.refused), *done.reading])
+        which = f"no fit {name or law} to draw" if name or law else "no fit to draw"
+        raise FitError(which + (f"; there are {there}" if there else f"\n{reasons}"))
     if len(fits) > 1:
         raise _which([found.record for found in fits])
     return fits[0], "fitted now"

@@ -125,6 +125,13 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def given_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """Those columns of a fit to a table that stand in the table, and were not derived from others."""
+    return {
+        name: column for name, column in columns.items() if name in COLUMNS and not re.search(r"^6 |^ln | / 6 ", column)
+    }
+
+
 def _key(header: str) -> str:
     return re.sub(r"[^a-z0-9]", "", header.lower())
 

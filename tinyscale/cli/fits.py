@@ -24,16 +24,19 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-@click.command()
-@click.argument("path", required=False)
-@click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
-@click.option("--law", help="Law to fit; left out, the one for what varies.")
-@click.option(
+_columns_option = click.option(
     "--columns",
     callback=_read_columns,
     metavar="NAME=COLUMN,...",
     help="Columns of your own table, for example n=params,d=tokens,loss=val.",
 )
+
+
+@click.command()
+@click.argument("path", required=False)
+@click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
+@click.option("--law", help="Law to fit; left out, the one for what varies.")
+@_columns_option
 @click.option(
     "--pool",
     is_flag=True,
@@ -189,6 +192,7 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
 @results_argument("folder", "[RESULTS]")
 @click.option("--law", help="Draw the fit of this law.")
 @click.option("--fit", "name", help="Draw this fit, by its name in fits.json.")
+@_columns_option
 @click.option(
     "--figure",
     type=click.Choice(["law", "residuals", "curves"]),
@@ -203,15 +207,15 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     callback=_read_figure,
     help="File to write: .pdf, .svg or .png.",
 )
-def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path) -> None:
-    """Draw one fit for a paper, from what `tinyscale fit` left in RESULTS, or from a .csv, .parquet or .jsonl of runs.
+def plot(folder: str, law: str | None, name: str | None, columns: dict[str, str], figure: str, out: Path) -> None:
+    """Draw one fit for a paper, from what `tinyscale fit` left in RESULTS, or from a table of runs.
 
     A law that was not fitted there yet is fitted with its defaults, and not recorded.
     """
     from tinyscale.analysis.study import fit_to_draw
     from tinyscale.reporting.figures import draw_of, save_figure
 
-    found, origin = fit_to_draw(folder, law, name)
+    found, origin = fit_to_draw(folder, law, name, columns)
     save_figure(out, draw_of(found, figure))
     click.echo(f"wrote {out}: {found.record.name}, {origin}")
 
