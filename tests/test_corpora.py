@@ -187,3 +187,23 @@ def test_a_validation_set_larger_than_training_is_refused_with_what_is_legal(
 ) -> None:
     with pytest.raises(DataError, match=message):
         split(texts, val_bytes)
+
+
+def test_a_linked_folder_is_read_once_whatever_the_case_of_its_files(tmp_path: Path) -> None:
+    text, store = tmp_path / "text", tmp_path / "store"
+    for folder in (text, store):
+        folder.mkdir()
+    (text / "part1.txt").write_text("one")
+    (store / "PART2.TXT").write_text("two")
+    (text / "more").symlink_to(store)
+    (store / "back").symlink_to(text)
+    assert sorted(documents(str(text))) == ["one", "two"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_also_where_it_was_converted_as_latin_1(tmp_path: Path, encoding: str) -> None:
+    content = "One line.\nAnother line, with an umlaut: ü.\n".encode(encoding)
+    for raw in (content, content.decode("latin-1").encode()):
+        (tmp_path / "text.txt").write_bytes(raw)
+        with pytest.raises(DataError, match=r"UTF-16, not UTF-8; convert the original, .* iconv -f utf-16"):
+            documents(str(tmp_path / "text.txt"))

@@ -60,6 +60,23 @@ def test_batches_of_different_size_have_best_rates_of_their_own() -> None:
         fit_tuning(rounded[rounded["n"] <= n[1]], "lr")
 
 
+@pytest.mark.parametrize("follow", [False, True])
+def test_the_best_rate_goes_with_the_batch_where_batches_differ(follow: bool) -> None:
+    n = np.geomspace(5e7, 5e9, 6)
+    batches = (
+        {2**16: n[:4], 2**18: n[1:5], 2**20: n[2:]} if not follow else {2**14 * 4**k: n[k : k + 1] for k in range(6)}
+    )
+    parts = [swept(1e3 * sizes**-0.7 * (batch / 2**18) ** 0.5, sizes, 20 * sizes).assign(batch_tokens=batch)
+             for batch, sizes in batches.items()]  # fmt: skip
+    found = fit_tuning(pd.concat(parts), "lr")
+    if follow:
+        assert any("batches differ" in note for note in found.warnings)
+    else:
+        assert [found.params[name] for name in ("p", "r")] == pytest.approx([-0.7, 0.5], abs=0.05)
+        assert found.formula == "lr* = k N^p B^r"
+        assert best_setting(found.estimates, 1e9, 2e10, 2**18) == pytest.approx(1e3 * 1e9**-0.7, rel=0.1)
+
+
 def drawn(at: float, trials: int, seed: int) -> tuple[list[float], list[float]]:
     """Rates as TPE draws them, crowded about the best one, and lopsided losses with 0.3 % of noise."""
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=trials // 3))

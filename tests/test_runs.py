@@ -187,10 +187,10 @@ def test_another_file_of_the_same_name_does_not_replace_a_fit(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("n", "12M", "column n: 1 of 40 values are not positive numbers, the first is '12M' in row 3"),
-        ("n", 0, "the first is 0.0 in row 3"),
-        ("d", np.nan, "column d: 1 of 40 values"),
-        ("loss", -1.0, "the first is -1.0 in row 3"),
+        ("n", "large", "column n: 1 of 40 values are not positive numbers, the first is 'large' in line 5"),
+        ("n", 0, "the first is 0.0 in line 5"),
+        ("d", np.nan, "column d: 1 of 40 values are not positive numbers, the first is blank in line 5"),
+        ("loss", -1.0, "the first is -1.0 in line 5"),
     ],
 )
 def test_a_value_that_is_no_size_is_refused_and_no_law_without_it_fitted(
@@ -215,7 +215,7 @@ def test_intervals_and_delta_are_chosen_on_the_command_line(tmp_path: Path) -> N
 
 def test_a_file_of_another_kind_is_answered_with_the_kinds_there_are(tmp_path: Path) -> None:
     (tmp_path / "runs.txt").write_text("a")
-    with pytest.raises(ResultsError, match=r"ends in \.csv, \.parquet, \.jsonl"):
+    with pytest.raises(ResultsError, match=r"ends in \.csv, \.tsv, \.parquet, \.json"):
         read_groups(str(tmp_path / "runs.txt"))
 
 

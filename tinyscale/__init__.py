@@ -4,7 +4,7 @@
 
     ts.launch("sweeps/quickstart.yaml")          # trains missing trials; writes rows to results/
     frame = ts.read_results("results")           # a DataFrame, one row per point
-    law = ts.fit(frame[frame["decayed"]])        # the law of the variables that vary
+    law = ts.fit(frame)                          # the law of the variables that vary, of the final points
     ts.plot_fit(law)
     ts.predict("results", n=1e7)                 # from the fits that `tinyscale fit` wrote
 
@@ -17,14 +17,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyscale.api import launch, plan_launch, predict
-    from tinyscale.fitting import fit
+    from tinyscale.api import fit, launch, plan_launch, predict
     from tinyscale.reporting.plot_law import plot_fit
     from tinyscale.results.store import read_results
     from tinyscale.spec.sweep import load_sweep
 
 _HOMES = {
-    "fit": "tinyscale.fitting",
+    "fit": "tinyscale.api",
     "launch": "tinyscale.api",
     "load_sweep": "tinyscale.spec.sweep",
     "plan_launch": "tinyscale.api",

@@ -9,10 +9,13 @@ import pandas as pd
 
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import read_records
+from tinyscale.analysis.study import fit_frame as fit
 from tinyscale.machine import this_machine
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Sweep, load_sweep
+
+__all__ = ["fit", "launch", "plan_launch", "predict"]
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Summary

@@ -44,7 +44,7 @@ def best_rate(trial: Trial, laws: Sequence[Record]) -> tuple[float, str]:
         )
     law = max(agree, key=lambda law: law.points)
     n = float(getattr(trial.parameters, law.columns["n"]))
-    rate = min(LARGEST, float(f"{best_setting(law.estimates, n, trial.tokens):.3g}"))
+    rate = min(LARGEST, float(f"{best_setting(law.estimates, n, trial.tokens, train.batch_tokens):.3g}"))
     return rate, ", ".join([f"N = {compact(n)}, by the law {law.name}", *_doubts(law, n, train.batch_tokens)])
 
 

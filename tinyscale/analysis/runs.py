@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from tinyscale.analysis.table import Reading, read_table, refuse_misnamed
+from tinyscale.analysis.table_file import ENDINGS, ending_of, read_file, stem_of
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.laws import LAWS
-from tinyscale.fitting.points import COLUMNS, column_of, varying
+from tinyscale.fitting.points import column_of, varying
 from tinyscale.fitting.support import laws_for
 from tinyscale.results.store import Results, sweep_points
 from tinyscale.spec.config import BUDGETS, ModelConfig, TrainConfig
-from tinyscale.storage import Folder
-
-READERS: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
-    ".csv": pd.read_csv,
-    ".parquet": pd.read_parquet,
-    ".jsonl": lambda file: pd.read_json(file, lines=True),
-}
 
 # Losses compare only where these agree; a group that mixes them is refused.
 SAME_TASK = ("corpus_hash", "tokenizer_hash", "val_tokens")
@@ -32,6 +27,8 @@ SETTINGS = (
     *(name for part in (ModelConfig, TrainConfig) for name in part.model_fields if name not in NO_SETTING),
     "unique_tokens",
 )
+LABELS = ("state", "decayed", "trial")
+BLANK_ARM = "base"  # of rows of a table that name no arm
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,8 @@ class Group:
 
     title: the sweep, then the arm where the sweep has several, then the setting; dropped: reason -> rows; diverged: a
     row for each trial that did; searched: settings that were drawn by a search, each draw another.
+    Of a table: columns (variable of a law -> its column), notes on how it was read, and unread, the columns that
+    nothing reads (None: of results, or where runs that differ are fitted together as was asked).
     """
 
     sweep: str
@@ -49,45 +48,69 @@ class Group:
     dropped: Mapping[str, int]
     diverged: pd.DataFrame = field(default_factory=pd.DataFrame)
     searched: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] | None = None
 
 
 def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:
-    """The groups under a results folder, by sweep and arm, or those of a .csv, .parquet or .jsonl file, by `arm`.
+    """The groups under a results folder, by sweep and arm, or those of a file of runs (ENDINGS), by task and arm.
 
     ResultsError when there is nothing to read, FitError when pooled runs do not compare.
     """
-    if PurePosixPath(location).suffix in READERS:
-        found = _file_groups(location, columns)
+    if ending_of(location):
+        found = table_groups(read_file(location), stem_of(location), columns)
     elif Path(location).is_file():
-        raise ResultsError(f"{location}: a file of runs ends in {', '.join(READERS)}; or give a results folder")
+        endings = f"{', '.join(ENDINGS)} (or these with .gz)"
+        raise ResultsError(f"{location}: a file of runs ends in {endings}; or give a results folder")
     else:
-        found = _folder_groups(Results(location), columns)
+        found = _folder_groups(Results(location), columns or {})
     if pool:
         together = pd.concat([group.frame for group in found])
         if "trial" in together:
             together = together.drop_duplicates("trial")
-        found = [Group("pooled", "", "pooled", together, _total(group.dropped for group in found))]
+        dropped = _total(group.dropped for group in found)
+        found = [Group("pooled", "", "pooled", together, dropped, columns=found[0].columns, notes=found[0].notes)]
     return found
 
 
-def _file_groups(location: str, columns: Mapping[str, str] | None) -> list[Group]:
-    path = PurePosixPath(location)
-    folder = Folder.at(str(path.parent) if "://" not in location else location.rsplit("/", 1)[0])
-    try:
-        frame = READERS[path.suffix](io.BytesIO(folder.read(path.name)))
-    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
-        raise ResultsError(f"{location}: cannot be read as {path.suffix[1:]} ({error})") from error
-    kept, dropped = keep_final(frame, columns)
-    if "arm" not in kept:
-        return [Group(path.stem, "", path.stem, kept, dropped)]
-    arms = kept.groupby("arm", sort=False)
-    return [Group(path.stem, str(arm), f"{path.stem}-{arm}", rows, dropped) for arm, rows in arms]
+def table_groups(frame: pd.DataFrame, name: str, columns: Mapping[str, str] | None = None) -> list[Group]:
+    """The groups of a table of runs: by task, which do not compare, and by arm, which do."""
+    reading = read_table(frame, columns or {}, (*SETTINGS, *SAME_TASK, *LABELS))
+    kept, dropped = keep_final(reading.frame, reading.columns)
+    if not reading.tasks or kept.empty:
+        return _arms_of(name, kept, dropped, reading)
+    parts = kept.groupby(list(reading.tasks), sort=False, dropna=False)
+    return [
+        group
+        for values, rows in parts
+        for group in _arms_of("-".join([name, *map(_shown, values)]), rows, dropped, reading)
+    ]
 
 
-def _folder_groups(results: Results, columns: Mapping[str, str] | None) -> list[Group]:
+def _arms_of(sweep: str, rows: pd.DataFrame, dropped: Mapping[str, int], reading: Reading) -> list[Group]:
+    """The rows by `arm`; those that name none are an arm of their own."""
+    whole = Group(sweep, "", sweep, rows, dropped, columns=reading.columns, notes=reading.notes, unread=reading.unused)
+    if "arm" not in rows or rows["arm"].isna().all():
+        return [whole]
+    arm = rows["arm"].astype(object)
+    arm = arm.where(arm.notna(), "blank" if (arm == BLANK_ARM).any() else BLANK_ARM)
+    arms = rows.assign(arm=arm).groupby("arm", sort=False)
+    return [replace(whole, arm=str(arm), title=f"{sweep}-{arm}", frame=part) for arm, part in arms]
+
+
+def _shown(value: Any) -> str:
+    return "blank" if pd.isna(value) else str(value)
+
+
+def _folder_groups(results: Results, columns: Mapping[str, str]) -> list[Group]:
     frame, set_aside = results.read()
     if frame.empty:
-        raise ResultsError(f"{results.trials}: no trials to fit; launch a sweep first, or name another folder or file")
+        raise ResultsError(
+            f"{results.trials}: no trials to fit; launch a sweep first, or name another folder or file "
+            "(fits of a file are shown by tinyscale plot)"
+        )
+    refuse_misnamed(frame, columns)
     frame = frame.drop(columns=frame.columns[frame.isna().all()].difference(["val_loss"]))
     groups = []
     for record in results.read_sweeps():
@@ -100,7 +123,7 @@ def _folder_groups(results: Results, columns: Mapping[str, str] | None) -> list[
             groups.append(Group(record.name, str(arm), title, kept, dropped, diverged, record.searched))
     groups = groups or [Group("all", "", "all", *keep_final(frame, columns))]
     unread = {"file that cannot be read": len(set_aside)} if set_aside else {}
-    return [replace(group, dropped={**group.dropped, **unread}) for group in groups]
+    return [replace(group, dropped={**group.dropped, **unread}, columns=columns) for group in groups]
 
 
 def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -121,7 +144,12 @@ def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) ->
         drop(~frame["decayed"].fillna(value=False).astype(bool), "before the end of its schedule")
     if len(frame):
         drop(frame[column_of(frame, "loss", columns)].isna(), "no loss")
-    return frame.reset_index(drop=True), dropped
+    return _renumbered(frame), dropped
+
+
+def _renumbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows numbered again, but those of a table, whose numbers are where they stand in the file."""
+    return frame if frame.index.name else frame.reset_index(drop=True)
 
 
 def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -132,38 +160,60 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def free_settings(frame: pd.DataFrame, law: str | None = None) -> list[str]:
+def free_settings(frame: pd.DataFrame, law: str | None = None, columns: Mapping[str, str] | None = None) -> list[str]:
     """Settings (lr, context, ...) of which one size was run under several, and that a joint law does not read.
 
     law: left out, the one for what varies.
     """
-    sizes = ["n_non_embedding", "tokens"]
-    if frame.empty or "n_non_embedding" not in frame or not varying(frame, sizes):
+    sizes = [name for variable in ("n", "d") if (name := _column(frame, variable, columns))]
+    sizes = sizes or [name for name in (_column(frame, "c", columns),) if name]
+    if frame.empty or not sizes or not varying(frame, sizes):
         return []  # of one size, the setting is what was swept
-    free = [name for name in varying(frame, SETTINGS) if (frame.groupby(sizes)[name].nunique() > 1).any()]
-    return [name for name in free if name not in _read_jointly(law, frame)]
+    settings = dict.fromkeys((*SETTINGS, *((columns or {}).get(name, "") for name in ("t", "u"))))
+    swept = varying(frame, list(settings))
+    of_results = not frame.index.name  # in which a column that came later is blank in older files
+    free = [name for name in swept if (frame.groupby(sizes)[name].nunique(dropna=of_results) > 1).any()]
+    return [name for name in free if name not in _read_jointly(law, frame, columns)]
 
 
-def _read_jointly(law: str | None, frame: pd.DataFrame) -> set[str]:
+def _column(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None) -> str:
+    """The column of a variable, or an empty name where there is none."""
+    try:
+        return column_of(frame, variable, columns)
+    except FitError:
+        return ""
+
+
+def _read_jointly(law: str | None, frame: pd.DataFrame, columns: Mapping[str, str] | None) -> set[str]:
     """The columns of a law of several variables, such as unique_tokens; a law of one reads the slice that is left."""
     try:
-        name = law or laws_for(frame)[0]
+        name = law or laws_for(frame, columns)[0]
     except FitError:
         return set()
     variables = LAWS[name].variables if name in LAWS else ()
-    return {COLUMNS[variable] for variable in variables} if len(variables) > 1 else set()
+    return {_column(frame, variable, columns) for variable in variables} if len(variables) > 1 else set()
 
 
 def by_setting(group: Group, law: str | None = None) -> list[Group]:
     """The group, split where one size was run under several settings: they are different curves."""
-    free = free_settings(group.frame, law)
+    free = free_settings(group.frame, law, group.columns)
     if not free:
         return [group]
-    parts = []
-    for values, rows in group.frame.groupby(free, sort=False, dropna=False):
-        setting = "-".join(f"{name}={value}" for name, value in zip(free, values, strict=True))
-        parts.append(replace(group, title=f"{group.title}-{setting}", frame=rows.reset_index(drop=True)))
+    parts, shown = [], _leading(group.frame, free)
+    for _, rows in group.frame.groupby(free, sort=False, dropna=False):
+        setting = "-".join(f"{name}={rows[name].iloc[0]}" for name in shown)
+        parts.append(replace(group, title=f"{group.title}-{setting}", frame=_renumbered(rows)))
     return parts
+
+
+def _leading(frame: pd.DataFrame, settings: list[str]) -> list[str]:
+    """The settings without those that follow from one before: the others say all that tells the rows apart."""
+    texts = frame[settings].astype(str)
+    leading: list[str] = []
+    for name in settings:
+        if not any((texts.groupby(other)[name].nunique() == 1).all() for other in leading):
+            leading.append(name)
+    return leading
 
 
 def refuse_mixed(group: Group) -> None:

@@ -8,18 +8,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.records import read_fit, read_records
-from tinyscale.analysis.runs import READERS, Group, by_setting, free_settings, read_groups, refuse_mixed
+from tinyscale.analysis.runs import (
+    Group,
+    by_setting,
+    free_settings,
+    keep_final,
+    read_groups,
+    refuse_mixed,
+    table_groups,
+)
+from tinyscale.analysis.table import explaining, given_columns, refuse_scattered
+from tinyscale.analysis.table_file import ending_of, typed
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws.optima import SETTINGS
-from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
 from tinyscale.storage import Folder
@@ -41,7 +52,8 @@ class Refusal:
 class Analysis:
     """fits: of every group that supports a law; contrasts: of arms; dropped: (sweep, arm) -> rows left out, by reason.
 
-    source: the file the runs came from, or TRIALS; written: paths, empty until `write_analysis`.
+    source: the file the runs came from, or TRIALS; reading: how the file's columns were read, in sentences; written:
+    paths, empty until `write_analysis`.
     """
 
     fits: tuple[AnyFit, ...]
@@ -49,6 +61,7 @@ class Analysis:
     refused: tuple[Refusal, ...]
     dropped: Mapping[tuple[str, str], Mapping[str, int]]
     source: str
+    reading: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
 
 
@@ -66,12 +79,10 @@ def find_laws(
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
     options: of `fit_law`.
     """
-    named = columns or {}
     if convention and convention != "all":
-        columns = {**CONVENTIONS[convention], **named}
+        columns = {**CONVENTIONS[convention], **(columns or {})}
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
-    _refuse_misnamed(groups, named)
-    options |= {"columns": columns, "every_convention": convention == "all"}
+    options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
     return Analysis(
@@ -80,6 +91,7 @@ def find_laws(
         refused=tuple(each for each in (*outcomes, *contrasts) if isinstance(each, Refusal)),
         dropped={(group.sweep, group.arm): group.dropped for group in groups},
         source=source,
+        reading=tuple(dict.fromkeys(note for group in groups for note in group.notes)),
     )
 
 
@@ -89,35 +101,24 @@ def _from(source: str, found: AnyFit) -> AnyFit:
 
 def source_of(location: str) -> str:
     """What a fit says of where its runs came from: TRIALS, or the file."""
-    if not location.endswith(tuple(READERS)):
+    if not ending_of(location):
         return TRIALS
     return location if "://" in location else str(Path(location).absolute())
 
 
-def _refuse_misnamed(groups: Sequence[Group], columns: Mapping[str, str]) -> None:
-    """FitError for a variable that no law has, or a column that is not there: else another law would be fitted."""
-    for variable in columns:
-        if variable not in (*COLUMNS, "weight"):
-            raise FitError(f"--columns {variable}=...: no law has {variable!r}; legal: {', '.join(COLUMNS)}, weight")
-        for group in groups:
-            column_of(group.frame, variable, columns)
-
-
-def _outcomes_of(
-    whole: Group, law: str | None, *, columns: Mapping[str, str] | None, **options: Any
-) -> Iterator[AnyFit | Refusal]:
+def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
     """The fits of a sweep's arm, or why there are none: a law of each setting, then laws of the best setting."""
     parts = _parts_of(whole, law)
-    note = untuned_note(whole.frame)
+    note = untuned_note(whole.frame, whole.columns)
     for group in parts:
         try:
-            for found in fit_group(group, law, columns=columns, **options):
+            for found in fit_group(group, law, **options):
                 yield replace(found, warnings=(*found.warnings, *note))
         except FitError as error:
             yield Refusal(group.sweep, str(error), group.title)
     if len(parts) != 1 and (law is None or whole.searched):
         # In a grid the settings need not be the question, so that they have no law is no news.
-        yield from (each for each in _tuned(whole, columns) if whole.searched or not isinstance(each, Refusal))
+        yield from (each for each in _tuned(whole) if whole.searched or not isinstance(each, Refusal))
 
 
 def _parts_of(whole: Group, law: str | None) -> list[Group]:
@@ -127,27 +128,92 @@ def _parts_of(whole: Group, law: str | None) -> list[Group]:
     return [] if whole.searched else by_setting(whole, law)
 
 
-def fit_group(
-    group: Group, law: str | None, *, columns: Mapping[str, str] | None, every_convention: bool, **options: Any
-) -> list[AnyFit]:
+def fit_group(group: Group, law: str | None, *, every_convention: bool, **options: Any) -> list[AnyFit]:
     """The laws that a group supports, the main one first. FitError when the main one is refused."""
     refuse_mixed(group)
+    columns, notes = group.columns, []
     main, *others = [law] if law else laws_for(group.frame, columns)
+    if group.unread is not None and main not in SETTINGS:
+        notes = refuse_scattered(group.frame, columns, group.unread)
     fits = [fit(group.frame, main, columns=columns, **options)]
     for name in others:
         with suppress(FitError):  # a second law is a bonus
             fits.append(fit(group.frame, name, columns=columns, **options))
-    fits = [replace(found, origin=_origin(group)) for found in fits]
+    fits = [replace(found, origin=_origin(group), warnings=(*notes, *found.warnings)) for found in fits]
+    fits = [_with_unread(found, group) for found in fits]
     return [_under_conventions(found, group) for found in fits] if every_convention else fits
 
 
-def _tuned(group: Group, columns: Mapping[str, str] | None) -> Iterator[AnyFit | Refusal]:
+def fit_frame(
+    frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
+) -> AnyFit:
+    """Fit a scaling law to a frame of results, or to any frame of one row per run, read as `tinyscale fit` reads it.
+
+    Of results only the last points of finished trials are kept; what was dropped is in the fit's `points` line.
+    law: left out, the one for what varies. columns: variables n, d, c, ... and loss, settings and labels -> the frame's
+    columns, where they have other names. options: of `fit_law` (delta, intervals, draws, holdout, seed). FitError when
+    the runs cannot support the law, or are several curves.
+    """
+    whole = _one_group(frame, columns or {})
+    refuse_mixed(whole)
+    parts = _parts_of(whole, law)
+    if len(parts) > 1:
+        free = free_settings(whole.frame, law, whole.columns)
+        first = whole.frame[free[0]].iloc[0]
+        raise FitError(
+            f"one size was run under several values of {', '.join(free)}, which are {len(parts)} curves: fit the rows "
+            f"of one, for example frame[frame[{free[0]!r}] == {first!r}], or law='lr' for the best rate"
+        )
+    main = law or laws_for(whole.frame, whole.columns)[0]
+    (found,) = fit_group(whole, main, every_convention=False, **options)
+    notes = (*found.warnings, *untuned_note(whole.frame, whole.columns), *whole.notes[1:])
+    return replace(found, warnings=notes)
+
+
+def _one_group(frame: pd.DataFrame, columns: Mapping[str, str]) -> Group:
+    """The rows of a frame that are fitted. FitError where there are none, or they are several groups."""
+    if frame.empty:
+        raise FitError("the frame has no rows; launch a sweep first, or look at what was filtered")
+    if {"trial", "state"} <= set(frame.columns):
+        kept, dropped = keep_final(_once(frame), columns)
+        groups = [Group("frame", "", "frame", kept, dropped, columns=columns)]
+        apart = "arm" if "arm" in kept and kept["arm"].nunique() > 1 else ""
+    else:
+        groups = table_groups(typed(frame), "frame", columns)
+        apart = "arm or task" if len(groups) > 1 else ""
+    if apart:
+        raise FitError(
+            f"the frame holds runs of more than one {apart}, whose laws are fitted apart: fit the rows of one, for "
+            "example ts.read_results('results', sweep=..., arm=...)"
+        )
+    return groups[0]
+
+
+def _once(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of results, each once: a trial of several sweeps may have been read for each of them."""
+    return frame.drop_duplicates([name for name in ("trial", "arm", "tokens", "decayed", "state") if name in frame])
+
+
+def _with_unread(found: AnyFit, group: Group) -> AnyFit:
+    """The fit with a warning where a column of the table that nothing reads goes with what the law leaves over."""
+    if not isinstance(found, Fit) or not group.unread:
+        return found
+    residual = found.table()["residual"].to_numpy(float)
+    why = explaining(group.frame, residual, group.unread, len(residual) - len(found.params))
+    notes = [
+        f"what the law leaves over goes with {name}: fit its values apart, for example with --columns arm={name}"
+        for name in why
+    ]
+    return replace(found, warnings=(*notes, *found.warnings))
+
+
+def _tuned(group: Group) -> Iterator[AnyFit | Refusal]:
     """Laws of the best learning rate and batch where the runs support them, and why not where they do not."""
     for law in SETTINGS.values():
         if group.searched and law.name not in group.searched:
             continue
         try:
-            yield replace(fit(group.frame, law.name, columns=columns), origin=_origin(group))
+            yield replace(fit(group.frame, law.name, columns=group.columns), origin=_origin(group))
         except FitError as error:
             yield Refusal(group.sweep, str(error), group.title)
 
@@ -170,7 +236,7 @@ def contrasts_of(groups: Sequence[Group]) -> Iterator[Contrast | Refusal]:
     """
     for sweep in dict.fromkeys(group.sweep for group in groups):
         arms = [group for group in groups if group.sweep == sweep and not group.frame.empty and not group.searched]
-        free = {name for group in arms for name in free_settings(group.frame)}
+        free = {name for group in arms for name in free_settings(group.frame, columns=group.columns)}
         if len(arms) < 2 or free - {"lr"} or not all({*MATCH, "seed"} <= set(group.frame.columns) for group in arms):
             continue
         try:
@@ -192,14 +258,17 @@ def _compare_at_chosen_rates(arms: Sequence[Group]) -> Iterator[Contrast | Refus
         yield from (replace(each, verdict=f"{each.verdict}; {how}") for each in compare_arms(chosen))
 
 
-def fit_to_draw(location: str, law: str | None = None, name: str | None = None) -> tuple[AnyFit, str]:
+def fit_to_draw(
+    location: str, law: str | None = None, name: str | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[AnyFit, str]:
     """The one fit at a results folder or a file of runs that answers to a law and a name in fits.json, and its origin.
 
-    It is read where `tinyscale fit` left all that a plot needs, else fitted. FitError when none answers, or several do.
+    It is read where `tinyscale fit` left all that a plot needs, else fitted, to the file that the fit was of. columns:
+    of `find_laws`. FitError when none answers, or several do.
     """
     folder: Folder | None = None
     records: list[Record] = []
-    if not location.endswith(tuple(READERS)):
+    if not ending_of(location):
         with suppress(ResultsError):  # not fitted before
             folder, records = read_records(location)
     asked = [each for each in records if _is_asked(each, law, name)]
@@ -207,12 +276,15 @@ def fit_to_draw(location: str, law: str | None = None, name: str | None = None) 
         return read_fit(folder, asked[0]), f"read from {folder}/fits.json"
     if len(asked) > 1:
         raise _which(asked)
-    done = find_laws(location, law=asked[0].law if asked else law)
+    if asked and asked[0].origin.source != TRIALS:
+        location, columns = asked[0].origin.source, columns or given_columns(asked[0].columns)
+    done = find_laws(location, law=asked[0].law if asked else law, columns=columns)
     fits = [found for found in done.fits if _is_asked(found.record, law, name)]
     if not fits:
         there = ", ".join(dict.fromkeys(each.name for each in (*records, *(found.record for found in done.fits))))
-        reasons = "\n".join(map(str, done.refused))
-        raise FitError(f"no fit {name or law} to draw" + (f"; there are {there}" if there else f"\n{reasons}"))
+        reasons = "\n".join([*map(str, done.refused), *done.reading])
+        which = f"no fit {name or law} to draw" if name or law else "no fit to draw"
+        raise FitError(which + (f"; there are {there}" if there else f"\n{reasons}"))
     if len(fits) > 1:
         raise _which([found.record for found in fits])
     return fits[0], "fitted now"

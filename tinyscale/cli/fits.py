@@ -24,16 +24,19 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-@click.command()
-@click.argument("path", required=False)
-@click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
-@click.option("--law", help="Law to fit.  [default: chosen by what varies]")
-@click.option(
+_columns_option = click.option(
     "--columns",
     callback=_read_columns,
     metavar="NAME=COLUMN,...",
     help="Columns of your own table, for example n=params,d=tokens,loss=val.",
 )
+
+
+@click.command()
+@click.argument("path", required=False)
+@click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
+@click.option("--law", help="Law to fit.  [default: chosen by what varies]")
+@_columns_option
 @click.option(
     "--pool",
     is_flag=True,
@@ -78,15 +81,17 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
 def fit(path: str | None, results: str | None, as_json: bool, **options: Any) -> None:
     """Fit scaling laws to a results folder or a table of runs.
 
-    PATH is a results folder, or a .csv, .parquet or .jsonl with one row per run. Each sweep and arm has one fit: 95 %
-    intervals, the error on the held-out largest size, a plot. Writes fits/fits.json, tables/ and plots/ under the
-    results folder.
+    PATH is a results folder, or a .csv, .tsv, .parquet, .json or .jsonl with one row per run. Each sweep and arm has
+    one fit: 95 % intervals, the error on the held-out largest size, a plot. Writes fits/fits.json, tables/ and plots/
+    under the results folder.
     """
     from tinyscale.fitting.text import describe
     from tinyscale.reporting.write import analyse
 
     done = analyse(path or results or "results", results or "results", **options)
     records = [found.record for found in done.fits]
+    for said in done.reading:
+        echo(said, err=as_json)
     if as_json:
         click.echo(json.dumps([record.as_json() for record in records], indent=1))
     else:
@@ -199,6 +204,7 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
 @results_argument("folder", "[RESULTS]")
 @click.option("--law", help="Plot the fit of this law.")
 @click.option("--fit", "name", help="Plot this fit, by its name in fits.json.")
+@_columns_option
 @click.option(
     "--figure",
     type=click.Choice(["law", "residuals", "curves"]),
@@ -213,7 +219,7 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     callback=_read_figure,
     help="File to write: .pdf, .svg or .png.",
 )
-def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path) -> None:
+def plot(folder: str, law: str | None, name: str | None, columns: dict[str, str], figure: str, out: Path) -> None:
     """Save one fit as a figure for a paper.
 
     RESULTS is a folder with fits of `tinyscale fit`, or a .csv, .parquet or .jsonl of runs. A law without a fit there
@@ -222,7 +228,7 @@ def plot(folder: str, law: str | None, name: str | None, figure: str, out: Path)
     from tinyscale.analysis.study import fit_to_draw
     from tinyscale.reporting.figures import draw_of, save_figure
 
-    found, origin = fit_to_draw(folder, law, name)
+    found, origin = fit_to_draw(folder, law, name, columns)
     save_figure(out, draw_of(found, figure))
     echo(f"wrote {out}: {found.record.name}, {origin}")
 

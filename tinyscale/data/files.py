@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,14 +45,25 @@ class Files:
 def read_files(path: Path) -> list[str]:
     """The documents of a file, or of every .txt, .jsonl and .parquet file in a folder and its subfolders.
 
-    DataError names the file and the line that cannot be read as text.
+    Linked folders are entered, each once. DataError names the file and the line that cannot be read as text.
     """
     if not path.is_dir():
         return _file(path)
-    paths = sorted(found for found in path.rglob("*") if found.suffix in _READERS and found.is_file())
+    paths = sorted(_files_in(path))
     if not paths:
         raise DataError(f"{path}: no {', '.join(_READERS)} file in this folder or its subfolders")
     return [text for found in paths for text in _file(found)]
+
+
+def _files_in(path: Path) -> Iterator[Path]:
+    """The files that can be read in a folder and in its subfolders and linked folders, where links may lead back."""
+    entered: set[Path] = set()
+    for name_of_folder, below, names in os.walk(path, followlinks=True):
+        folder = Path(name_of_folder)
+        entered.add(folder.resolve())
+        below[:] = sorted(name for name in below if (folder / name).resolve() not in entered)
+        entered.update((folder / name).resolve() for name in below)
+        yield from (found for name in names if (found := folder / name).suffix.lower() in _READERS and found.is_file())
 
 
 def between_separators(text: str) -> list[str]:
@@ -59,11 +72,11 @@ def between_separators(text: str) -> list[str]:
 
 
 def _file(path: Path) -> list[str]:
-    if path.suffix not in _READERS:
+    if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: a file of type {path.suffix or '(none)'} cannot be read; use {', '.join(_READERS)}")
     # Empty documents are left out: they have no tokens and no bytes.
     try:
-        texts = [text for text in _READERS[path.suffix](path) if text]
+        texts = [text for text in _READERS[path.suffix.lower()](path) if text]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); make it readable or remove it") from error
     if not texts:
@@ -74,6 +87,8 @@ def _file(path: Path) -> list[str]:
 def _decoded(path: Path) -> str:
     """The file as text, with its own newlines."""
     raw = path.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or 3 * raw.count(0, 0, 1000) > len(raw[:1000]):
+        raise DataError(f"{path}: UTF-16, not UTF-8; convert the original, for example with iconv -f utf-16 -t utf-8")
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

@@ -88,16 +88,20 @@ def residual_table(frame: pd.DataFrame, variables: tuple[str, ...], residual: Ar
     return pd.DataFrame(rows)
 
 
-def untuned_note(frame: pd.DataFrame) -> list[str]:
+def untuned_note(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> list[str]:
     """A word when runs of all sizes share one learning rate, and nothing shows that it suits them alike."""
-    if not {"lr", COLUMNS["n"]} <= set(frame.columns) or frame["lr"].nunique() != 1:
+    size = {**COLUMNS, **(columns or {})}["n"]
+    if not {"lr", size} <= set(frame.columns) or frame["lr"].nunique() != 1 or frame[size].dtype.kind not in "iuf":
         return []
-    n = np.log(frame[COLUMNS["n"]].to_numpy(float))
+    n = np.log(frame[size].to_numpy(float))
     if np.ptp(n) < LEAST_SPREAD or "mup" in set(frame.get("parametrization", [])):
         return []
+    rate = frame["lr"].dropna().iloc[0]
+    value = rate if isinstance(rate, str) else f"{rate:g}"
     return [
-        f"one learning rate, {frame['lr'].iloc[0]:g}, for all sizes, though the best one moves with size: the exponent "
-        "may be off; tune it (sweeps/lr.yaml, then train.lr: auto) or train with parametrization: mup"
+        f"one learning rate, {value}, for all sizes, though the best one moves "
+        "with size: the exponent may be off; tune it (sweeps/lr.yaml, then train.lr: auto) or train with "
+        "parametrization: mup"
     ]
 
 

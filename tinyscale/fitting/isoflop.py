@@ -16,7 +16,7 @@ from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.laws.optima import ENVELOPE, ISOFLOP, OptimaLaw, with_optimum
 from tinyscale.fitting.minimum import Line, find_minimum, weighted_line
 from tinyscale.fitting.optima import Optima
-from tinyscale.fitting.points import SAME_BUDGET, column_of, group_sizes
+from tinyscale.fitting.points import SAME_BUDGET, column_of, group_sizes, positive
 from tinyscale.formatting import compact
 
 
@@ -64,10 +64,7 @@ def fit_envelope(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = Non
 
 def _read(frame: pd.DataFrame, columns: Mapping[str, str] | None) -> tuple[pd.DataFrame, dict[str, str]]:
     counts = {name: column_of(frame, name, columns) for name in ("n", "d", "c", "loss")}
-    points = pd.DataFrame({name: frame[column].to_numpy(float) for name, column in counts.items()})
-    if not (np.isfinite(points) & (points > 0)).all(axis=None):
-        raise FitError("sizes, FLOPs and losses must be positive numbers; remove the other rows")
-    return points, counts
+    return pd.DataFrame({name: positive(frame[column]) for name, column in counts.items()}), counts
 
 
 def _bend(x: Array, y: Array, a: int, b: int, c: int) -> float:

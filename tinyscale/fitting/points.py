@@ -62,7 +62,8 @@ class Points:
 
 def column_of(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None = None) -> str:
     """The frame's column that holds a law's variable. FitError says what was looked for and what there is."""
-    wanted = [columns[variable]] if columns and variable in columns else [COLUMNS.get(variable, variable), variable]
+    wanted = [columns[variable]] if columns and variable in columns else [COLUMNS.get(variable, variable)]
+    wanted += [variable] if variable in COLUMNS and wanted == [COLUMNS[variable]] else []
     for name in wanted:
         if name in frame.columns:
             return name
@@ -77,10 +78,11 @@ def positive(column: pd.Series[Any]) -> Array:
     values = np.asarray(pd.to_numeric(column, errors="coerce"), float)
     bad = column[~(np.isfinite(values) & (values > 0))]
     if len(bad):
-        first = repr(bad.iloc[0]) if isinstance(bad.iloc[0], str) else f"{bad.iloc[0]}"
+        first = "blank" if pd.isna(bad.iloc[0]) else repr(bad.iloc[0]) if isinstance(bad.iloc[0], str) else bad.iloc[0]
+        remedy = "mend or remove those rows" if len(bad) < len(column) else "write them as 50000000, 5e7 or 50M"
         raise FitError(
             f"column {column.name}: {len(bad)} of {len(column)} values are not positive numbers, the first is {first} "
-            f"in row {bad.index[0]}; remove those rows"
+            f"in {column.index.name or 'row'} {bad.index[0]}; {remedy}"
         )
     return values
 

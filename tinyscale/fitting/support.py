@@ -96,8 +96,15 @@ def laws_for(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> t
         repeats = _logarithms(frame, "u", columns)
         repeated = repeats is not None and np.mean(spread["d"] - repeats > LEAST_SPREAD) > 0.2
         return ("data-constrained", "chinchilla") if repeated else ("chinchilla",)
+    if not spread.keys() & {"n", "d", "c"}:
+        there = ", ".join(map(str, frame.columns))
+        raise FitError(
+            f"no column of sizes is known; the columns are {there}: name parameters, tokens or FLOPs with --columns "
+            "n=COLUMN,d=COLUMN,c=COLUMN (columns={'n': ...} in Python)"
+        )
     if not varies:
-        raise FitError("nothing varies: parameters, tokens and FLOPs are the same in all runs; sweep one of them")
+        stay = ", ".join(f"{name} = {compact(float(np.exp(np.median(x))))}" for name, x in spread.items())
+        raise FitError(f"nothing varies: {stay} in all runs; sweep one of them")
     of_context = varies == ["c", "t"] or (varies == ["d", "t"] and "c" in spread)  # at equal tokens, or FLOPs
     return ("power-t",) if of_context else (f"power-{varies[0]}",)
 

@@ -52,7 +52,8 @@ def as_html(record: Record) -> str:
     """A fit for a notebook: what came of it, and its parameters."""
     ends = pd.DataFrame(estimates_json(record.estimates)).T
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in record.warnings)
-    return f"<p>{html.escape(verdict(record))}</p>{ends.to_html(float_format='{:.4g}'.format)}<ul>{notes}</ul>"
+    lines = (html.escape(line) for line in (verdict(record), _rows(record)))
+    return f"{''.join(f'<p>{line}</p>' for line in lines)}{ends.to_html(float_format='{:.4g}'.format)}<ul>{notes}</ul>"
 
 
 def _held_out(record: Record) -> str:

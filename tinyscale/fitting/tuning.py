@@ -15,11 +15,12 @@ import pandas as pd
 from scipy import special
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.laws.optima import SETTINGS, OptimaLaw, with_optimum
 from tinyscale.fitting.minimum import find_minimum
 from tinyscale.fitting.optima import Optima
-from tinyscale.fitting.points import column_of, group_sizes, varying
+from tinyscale.fitting.points import column_of, group_sizes, positive, varying
 from tinyscale.formatting import compact
 
 BATCH = "batch_tokens"  # each has a best rate of its own
@@ -27,26 +28,27 @@ HOLDS_FOR = ("corpus_hash", "tokenizer_hash", "optimizer", "parametrization")  #
 LEAST_SIZES = 3
 
 
-def best_setting(law: Mapping[str, Estimate], n: float, d: float = 1.0) -> float:
-    """The setting at a size, by the estimates of a law of tuning; d matters only where the law has it."""
-    k, p, q = (law[name].value if name in law else 0.0 for name in ("k", "p", "q"))
-    return float(k * n**p * d**q)
+def best_setting(law: Mapping[str, Estimate], n: float, d: float = 1.0, batch: float = 1.0) -> float:
+    """The setting at a size, by the estimates of a law of tuning; d and batch matter only where the law has them."""
+    k, p, q, r = (law[name].value if name in law else 0.0 for name in ("k", "p", "q", "r"))
+    return float(k * n**p * d**q * batch**r)
 
 
 def fit_tuning(frame: pd.DataFrame, law: str, *, columns: Mapping[str, str] | None = None) -> Optima:
     """The best lr (or batch, in tokens) at each N and D by a polynomial in its log, then log-log least squares.
 
-    params k, p (of N) and, where D varies apart from N, q (of D); points: columns n, d, setting, loss.
-    Batches of different size have best rates of their own. Sizes whose best value lies at an end of the range are
-    refused with the reason; FitError, which says what was found at each size, when fewer than 3 remain.
+    params k, p (of N), q (of D) and, for rates, r (of the batch), where these vary apart from the others; points:
+    columns n, d, setting, loss. Batches of different size have best rates of their own. Sizes whose best value lies at
+    an end of the range are refused with the reason; FitError, which says what was found at each size, when fewer than 3
+    remain.
     """
     form = SETTINGS[law]
     setting = form.predicts
     counts = {name: column_of(frame, name, columns) for name in ("n", "d", "loss")}
     counts["setting"] = column_of(frame, setting, columns)
-    points = pd.DataFrame({name: frame[column].to_numpy(float) for name, column in counts.items()})
+    points = pd.DataFrame({name: positive(frame[column]) for name, column in counts.items()})
     if setting != BATCH and varying(frame, [BATCH]):
-        points[BATCH] = frame[BATCH].to_numpy(int)
+        points[BATCH] = positive(frame[BATCH]).astype(int)
     x = np.log(points[["n", "d"]].to_numpy())
     sizes = np.stack([group_sizes(x[:, 0]), group_sizes(x[:, 1], 0.05), points.get(BATCH, np.zeros(len(x), int))])
     configs, config = np.unique(sizes, axis=1, return_inverse=True)
@@ -84,13 +86,20 @@ def _describe(row: Mapping[Any, Any], setting: str) -> str:
 
 
 def _through(law: OptimaLaw, table: pd.DataFrame, points: pd.DataFrame, counts: Mapping[str, str]) -> Optima:
-    """log optimum = log k + p log N (+ q log D), equal weights; intervals by t from the scatter about it."""
+    """log optimum = log k + p log N (+ q log D + r log batch), equal weights; intervals by t from the scatter about it.
+
+    D and the batch are read where they vary apart from what is read before them, and optima are left over.
+    """
     kept, setting = with_optimum(table), law.predicts
-    n, d = np.log(kept["n"].to_numpy(float)), np.log(kept["d"].to_numpy(float))
-    basis, names = np.stack([np.ones_like(n), n], axis=1), ["k", "p"]
-    apart = len(kept) > 4 and np.linalg.svd(np.stack([n - n.mean(), d - d.mean()]), compute_uv=False)[-1] > 0.5
-    if apart:
-        basis, names = np.column_stack([basis, d]), ["k", "p", "q"]
+    basis, names, blurred = np.log(kept[["n"]].to_numpy(float)), ["p"], []
+    for name, column in (("q", "d"), ("r", BATCH)):
+        if column in kept and kept[column].nunique() > 1:
+            wider = np.column_stack([basis, np.log(kept[column].to_numpy(float))])
+            if len(kept) > wider.shape[1] + 2 and _vary_apart(wider):
+                basis, names = wider, [*names, name]
+            elif column == BATCH:
+                blurred = [f"batches differ ({BATCH}) and follow the size: the law is of the batch that each size had"]
+    basis, names = np.column_stack([np.ones(len(kept)), basis]), ["k", *names]
     y = np.log(kept["best"].to_numpy(float))
     found, *_ = np.linalg.lstsq(basis, y, rcond=None)
     dof = max(len(y) - len(names), 1)
@@ -98,10 +107,10 @@ def _through(law: OptimaLaw, table: pd.DataFrame, points: pd.DataFrame, counts: 
     half_widths = special.stdtrit(dof, 0.975) * np.sqrt(variance * np.diag(np.linalg.pinv(basis.T @ basis)))
     estimates = {name: Estimate.around(*each) for name, *each in zip(names, found, half_widths, strict=True)}
     estimates["k"] = estimates["k"].map(lambda log_k: np.exp(np.clip(log_k, -700, 700)))
-    notes = [_describe(row, setting) for row in table[table["refused"] != ""].to_dict("records")]
+    notes = [_describe(row, setting) for row in table[table["refused"] != ""].to_dict("records")] + blurred
     return Optima(
         law=law,
-        formula=f"{setting}* = k N^p" + (" D^q" if apart else ""),
+        formula=f"{setting}* = k N^p" + (" D^q" if "q" in names else "") + (" B^r" if "r" in names else ""),
         estimates=MappingProxyType(estimates),
         table=table,
         runs=points,
@@ -111,3 +120,9 @@ def _through(law: OptimaLaw, table: pd.DataFrame, points: pd.DataFrame, counts: 
         held_out=None,
         warnings=tuple(notes),
     )
+
+
+def _vary_apart(logarithms: Array) -> bool:
+    """Whether the columns (n, k) vary apart from each other, and not all along one line."""
+    centred = logarithms - logarithms.mean(axis=0)
+    return bool(np.linalg.svd(centred, compute_uv=False)[-1] > 0.5)

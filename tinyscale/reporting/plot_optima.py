@@ -16,7 +16,7 @@ from tinyscale.fitting.laws.optima import ISOFLOP, with_optimum
 from tinyscale.fitting.minimum import Line, weighted_line
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import SAME_BUDGET, group_sizes
-from tinyscale.fitting.tuning import best_setting
+from tinyscale.fitting.tuning import BATCH, best_setting
 from tinyscale.formatting import compact, scientific
 from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, heading, literal, new_axes, shades, tidy
 
@@ -129,13 +129,14 @@ def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     table = fit.kept if frame is None else with_optimum(frame)
     best = table["best"].to_numpy(float)
     grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 2.5, 50)
-    if "q" not in fit.params:
+    batch = np.exp(np.log(table[BATCH].to_numpy(float)).mean()) if "r" in fit.params else 1.0
+    if not {"q", "r"} & set(fit.params):
         low, high = _tuning_band(fit, grid)
         ax.fill_between(grid, low, high, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
     sizes = np.unique(table["d"]) if "q" in fit.params else [1.0]
     for d, colour in zip(sizes, shades(len(sizes)), strict=True):
         label, shade = (f"D = {compact(d)}", colour) if "q" in fit.params else ("fit", BLUE)
-        ax.plot(grid, [best_setting(fit.estimates, n, d) for n in grid], lw=1.6, color=shade, label=label)
+        ax.plot(grid, [best_setting(fit.estimates, n, d, batch) for n in grid], lw=1.6, color=shade, label=label)
     ax.errorbar(table["n"], best, _factor(best, table["log_sd"]), fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
     ax.plot(table["n"], best, "*", **STAR, label="best of a size, ± 1 sd")
     ax.set_xscale("log")
@@ -169,5 +170,6 @@ def _tuning_text(fit: Optima) -> str:
     """The law with its numbers as mathematics, and the interval of its first exponent."""
     low, high = fit.interval("p")
     d = f"\\;D^{{{fit.params['q']:.3f}}}" if "q" in fit.params else ""
+    d += f"\\;B^{{{fit.params['r']:.3f}}}" if "r" in fit.params else ""
     law = f"${scientific(fit.params['k'])}\\;N^{{{fit.params['p']:.3f}}}{d}$"
     return f"{literal(fit.columns['setting'])}* = {law}, p: {low:.3f} to {high:.3f} (95 %)"

@@ -20,7 +20,7 @@ from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact, duration
 from tinyscale.results.launches import LaunchRecord, forecast_error
-from tinyscale.results.store import Results, SweepRecord, over_seeds
+from tinyscale.results.store import Results, SweepRecord, is_final, over_seeds
 from tinyscale.spec.config import BUDGETS
 from tinyscale.spec.state import State
 
@@ -139,7 +139,7 @@ def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
 
 def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
     """Mean and spread over seeds of the losses at the end of the schedule."""
-    final = points[points["decayed"].fillna(value=False).astype(bool) & (points["state"] == "finished")]
+    final = points[is_final(points)]
     axes = [name.rpartition(".")[2] for name in sweep.axes if name.rpartition(".")[2] not in BUDGETS]
     arm = ["arm"] if final["arm"].nunique() > 1 else []
     by = [*arm, *(name for name in axes if name in final), "n_non_embedding", "tokens", "flops"]

@@ -20,7 +20,7 @@ def analyse(location: str, results: str, **options: Any) -> Analysis:
     """
     done = find_laws(location, **options)
     if not done.fits and not done.contrasts:
-        raise FitError("\n".join(map(str, done.refused)))
+        raise FitError("\n".join([*map(str, done.refused), *done.reading]))
     return write_analysis(Folder.at(location if done.source == TRIALS else results), done)
 
 

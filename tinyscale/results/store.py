@@ -430,10 +430,34 @@ def _unify(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema.remove_metadata())
 
 
-def read_results(location: str) -> pd.DataFrame:
-    """Every point of every trial under a results folder, as one frame with the columns of `COLUMNS`."""
-    frame, _ = Results(location).read()
-    return frame
+def read_results(
+    location: str, *, final: bool = False, sweep: str | None = None, arm: str | None = None
+) -> pd.DataFrame:
+    """Every point of every trial under a results folder, as one frame with the columns of `COLUMNS`.
+
+    final: only the last points of finished trials, of which laws are made; sweep, arm: only theirs, with columns
+    `sweep` and `arm`. ResultsError for a folder, a sweep or an arm that is not there.
+    """
+    results = Results(location)
+    results.folder.require_there()
+    frame, _ = results.read()
+    if sweep is not None or arm is not None:
+        records = {record.name: record for record in results.read_sweeps()}
+        if sweep is not None and sweep not in records:
+            raise ResultsError(f"{location}: no sweep {sweep!r}; there are {', '.join(records) or 'none'}")
+        chosen = records.values() if sweep is None else [records[sweep]]
+        frame = pd.concat([frame.iloc[:0], *(sweep_points(frame, record) for record in chosen)], ignore_index=True)
+    if arm is not None:
+        arms = ", ".join(map(str, frame["arm"].unique())) if "arm" in frame else ""
+        frame = frame[frame["arm"] == arm] if arms else frame
+        if frame.empty:
+            raise ResultsError(f"{location}: no arm {arm!r}; there are {arms or 'none'}")
+    return frame[is_final(frame)].reset_index(drop=True) if final else frame.reset_index(drop=True)
+
+
+def is_final(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows (n,) are the last points of finished trials, at the end of their schedule."""
+    return (frame["state"] == State.FINISHED) & frame["decayed"].fillna(value=False).astype(bool)
 
 
 def sweep_points(frame: pd.DataFrame, sweep: SweepRecord) -> pd.DataFrame:

@@ -34,7 +34,7 @@ OF_BUDGETS = {"best": "n_star", "best_d": "d_star", "loss": "loss_star", "log_sd
 
 ISOFLOP = OptimaLaw("isoflop", "budgets", "N*", ("a", "b"), OF_BUDGETS)
 ENVELOPE = OptimaLaw("envelope", "budgets", "N*", ("a", "b"), OF_BUDGETS)
-LR = OptimaLaw("lr", "sizes", "lr", ("p", "q"), {"best": "optimum"})
+LR = OptimaLaw("lr", "sizes", "lr", ("p", "q", "r"), {"best": "optimum"})
 BATCH = OptimaLaw("batch", "sizes", "batch_tokens", ("p", "q"), {"best": "optimum"})
 
 OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, LR, BATCH)}
