@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock
 from pyarrow import ArrowInvalid
@@ -214,7 +214,7 @@ class Folder:
 def validated(kind: type[Result], written: Any) -> Result:
     """What was read from JSON, as a dataclass says it should be. ValueError names the first field that is not so."""
     try:
-        found: Result = _adapter(kind).validate_python(written)
+        found: Result = _adapter(cast(Any, kind)).validate_python(written)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the whole"
