@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -277,3 +278,10 @@ def test_a_value_that_means_nothing_is_wrong_usage(tmp_path: Path, arguments: tu
 def test_a_folder_without_sweeps_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     assert tinyscale("status", cwd=tmp_path).stdout == "no sweeps in results yet; launch one into it\n"
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_a_log_that_is_not_installed_is_said_before_anything_is_planned(tmp_path: Path) -> None:
+    done = tinyscale("launch", "nowhere.yaml", "--log", "mlflow", cwd=tmp_path)
+    assert done.returncode == ERROR
+    assert done.stderr.startswith("error: --log mlflow needs a package that is not installed: pip install mlflow")

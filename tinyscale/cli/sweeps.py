@@ -103,6 +103,10 @@ def launch(
     from tinyscale.terminal import open_console
 
     console = open_console()
+    if log:
+        from tinyscale.orchestration.logs import require_package
+
+        require_package(log)
     with ExitStack() as stack:
         made, store, cluster = _plan(stack, console, **chosen)
         if not quiet:

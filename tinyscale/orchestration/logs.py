@@ -13,10 +13,15 @@ EVENTS = "events.out.tfevents.*"
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # Ray itself brings the first
 
 
-def build_logger(kind: str, sweep: str) -> Any:
-    """Tune's callback for a kind of log; LaunchError when its package is not installed."""
+def require_package(kind: str) -> None:
+    """LaunchError when the package of a kind of log is not installed."""
     if importlib.util.find_spec(PACKAGES[kind]) is None:
         raise LaunchError(f"--log {kind} needs a package that is not installed: pip install {PACKAGES[kind]}")
+
+
+def build_logger(kind: str, sweep: str) -> Any:
+    """Tune's callback for a kind of log; LaunchError when its package is not installed."""
+    require_package(kind)
     if kind == "wandb":
         from ray.air.integrations.wandb import WandbLoggerCallback
 
