@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock
 from pyarrow import ArrowInvalid
@@ -208,7 +208,8 @@ class Folder:
 def validated(kind: type[Answer], written: Any) -> Answer:
     """What was read from JSON, as a dataclass says it should be. ValueError names the first field that is not so."""
     try:
-        return _adapter(kind).validate_python(written)
+        checked: Answer = _adapter(cast(Any, kind)).validate_python(written)
+        return checked
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the whole"
@@ -216,7 +217,7 @@ def validated(kind: type[Answer], written: Any) -> Answer:
 
 
 @functools.cache
-def _adapter(kind: type[Answer]) -> TypeAdapter[Answer]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
