@@ -11,12 +11,12 @@ from tinyscale.cli.tables import plan_summary, plan_table, results_table, status
 from tinyscale.errors import ConfigError
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.planning.plan import Plan, PlannedTrial
+from tinyscale.reporting.terminal import PlainConsole
 from tinyscale.results.status import read_status
 from tinyscale.results.store import Results, SweepEntry, SweepRecord, sweep_points
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, load_sweep
-from tinyscale.terminal import PlainConsole
 
 MARKUP = "cost [/x] [bold] :smile: in [/data/x]"
 TRIAL = known_trial(seed=0)

@@ -45,7 +45,7 @@ def launch(
     """
     from tinyscale.orchestration.launch import launch as launch_plan
     from tinyscale.orchestration.session import ray_session
-    from tinyscale.terminal import PlainConsole
+    from tinyscale.reporting.terminal import PlainConsole
 
     store = Results(results)
     store.folder.require_writable()

@@ -20,7 +20,7 @@ def corpora() -> None:
     """
     from tinyscale.cli.tables import corpora_table
     from tinyscale.data.corpora import named_corpora
-    from tinyscale.terminal import open_console
+    from tinyscale.reporting.terminal import open_console
 
     open_console().print(corpora_table(named_corpora()))
 

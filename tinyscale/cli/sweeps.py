@@ -15,7 +15,7 @@ from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Summary
-    from tinyscale.terminal import PlainConsole
+    from tinyscale.reporting.terminal import PlainConsole
 
 ASK_ABOVE_SECONDS = 600  # a launch that takes longer asks first
 
@@ -59,7 +59,7 @@ def sweep_options(command: Command) -> Command:
 def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     """Show what a launch of SWEEP would run and cost."""
     from tinyscale.cli.tables import plan_summary, plan_table
-    from tinyscale.terminal import open_console
+    from tinyscale.reporting.terminal import open_console
 
     console = open_console(quiet=as_json)
     with ExitStack() as stack:
@@ -99,8 +99,8 @@ def launch(
     Exit status: 0 all done, 1 an error, 2 wrong usage, 3 some trials failed, 130 stopped.
     """
     from tinyscale.cli.tables import best_samples, launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.reporting.terminal import open_console
     from tinyscale.results.store import sweep_points
-    from tinyscale.terminal import open_console
 
     console = open_console()
     if log:
@@ -157,9 +157,9 @@ def status(folder: str, as_json: bool) -> None:
     Shows each sweep of a results folder, and the reason of each failure. Needs no Ray.
     """
     from tinyscale.cli.tables import status_table
+    from tinyscale.reporting.terminal import open_console
     from tinyscale.results.status import read_status
     from tinyscale.results.store import Results
-    from tinyscale.terminal import open_console
 
     store = Results(folder)
     store.folder.require_there()
