@@ -73,7 +73,7 @@ def read_file(location: str) -> pd.DataFrame:
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with a name for its index, distinct names of columns, and numbers and truths in place of their text."""
-    frame = frame.rename_axis(frame.index.name or "row")
+    frame = frame.rename_axis(str(frame.index.name or "row"))
     frame.columns = pd.Index(_distinct([str(name).strip() for name in frame.columns]))
     return frame.apply(_typed)
 
