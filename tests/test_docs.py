@@ -59,7 +59,7 @@ def test_the_law_that_the_guide_adds_in_one_file_and_the_catalogue_is_fitted(tmp
     line = f"from tinyscale.fitting.laws import slow\n\n{python_block('FAMILIES')}\nLAWS: dict"
     catalogue.write_text(catalogue.read_text().replace("LAWS: dict", line))
     n = np.geomspace(1e4, 1e7, 8)
-    runs = pd.DataFrame({"n": n, "loss": 30 * np.log(n) ** -0.2 * (1 + 1e-3 * np.sin(np.arange(8)))})
+    runs = pd.DataFrame({"n": n, "loss": 3 * np.log(n) ** -0.2 * (1 + 1e-3 * np.sin(np.arange(8)))})
     runs.to_csv(tmp_path / "runs.csv", index=False)
     command = [sys.executable, "-m", "tinyscale", "fit", "runs.csv", "--law", "log-power-n", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True)

@@ -312,3 +312,16 @@ def test_the_fits_of_a_file_can_be_drawn_from_the_folder_and_from_the_file(tmp_p
     drawn = ("--figure", "curves", "--out", str(tmp_path / "curves.svg"))
     for command in ((out, "--fit", "runs-isoflop"), (str(path), *columns, "--law", "isoflop")):
         assert "curves.svg: runs-isoflop, fitted now" in invoke("plot", *command, *drawn).stdout
+
+
+def test_points_of_one_run_are_no_new_evidence_however_few_the_runs(tmp_path: Path) -> None:
+    """Twelve runs of six points each, which share 1 % of luck: as if they were 72 runs, intervals are too short."""
+    rng, n = np.random.default_rng(0), np.repeat(np.geomspace(5e7, 5e9, 6), 2)
+    luck = np.repeat(np.exp(0.01 * rng.standard_normal(12)), 6) * np.exp(0.002 * rng.standard_normal(72))
+    n, d = np.repeat(n, 6), (n[:, None] * np.geomspace(5, 100, 6)).ravel()
+    frame = pd.DataFrame({"n": n, "d": d, "loss": law(n, d) * luck, "run id": np.repeat(np.arange(12), 6)})
+    widths = [
+        np.ptp(laws_of(tmp_path, each, draws=100).fits[0].interval("alpha"))
+        for each in (frame, frame.drop(columns="run id"))
+    ]
+    assert widths[0] > 1.5 * widths[1]

@@ -135,6 +135,8 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     main, *others = [law] if law else laws_for(group.frame, columns)
     if group.unread is not None and main not in SETTINGS:
         notes = refuse_scattered(group.frame, columns, group.unread)
+    # Of results, points that share a run are decay branches, each trained apart from the others for a while.
+    options["clustered"] = bool(group.frame.index.name)
     fits = [fit(group.frame, main, columns=columns, **options)]
     for name in others:
         with suppress(FitError):  # a second law is a bonus

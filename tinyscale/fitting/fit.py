@@ -28,6 +28,7 @@ from tinyscale.fitting.uncertainty import (
     Noise,
     cluster_draws,
     estimate_noise,
+    of_clusters,
     parametric_draws,
     profile,
     wild_draws,
@@ -162,6 +163,7 @@ def fit_law(
     draws: int = DRAWS,
     holdout: int = 1,
     seed: int = 0,
+    clustered: bool = False,
 ) -> Fit:
     """Fit `law` to the rows of `frame`, one row per run: its final point.
 
@@ -169,6 +171,7 @@ def fit_law(
     delta: of Huber's function; None: inf (least squares on log loss) below 50 clusters of runs, else 1e-3.
     intervals: auto is profile below 50 clusters, else bootstrap; wild and profile are for least squares.
     holdout: how many of the largest sizes to hold out for the error; 0: none, and no alternative laws.
+    clustered: whether points that share a `run` are dependent in profiles too, as they are in a bootstrap.
     FitError when the points cannot support the law.
     """
     law = find_law(law) if isinstance(law, str) else law
@@ -180,7 +183,9 @@ def fit_law(
     draws = min(draws, max(LEAST_DRAWS, MOST_REFITTED // len(points)))
     solution, certificate = solve(problem)
     theta = solution.theta[0]
-    noise = estimate_noise(points, law.log_loss(theta[None], points.x)[0][0] - points.y, len(theta))
+    residual = law.log_loss(theta[None], points.x)[0][0] - points.y
+    noise = estimate_noise(points, residual, len(theta))
+    noise = of_clusters(noise, points, residual, len(theta)) if clustered else noise
     drawn, low, high = _intervals(method, problem, points, theta, noise, draws=draws, seed=seed)
     natural = zip(*(_natural(law, each) for each in (theta, low, high)), strict=True)
     estimates = {name: Estimate(*each) for name, each in zip(law.params, natural, strict=True)}

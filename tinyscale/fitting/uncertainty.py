@@ -63,6 +63,25 @@ def estimate_noise(points: Points, residual: Array, params: int) -> Noise:
     return Noise(float(np.sqrt(total / (n - params))), n - params, float(np.sqrt(pure)), p)
 
 
+def of_clusters(noise: Noise, points: Points, residual: Array, params: int) -> Noise:
+    """The noise that intervals of parameters need where runs give several points: what these share is no new evidence.
+
+    The variance grows by the design effect 1 + (m - 1) rho, rho the correlation within a run (Kish 1965, section 5.4);
+    the degrees of freedom are those of runs. Without such runs, the noise as it is.
+    """
+    size = np.bincount(points.cluster)
+    clusters, n = len(size), len(residual)
+    if points.configs() <= clusters or clusters < 2:
+        return noise
+    mean = np.bincount(points.cluster, residual) / size
+    dof = max(clusters - params, 1)
+    between = float((size * mean**2).sum()) / dof
+    within = float(((residual - mean[points.cluster]) ** 2).sum()) / max(n - clusters, 1)
+    each = (n - (size**2).sum() / n) / (clusters - 1)
+    rho = np.clip((between - within) / max(between + (each - 1) * within, 1e-300), 0.0, 1.0)
+    return replace(noise, sd=float(noise.sd * np.sqrt(1 + (each - 1) * rho)), dof=min(noise.dof, dof))
+
+
 def covariance(problem: Problem, theta: Array, sd: float) -> Array:
     """Linearised covariance (P, P) of theta (P,), for the scale of a search only: these laws are far from linear."""
     jacobian = problem.law.log_loss(theta[None], problem.x)[1][0]
