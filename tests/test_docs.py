@@ -65,7 +65,7 @@ def test_the_law_that_the_guide_adds_in_one_file_and_the_catalogue_is_fitted(tmp
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)
-    assert [found["params"][name]["value"] for name in ("A", "alpha")] == pytest.approx([30, 0.2], rel=0.05)
+    assert [found["params"][name]["value"] for name in ("A", "alpha")] == pytest.approx([3, 0.2], rel=0.05)
     assert "log-power-n" in {row["law"] for row in found["rivals"]}
 
 
