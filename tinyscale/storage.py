@@ -1,18 +1,20 @@
 """Files by name in a folder that may be local, NFS or an object store, through pyarrow's file systems.
 
-A reader never sees half a file: locally it is written under a temporary name elsewhere and renamed;
-on an object store it is serialised first and put in one piece (an exception inside an open output
-stream would publish the half object). A store that the network has lost is waited for.
+A reader never sees half a file, also after a power cut: locally it is written under a temporary name elsewhere,
+synced and renamed; on an object store it is serialised first and put in one piece (an exception inside an open output
+stream would publish the half object). A store that the network has lost is waited for. Names come from files that
+others may have made, so one that would lead out of its folder is refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,16 +26,24 @@ from tinyscale.errors import ResultsError
 PATIENCE_SECONDS = 120.0  # for a store that does not answer
 RETRY_SECONDS = 1.0  # between tries, beside the seconds that a try itself takes
 
+# Words of names whose values are secrets: AWS_SECRET_ACCESS_KEY, --api-key, hfToken.
+SECRETS = {"auth", "authorization", "credential", "credentials", "key", "apikey", "passphrase", "passwd", "password"}
+SECRETS |= {"pwd", "secret", "sig", "signature", "token"}
+
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on some file system; `root` is where temporary files may lie while they are written."""
+    """A folder on some file system; `root` is where temporary files may lie while they are written.
+
+    guard: entered for the moment in which a file is put in place or removed; what it raises prevents that.
+    """
 
     fs: pafs.FileSystem
     path: str
     root: str
+    guard: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
@@ -46,13 +56,14 @@ class Folder:
                 fs, path = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
         except (ArrowInvalid, OSError, ValueError) as error:
             message = f"{text}: not a folder that can be reached ({error}); give a path, s3:// or gs://"
-            raise ResultsError(message) from error
+            raise ResultsError(without_secrets(message)) from error
         if isinstance(fs, pafs.LocalFileSystem) and Path(path).is_file():
             raise ResultsError(f"{text}: a file, not a folder that can be reached; give a folder")
         return cls(fs, path, path)
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.fs, f"{self.path}/{name}", self.root)
+        """The folder of that name in this one. ResultsError for a name that leads elsewhere."""
+        return replace(self, path=self._path_of(name))
 
     def __str__(self) -> str:
         """The path as a user would type it."""
@@ -65,6 +76,17 @@ class Folder:
     def is_local(self) -> bool:
         """Whether a file here can be renamed in one step (local disk, NFS)."""
         return isinstance(self.fs, pafs.LocalFileSystem)
+
+    @property
+    def is_link(self) -> bool:
+        """Whether this is a link to a folder elsewhere, whose files are not ours to delete."""
+        return self.is_local and Path(self.path).is_symlink()
+
+    def _path_of(self, name: str) -> str:
+        """The path of a file or folder in this one."""
+        if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+            raise ResultsError(f"{self}: {name!r} is no name of a file; rename what it comes from")
+        return f"{self.path}/{name}"
 
     def make(self) -> None:
         """Create the folder, where that is a thing of its own."""
@@ -97,44 +119,56 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name is here."""
-        return bool(self._reach(lambda: self.fs.get_file_info(f"{self.path}/{name}").is_file))
+        path = self._path_of(name)
+        return bool(self._reach(lambda: self.fs.get_file_info(path).is_file))
 
     def read(self, name: str) -> bytes:
         """The file's content. FileNotFoundError when there is none."""
+        path = self._path_of(name)
 
         def get() -> bytes:
-            with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+            with self.fs.open_input_stream(path) as stream:
                 return bytes(stream.read())
 
         return get() if self.is_local else self._reach(get)
 
     def write(self, name: str, content: bytes) -> None:
         """Put the whole file in place, replacing an older one."""
+        path = self._path_of(name)
         try:
-            self._reach(lambda: self._put(f"{self.path}/{name}", content))
+            self._reach(lambda: self._put(path, content))
         except FileNotFoundError as error:  # a bucket, not the file
             raise self._unusable(error) from error
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens when it is not there."""
+        path = self._path_of(name)
         if self.exists(name):
-            self._reach(lambda: self.fs.delete_file(f"{self.path}/{name}"))
+            with self.guard():
+                self._reach(lambda: self.fs.delete_file(path))
+
+    def set_aside(self, name: str, content: bytes) -> str:
+        """Keep what a damaged file holds under another name, here; the path of that."""
+        self.write(f"{name}.damaged", content)
+        self.delete(name)
+        return f"{self}/{name}.damaged"
 
     def _put(self, target: str, content: bytes) -> None:
         if not self.is_local:
-            with self.fs.open_output_stream(target) as stream:
+            with self.guard(), self.fs.open_output_stream(target) as stream:
                 stream.write(content)
             return
-        temporary = f"{self.root}/.tmp/{uuid.uuid4().hex}"
+        temporary = Path(self.root) / ".tmp" / uuid.uuid4().hex
         try:
-            self.fs.create_dir(f"{self.root}/.tmp", recursive=True)
-            self.fs.create_dir(self.path, recursive=True)
-            with self.fs.open_output_stream(temporary) as stream:
-                stream.write(content)
-            self.fs.move(temporary, target)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            self.make()
+            temporary.write_bytes(content)
+            sync(temporary)
+            with self.guard():
+                temporary.replace(target)
         finally:
             with suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
     def _reach(self, ask: Callable[[], Answer], patience: float | None = None) -> Answer:
         """The store's answer, waited for while the network is away; ResultsError for what waiting does not mend."""
@@ -152,3 +186,25 @@ class Folder:
     def _unusable(self, error: OSError) -> ResultsError:
         remedy = "free space there, or give another folder" if self.is_local else "check the address and the network"
         return ResultsError(f"{self}: cannot be used ({error}); {remedy}, then launch again: what finished is kept")
+
+
+def names_secret(name: str) -> bool:
+    """Whether a setting, a variable or an option of this name holds a secret."""
+    return not SECRETS.isdisjoint(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` for users and passwords in addresses, and for what follows `=` after the name of a secret."""
+    text = re.sub(r"(\w://)(?:[^\s/@]*|[^\s/@:]+:[^\s@]*)@", r"\1***@", text)
+    return re.sub(
+        r"([\w.-]+)=([^&\s'\"]+)", lambda found: f"{found[1]}=***" if names_secret(found[1]) else found[0], text
+    )
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds a file's content, or a folder's names: a power cut may leave others empty or zeroed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
