@@ -131,7 +131,7 @@ class Launch:
         """Run Ray Tune. order: its settings for which trial comes next. assignments, configs: of a grid."""
         machine = machine_provenance() if self.cluster.own else {}  # of several, none knows where a process died
         with Monitor(list(trials), self.console, quiet=self.quiet) as monitor:
-            watch = Watch(sets, monitor, self.summary, self.results, {**self.settings.provenance, **machine})
+            watch = Watch(sets, monitor, self.summary, self.results, self.settings, machine)
             worker = tune.with_parameters(run_trial, assignments=assignments or {}, train=self.train)
             tune.Tuner(
                 tune.with_resources(worker, _reserved),
