@@ -18,7 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from tinyscale.errors import ResultsError
-from tinyscale.machine import usable_cores
+from tinyscale.machine import own_python, usable_cores
 from tinyscale.storage import Folder
 
 LEAST_FREE_BYTES = 2e9  # tokens of a corpus, checkpoints and Ray's own session
@@ -169,9 +169,9 @@ def _ray() -> Check:
 
 
 def _python_says(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=RAY_SECONDS, check=False
-    )
+    python, path = own_python()
+    command, environment = [*python, "-c", program], os.environ | path
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RAY_SECONDS, check=False)
 
 
 def _last_line(text: str) -> str:
