@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from tinyscale.analysis.compare import Contrast
-from tinyscale.errors import ResultsError
+from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import find_law
 from tinyscale.fitting.points import read_points
 from tinyscale.fitting.record import TRIALS, Record
+from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
 from tinyscale.storage import Folder
 
 
@@ -41,7 +41,7 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
 
     source: the file the runs came from, or TRIALS. Fits of other sources stay; ResultsError where a name is taken.
     """
-    others = [each for each in _other_records(folder / "fits") if each.origin.source != source]
+    others = [each for each in _records_in(folder / "fits") if each.origin.source != source]
     taken = {each.name: each.origin.source for each in others}
     for found in fits:
         if found.record.name in taken:
@@ -62,9 +62,12 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
     return _write(folder / "fits", {"fits.json": text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
 
 
-def _other_records(folder: Folder) -> list[Record]:
-    """The records that are there; none where fits.json is missing or damaged."""
-    return [Record.of_json(entry) for entry in _read_json(folder, "fits.json")]
+def _records_in(folder: Folder) -> list[Record]:
+    """The records that are there. ResultsError where fits.json is damaged: to replace it would drop them."""
+    try:
+        return [Record.of_json(entry) for entry in _read_json(folder, "fits.json")]
+    except (ValueError, TypeError, LookupError, AttributeError, FitError) as error:
+        raise _damaged(folder, "fits.json", error) from error
 
 
 def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
@@ -75,9 +78,12 @@ def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
     if not contrasts:
         return []
     sweeps = {each.sweep for each in contrasts}
-    others = [entry for entry in _read_json(folder / "fits", "contrasts.json") if entry["sweep"] not in sweeps]
-    entries = [*others, *(each.as_json() for each in contrasts)]
-    table = contrasts_table(entries).to_csv(index=False)
+    try:
+        others = [entry for entry in _read_json(folder / "fits", "contrasts.json") if entry["sweep"] not in sweeps]
+        entries = [*others, *(each.as_json() for each in contrasts)]
+        table = contrasts_table(entries).to_csv(index=False)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise _damaged(folder / "fits", "contrasts.json", error) from error
     return [
         *_write(folder / "fits", {"contrasts.json": _json(entries).encode()}),
         *_write(folder / "tables", {"contrasts.csv": table.encode()}),
@@ -100,23 +106,30 @@ def _json(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _read_json(folder: Folder, name: str) -> list[dict[str, Any]]:
-    """The records in a file of the folder; none where it is missing or damaged."""
+    """The records in a file of the folder; none where it is missing."""
     try:
         found: list[dict[str, Any]] = json.loads(folder.read(name))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return []
     return found
 
 
+def _damaged(folder: Folder, name: str, error: Exception) -> ResultsError:
+    """What to do about a file whose other records would be lost if it were written again."""
+    what = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ResultsError(
+        f"{folder}/{name} is damaged ({what}) and is not replaced, as it may hold fits of other files; put back "
+        "a copy, or move it away and run tinyscale fit again for each of them"
+    )
+
+
 def _parquet(table: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    return buffer.getvalue()
+    return to_parquet(pa.Table.from_pandas(table, preserve_index=False))
 
 
 def _read_parquet(content: bytes) -> pd.DataFrame:
     """Without Arrow's threads: where a process ends just after they start, they abort it."""
-    frame: pd.DataFrame = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False)
+    frame: pd.DataFrame = open_parquet(content).read(use_threads=False).to_pandas(use_threads=False)
     return frame
 
 
@@ -131,11 +144,9 @@ def read_records(location: str) -> tuple[Folder, list[Record]]:
     folder = (
         Folder.at(location.removesuffix("/fits.json")) if location.endswith(".json") else Folder.at(location) / "fits"
     )
-    try:
-        found = json.loads(folder.read("fits.json"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{folder}/fits.json: cannot be read ({error}); run tinyscale fit first") from error
-    return folder, [Record.of_json(entry) for entry in found]
+    if not folder.exists("fits.json"):
+        raise ResultsError(f"{folder}/fits.json: there is none; run tinyscale fit first")
+    return folder, _records_in(folder)
 
 
 def read_points_table(folder: Folder, record: Record) -> pd.DataFrame:
@@ -143,8 +154,10 @@ def read_points_table(folder: Folder, record: Record) -> pd.DataFrame:
     tables = replace(folder, path=folder.path.removesuffix("fits") + "tables")
     try:
         return _read_parquet(tables.read(f"{record.name}.parquet"))
-    except OSError as error:
-        raise ResultsError(f"{tables}: the points of {record.name} are gone ({error}); run tinyscale fit") from error
+    except DAMAGE as error:
+        raise ResultsError(
+            f"{tables}: the points of {record.name} cannot be read ({error}); run tinyscale fit"
+        ) from error
 
 
 def read_fit(folder: Folder, record: Record) -> Fit:
@@ -180,9 +193,9 @@ def read_curve(folder: Folder, record: Record) -> Curve:
     assert noise is not None
     try:
         draws = _read_parquet(folder.read(f"{record.name}.draws.parquet"))
-    except OSError as error:
+    except DAMAGE as error:
         raise ResultsError(
-            f"{folder}: the refits of {record.name} are gone ({error}); run tinyscale fit again"
+            f"{folder}: the refits of {record.name} cannot be read ({error}); run tinyscale fit again"
         ) from error
     params = {name: record.estimates[name].value for name in law.params}
     profiled = None
