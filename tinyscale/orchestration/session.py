@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 from tinyscale.errors import LaunchError
 from tinyscale.machine import Capacity, gpu_bytes, this_machine
-from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2
+from tinyscale.orchestration.ray_internals import (
+    asks_for_token,
+    autoscaled_node_types,
+    has_autoscaler_v2,
+    job,
+)
 
 # Read by Ray when it is imported or when a trial starts.
 ENVIRONMENT = {
@@ -56,7 +61,7 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     import ray  # reads the environment
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failures are shown by the launch, with their reasons
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "job_config": job()}
     machine = this_machine()
     try:
         if address:
