@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner, Result
 
+from helpers.programs import trap
 from tinyscale import doctor
 from tinyscale.cli import cli
 
@@ -31,6 +32,12 @@ def test_a_machine_that_can_launch_passes_and_nothing_is_left_behind(tmp_path: P
     assert said.exit_code == 0, said.output
     assert {"Python", "packages", "threads", "open files", "GPUs", "results", "disk"} == set(levels(said))
     assert [path for path in (tmp_path / "results").rglob("*") if path.is_file()] == []
+
+
+def test_the_doctor_runs_no_file_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trap(tmp_path, monkeypatch)
+    assert levels(doctor_says("--no-ray", "--results", tmp_path / "results"))["GPUs"] == "ok"
+    assert not (tmp_path / "RAN").exists()
 
 
 def test_a_folder_that_cannot_be_written_fails_with_a_remedy(tmp_path: Path) -> None:

@@ -44,12 +44,13 @@ def launch_command(path: Path, results: str) -> list[str]:
     return ["launch", "-y", "--quiet", str(path), "--results", results]
 
 
-def test_ctrl_c_stops_with_a_checkpoint_and_the_next_launch_goes_on_to_the_same_numbers(tmp_path):
+@pytest.mark.parametrize("send", [lambda pid: os.killpg(pid, signal.SIGINT), lambda pid: os.kill(pid, signal.SIGTERM)])
+def test_ctrl_c_and_sigterm_stop_with_a_checkpoint_and_the_next_launch_goes_on_to_the_same_numbers(tmp_path, send):
     path = write_sweep(tmp_path, tokens=LONG, widths="[8]", seeds="[0, 1, 2]")
     program = tinyscale(*launch_command(path, "interrupted"), cwd=tmp_path)
     interrupted = Results(str(tmp_path / "interrupted"))
     wait_for(lambda: len(interrupted.trials.names()) > 0, seconds=90, program=program)
-    os.killpg(program.pid, signal.SIGINT)
+    send(program.pid)
     output, _ = program.communicate(timeout=60)
     assert program.returncode == 130, output
     assert "Traceback" not in output

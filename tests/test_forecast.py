@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.programs import trap
 from helpers.trials import known_trial, make_trial, trial_config
 from tinyscale.errors import ForecastError, ResultsError
 from tinyscale.machine import Capacity
@@ -112,6 +113,15 @@ def test_a_damaged_cache_of_measurements_is_made_anew(tiny_corpus: DataConfig, o
     trial, _ = make_trial(trial_config(tiny_corpus))
     assert trial_seconds([trial], 1) is not None
     assert shape_key(trial, 1) in json.loads((own_cache / "calibration.json").read_text())
+
+
+def test_measuring_runs_no_file_of_the_working_directory(
+    tiny_corpus: DataConfig, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, _ = make_trial(trial_config(tiny_corpus))
+    trap(tmp_path, monkeypatch)
+    assert trial_seconds([trial], 1) is not None
+    assert not (tmp_path / "RAN").exists()
 
 
 def test_a_measurement_that_fails_says_why(own_cache: Path) -> None:

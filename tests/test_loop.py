@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +208,61 @@ def test_a_fresh_process_resumes_bit_identically(tiny_corpus: DataConfig, tmp_pa
     config = trial_config(tiny_corpus)
     run(config, checkpoints=Folder.at(tmp_path), should_stop=lambda step: step == 11)
     assert in_a_fresh_process(config, tmp_path) == losses(run(config))
+
+
+class Unpickled:
+    """What runs code where a pickle of it is read without care."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("ran"),)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut off": lambda content: content[: len(content) // 2],
+    "garbage": lambda _: b"x" * 100,
+    "a pickle": lambda _: pickle.dumps(Unpickled()),
+    **{
+        f"bit {bit} of ten thousand": lambda content, bit=bit: flip(content, len(content) * 8 * bit // 10_000)
+        for bit in (3, 999, 5000, 7777, 9950, 9999)
+    },
+}
+
+
+def flip(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_with_a_line_and_the_trial_begins_again(
+    tiny_corpus: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    config, folder = trial_config(tiny_corpus), Folder.at(tmp_path)
+    run(config, checkpoints=folder, should_stop=lambda step: step == 11)
+    damaged = DAMAGE[damage](folder.read(RESUME))
+    folder.write(RESUME, damaged)
+    assert losses(run(config, checkpoints=folder)) == losses(run(config))
+    assert folder.names() == [f"{RESUME}.damaged", WEIGHTS]
+    assert folder.read(f"{RESUME}.damaged") == damaged
+    (line,) = caplog.messages
+    assert line.endswith("the trial begins again")
+    assert not Path("ran").exists()
+
+
+def test_a_checkpoint_from_before_there_were_digests_is_gone_on_with(tiny_corpus: DataConfig, tmp_path: Path) -> None:
+    config, folder = trial_config(tiny_corpus), Folder.at(tmp_path)
+    run(config, checkpoints=folder, should_stop=lambda step: step == 11)
+    plain = io.BytesIO()
+    torch.save(torch.load(tmp_path / RESUME, weights_only=True), plain)
+    folder.write(RESUME, plain.getvalue())
+    steps: list[int] = []
+    train(*make_trial(config), lambda _: None, checkpoints=folder, should_stop=lambda step: bool(steps.append(step)))
+    assert steps[0] == 12
+    run(config, checkpoints=folder, should_stop=lambda step: step == 11)
+    folder.write(RESUME, flip(plain.getvalue(), len(plain.getvalue()) * 4))
+    assert losses(run(config, checkpoints=folder)) == losses(run(config))
 
 
 def test_work_is_saved_now_and_then_so_that_a_killed_process_loses_little(

@@ -15,8 +15,10 @@ from tinyscale.errors import lack_of_memory
 from tinyscale.orchestration import recorder as recorder_module
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.recorder import Recorder, Recorders
+from tinyscale.results import leases
 from tinyscale.results.leases import Lease
 from tinyscale.results.store import Results
+from tinyscale.training.progress import Outcome
 
 pytestmark = RAY_WARNS
 
@@ -35,7 +37,9 @@ def recorders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorders:
     monkeypatch.setattr(recorder_module, "driver_version", lambda: "580.1")
     monkeypatch.setattr(Recorder, "report", lambda _, metrics: reported.append(metrics))
     settings = LaunchSettings("tiny", str(tmp_path), {"commit": "c"}, True, "")
-    made = Recorders([Recorder(trial, settings, Lease(Results(str(tmp_path)).leases, trial.identity), 0.0)])
+    lease = Lease(Results(str(tmp_path)).leases, trial.identity)
+    assert lease.claim()
+    made = Recorders([Recorder(trial, settings, lease, 0.0)])
     made.reported_to_tune = reported
     return made
 
@@ -100,3 +104,44 @@ def test_memory_that_runs_out_in_any_words_asks_for_a_larger_share(
 def test_other_errors_are_no_lack_of_a_gpus_memory() -> None:
     assert lack_of_memory(ValueError("out of memory")) is None
     assert lack_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")) is None
+
+
+def taken_over(recorders: Recorders) -> Results:
+    """The recorders' trial, which another launch has taken over and finished."""
+    recorder = recorders.first
+    results = Results(recorder.results.location)
+    other = Lease(results.leases, recorder.trial.identity)
+    results.leases.delete(f"{recorder.trial.identity}.json")  # as if it had been silent
+    assert other.claim()
+    results.write_trial(recorder.trial, [{"step": 1, "tokens": 1, "val_loss": 2.0}], "finished", None, {})
+    return results
+
+
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("what", ["a point", "an end", "a checkpoint", "an error", "a look at the lease"])
+def test_a_process_that_lost_its_lease_writes_nothing_and_tells_tune_that_the_trial_is_elsewhere(
+    recorders: Any, monkeypatch: pytest.MonkeyPatch, what: str, released: bool
+) -> None:
+    recorder = recorders.first
+    results = taken_over(recorders)
+    if released:
+        results.leases.delete(f"{recorder.trial.identity}.json")
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(recorder_module, "STOP_POLL_SECONDS", 0.0)
+    content = results.trials.read(f"{recorder.trial.identity}.parquet")
+    with recorders:
+        if what == "a point":
+            recorder.write("running", None)
+        elif what == "an end":
+            recorder.finish(Outcome("finished", None, [], 1.0))
+        elif what == "a checkpoint":
+            recorder.checkpoints.write("resume.pt", b"state")
+        elif what == "an error":
+            raise ValueError("no such thing")
+        else:
+            recorders.should_stop(1)
+    assert results.trials.read(f"{recorder.trial.identity}.parquet") == content
+    assert recorder.checkpoints.names() == []
+    assert [(each["trial"], each["state"]) for each in recorders.reported_to_tune[-1:]] == [
+        (recorder.trial.identity, "elsewhere")
+    ]

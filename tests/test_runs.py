@@ -127,6 +127,16 @@ def test_json_prints_json_only_and_the_same_as_the_file(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == json.loads((tmp_path / "fits/fits.json").read_text())
 
 
+@pytest.mark.parametrize("content", [b"", b"[", b"{}x", b"[1]", b'[{"law": "power-n"}]', b"\xff"])
+def test_a_damaged_list_of_fits_is_named_and_never_replaced(tmp_path: Path, content: bytes) -> None:
+    write_results(tmp_path)
+    (tmp_path / "fits").mkdir()
+    (tmp_path / "fits/fits.json").write_bytes(content)
+    with pytest.raises(ResultsError, match=r"fits\.json: not a file of fits .*; delete it and run"):
+        invoke("fit", str(tmp_path), "--bootstrap", "100")
+    assert (tmp_path / "fits/fits.json").read_bytes() == content
+
+
 def test_every_convention_that_the_columns_allow_is_printed(tmp_path: Path) -> None:
     write_results(tmp_path)
     output = invoke("fit", str(tmp_path), "--convention", "all", "--bootstrap", "100").output

@@ -57,3 +57,11 @@ def test_a_damaged_one_is_as_none(results):
     results.read()
     results.cache.write(snapshot.NAME, b"no parquet")
     assert len(results.read()[0]) == 8
+
+
+def test_no_changed_bit_of_it_gives_other_numbers(results):
+    frame = results.read()[0]
+    content = results.cache.read(snapshot.NAME)
+    for place in range(0, len(content), 211):
+        results.cache.write(snapshot.NAME, content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        pd.testing.assert_frame_equal(results.read()[0], frame)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,3 +175,37 @@ def test_one_process_at_a_time_holds_a_folders_lock(tmp_path: Path) -> None:
         assert not held.wait(0.3)
     other.join()
     assert held.is_set()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "/etc/passwd", "a\\b", "a\0b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").write_text("precious")
+    folder = Folder.at(tmp_path / "results")
+    for use in (folder.read, folder.exists, folder.delete, folder.__truediv__, lambda it: folder.write(it, b"")):
+        with pytest.raises(ResultsError, match="no name of a file"):
+            use(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_the_guard_raises_keeps_a_file_as_it_was(tmp_path: Path) -> None:
+    @contextmanager
+    def refuse() -> Iterator[None]:
+        raise PermissionError("no longer ours")
+        yield
+
+    folder = Folder.at(tmp_path) / "trials"
+    folder.write("a", b"old")
+    for use in (lambda it: it.write("a", b"new"), lambda it: it.delete("a"), lambda it: (it / "b").write("c", b"new")):
+        with pytest.raises((PermissionError, ResultsError), match="no longer ours"):
+            use(replace(folder, guard=refuse))
+    assert folder.read("a") == b"old"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]
+
+
+def test_a_file_is_synced_before_it_is_renamed_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    folder = Folder.at(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(folder.names()))
+    folder.write("a", b"1")
+    assert seen == [[]]
+    assert folder.names() == ["a"]

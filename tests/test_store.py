@@ -201,6 +201,81 @@ def test_a_changed_byte_never_stops_the_rest_from_being_read(results: Results) -
         assert len(frame) + len(set_aside) == 2
 
 
+def test_no_changed_bit_of_a_trials_file_gives_other_numbers(results: Results) -> None:
+    trial = known_trial()
+    results.write_trial(trial, [point(trial, 10, 3.0), point(trial)], "finished", None, PROVENANCE)
+    path = Path(results.trials.path) / f"{trial.identity}.parquet"
+    content, (frame, _), (rows, metadata) = path.read_bytes(), results.read(), results.read_trial(trial.identity)
+    for place in range(0, len(content), 23):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        found, set_aside = results.read()
+        assert set_aside or found.equals(frame), place
+        try:
+            assert results.read_trial(trial.identity) == (rows, metadata), place
+        except ResultsError as error:
+            assert path.name in str(error)
+        assert results.state(trial.identity) in ("finished", None)
+
+
+def test_a_trials_file_from_before_there_were_digests_is_read_as_before(results: Results) -> None:
+    trial = known_trial()
+    results.write_trial(trial, [point(trial)], "finished", None, PROVENANCE)
+    frame, _ = results.read()
+    write_other_version(results, trial, lambda table: table)
+    assert b"sha-256" not in results.trials.read(f"{trial.identity}.parquet")
+    assert results.read()[0].equals(frame)
+    assert results.load_trial(trial.identity) == trial
+
+
+@pytest.mark.parametrize("identity", ["../../victim", "..", "", "a/b", "/etc", None])
+def test_a_trial_whose_name_leads_out_of_the_folder_is_set_aside_and_nothing_there_is_deleted(
+    results: Results, identity: str | None
+) -> None:
+    trial, victim = known_trial(), Path(results.folder.path).parent / "victim"
+    victim.mkdir()
+    (victim / "thesis.tex").write_text("precious")
+    results.write_trial(trial, [point(trial)], "failed", None, PROVENANCE)
+
+    def rename(table: pa.Table) -> pa.Table:
+        return table.set_column(table.column_names.index("trial"), "trial", pa.array([identity] * len(table), "string"))
+
+    write_other_version(results, trial, rename)
+    frame, (line,) = results.read()
+    assert frame.empty
+    assert "which is not an identity" in line
+    assert results.states() == {}
+    if identity is not None:
+        with pytest.raises(ResultsError, match="no name of a file"):
+            results.forget(identity)
+    assert [path.name for path in victim.iterdir()] == ["thesis.tex"]
+
+
+def test_what_lies_behind_a_link_in_the_place_of_checkpoints_is_not_deleted(results: Results, tmp_path: Path) -> None:
+    trial, victim = known_trial(), tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.tex").write_text("precious")
+    results.write_trial(trial, [], "failed", None, PROVENANCE)
+    folder = Path(results.checkpoints(trial.identity).path)
+    folder.parent.mkdir()
+    folder.symlink_to(victim)
+    results.forget(trial.identity)
+    assert results.states() == {}
+    assert [path.name for path in victim.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("state", ["won", "new", None])
+def test_rows_in_a_state_that_no_rows_have_are_set_aside(results: Results, state: str | None) -> None:
+    trial = known_trial()
+    results.write_trial(trial, [point(trial)], "finished", None, PROVENANCE)
+
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(table.column_names.index("state"), "state", pa.array([state] * len(table), "string"))
+
+    write_other_version(results, trial, change)
+    assert results.states_and_unreadable()[0] == {}
+    assert results.state(trial.identity) is None
+
+
 # what is in a row
 
 
@@ -364,6 +439,17 @@ def test_a_sweeps_record_is_read_as_it_was_written(results: Results) -> None:
     results.write_sweep(second)
     assert results.read_sweeps() == [second, first]
     assert second.trials == [known_trial().identity, known_trial(seed=1).identity]
+
+
+@pytest.mark.parametrize(
+    ("name", "trial"), [("../../pwn/x", "a1"), ("other", "a1"), ("bad", "../../victim"), ("bad", ""), (["bad"], "a1")]
+)
+def test_a_record_whose_names_lead_elsewhere_is_none(results: Results, name: Any, trial: str) -> None:
+    written = record("bad", known_trial()).as_json()
+    written["name"], written["groups"][0]["trial"] = name, trial
+    results.sweeps.write("bad.json", json.dumps(written).encode())
+    with pytest.raises(ResultsError, match=r"bad\.json: not a sweep's record"):
+        results.read_sweeps()
 
 
 @pytest.mark.parametrize(

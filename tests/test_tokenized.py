@@ -168,3 +168,56 @@ def test_too_little_validation_says_which_val_bytes_would_do(corpus: Path, monke
         require_enough_validation(few, config(corpus, val_bytes=5000))
     enough = config(corpus, val_bytes=int(str(caught.value).rsplit(maxsplit=1)[-1]))
     require_enough_validation(prepare(enough), enough)
+
+
+def _flip(content: bytes) -> bytes:
+    return content[:100] + bytes([content[100] ^ 1]) + content[101:]
+
+
+DAMAGE = {
+    "one bit flipped": _flip,
+    "zeroed": lambda content: bytes(len(content)),
+    "half": lambda content: content[: len(content) // 4 * 2],
+    "odd": lambda content: content[:-1],
+    "empty": lambda _: b"",
+    "no object": lambda _: b"[]",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "missing"])
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer.json", "sha256.json"])
+def test_damaged_tokens_are_set_aside_with_a_line_and_made_again(
+    corpus: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    before = prepare(config(corpus, "char"))
+    path = Path(before.folder) / name
+    whole = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGE[damage](whole[name]))
+    assert prepare(config(corpus, "char")) == before
+    if (name, damage) != ("sha256.json", "missing"):  # as it was before there were any
+        assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == whole
+        assert caplog.messages == [
+            f"tokens in {path.parent} are damaged: set aside as {path.parent}.damaged and made again"
+        ]
+
+
+def test_tokens_from_before_there_were_digests_are_read_if_they_are_as_long_as_they_say(corpus: Path) -> None:
+    before = prepare(config(corpus, "char"))
+    folder = Path(before.folder)
+    (folder / "sha256.json").unlink()
+    train = (folder / "train.bin").read_bytes()
+    assert prepare(config(corpus, "char")) == before
+    assert not (folder / "sha256.json").exists(), "nothing is made again"
+    (folder / "train.bin").write_bytes(train[:-200])
+    assert prepare(config(corpus, "char")) == before
+    assert (folder / "train.bin").read_bytes() == train
+
+
+def test_tokens_are_synced_before_they_are_renamed_into_place(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(cache, "sync", lambda path: synced.append(path.name))
+    made = Path(prepare(config(corpus)).folder)
+    assert sorted(synced) == sorted([*(path.name for path in made.iterdir()), "made"])

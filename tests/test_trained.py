@@ -59,6 +59,15 @@ def test_the_beginning_of_an_identity_names_a_trial_and_nothing_else_does(finish
         load_trained(results, "")
 
 
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda it: it[:-100], lambda it: it[:900] + b"\xff" + it[901:]])
+def test_damaged_weights_are_an_error_and_never_another_model(finished: Make, damage: Callable[[bytes], bytes]) -> None:
+    results, identity = finished()
+    checkpoints = results.checkpoints(identity)
+    checkpoints.write("weights.pt", damage(checkpoints.read("weights.pt")))
+    with pytest.raises(ResultsError, match=r"weights\.pt: damaged.*launch its sweep again"):
+        load_trained(results, identity)
+
+
 def test_a_trial_without_weights_says_how_to_get_them(finished: Make) -> None:
     results, identity = finished()
     results.checkpoints(identity).delete("weights.pt")

@@ -18,7 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from tinyscale.errors import ResultsError
-from tinyscale.machine import FEWEST_OPEN_FILES, open_files, usable_cores
+from tinyscale.machine import FEWEST_OPEN_FILES, open_files, own_python, usable_cores
 from tinyscale.storage import Folder
 
 LEAST_FREE_BYTES = 2e9  # for the tokens of a corpus, checkpoints and Ray's session
@@ -175,9 +175,9 @@ def _ray() -> Check:
 
 
 def _run_python(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=RAY_SECONDS, check=False
-    )
+    python, path = own_python()
+    command, environment = [*python, "-c", program], os.environ | path
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RAY_SECONDS, check=False)
 
 
 def _last_line(text: str) -> str:

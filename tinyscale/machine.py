@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,3 +83,10 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("TINYSCALE_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyscale"
+
+
+def own_python() -> tuple[list[str], dict[str, str]]:
+    """The command and the variables of a Python that has our packages and runs no file of the working directory."""
+    here, package = Path.cwd(), Path(__file__).parents[1]
+    found = [entry for entry in sys.path if entry and Path(entry).absolute() != here]
+    return [sys.executable, "-P"], {"PYTHONPATH": os.pathsep.join([*found, str(package)])}

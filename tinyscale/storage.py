@@ -1,8 +1,9 @@
 """Files by name in a folder on a local disk, NFS or an object store, through pyarrow's file systems.
 
-A reader never sees a partial file. On a disk, a file is written under a temporary name and renamed. On an object store
-it is written in one call, from bytes that are complete (an exception while a stream is open would publish a partial
-object). While the network fails, operations on a store are retried.
+A reader never sees a partial file, also after a power cut. On a disk, a file is written under a temporary name, synced
+and renamed. On an object store it is written in one call, from bytes that are complete (an exception while a stream is
+open would publish a partial object). While the network fails, operations on a store are retried. Names may come from
+files that others made, so one that would lead out of its folder is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -38,16 +39,24 @@ REMEDIES = {
     errno.ENAMETOOLONG: "shorten the name, or ",
 }
 
+# Words of names whose values are secrets: AWS_SECRET_ACCESS_KEY, --api-key, hfToken.
+SECRETS = {"auth", "authorization", "credential", "credentials", "key", "apikey", "passphrase", "passwd", "password"}
+SECRETS |= {"pwd", "secret", "sig", "signature", "token"}
+
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on a file system. root: the folder under which temporary files are written."""
+    """A folder on a file system. root: the folder under which temporary files are written.
+
+    guard: entered for the moment in which a file is put in place or removed; what it raises prevents that.
+    """
 
     fs: pafs.FileSystem
     path: str
     root: str
+    guard: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
@@ -69,13 +78,14 @@ class Folder:
         except (ArrowInvalid, OSError, ValueError, RuntimeError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             message = f"{text}: not a folder that can be reached ({why}); give a path, s3:// or gs://"
-            raise ResultsError(message) from error
+            raise ResultsError(without_secrets(message)) from error
         if file:
             raise ResultsError(f"{text}: a file, not a folder that can be reached; give a folder")
         return cls(fs, path, path)
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.fs, f"{self.path}/{name}", self.root)
+        """The folder of that name in this one. ResultsError for a name that leads elsewhere."""
+        return replace(self, path=self._path_of(name))
 
     def __str__(self) -> str:
         """The path as a user would type it."""
@@ -88,6 +98,17 @@ class Folder:
     def is_local(self) -> bool:
         """Whether the folder is on a local disk or NFS, where a rename is atomic."""
         return isinstance(self.fs, pafs.LocalFileSystem)
+
+    @property
+    def is_link(self) -> bool:
+        """Whether this is a link to a folder elsewhere, whose files are not ours to delete."""
+        return self.is_local and Path(self.path).is_symlink()
+
+    def _path_of(self, name: str) -> str:
+        """The path of a file or folder in this one."""
+        if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+            raise ResultsError(f"{self}: {name!r} is no name of a file; rename what it comes from")
+        return f"{self.path}/{name}"
 
     def make(self) -> None:
         """Create the folder; an object store needs none."""
@@ -151,44 +172,56 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether the folder has a file of that name."""
-        return bool(self._reach(lambda: self.fs.get_file_info(f"{self.path}/{name}").is_file))
+        path = self._path_of(name)
+        return bool(self._reach(lambda: self.fs.get_file_info(path).is_file))
 
     def read(self, name: str) -> bytes:
         """The file's content. FileNotFoundError if there is no such file."""
+        path = self._path_of(name)
 
         def get() -> bytes:
-            with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+            with self.fs.open_input_stream(path) as stream:
                 return bytes(stream.read())
 
         return get() if self.is_local else self._reach(get)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file, replacing an older one. ResultsError if it cannot be written."""
+        path = self._path_of(name)
         try:
-            self._reach(lambda: self._put(f"{self.path}/{name}", content))
+            self._reach(lambda: self._put(path, content))
         except FileNotFoundError as error:  # the bucket, not the file
             raise self._unusable(error) from error
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
+        path = self._path_of(name)
         if self.exists(name):
-            self._reach(lambda: self.fs.delete_file(f"{self.path}/{name}"))
+            with self.guard():
+                self._reach(lambda: self.fs.delete_file(path))
+
+    def set_aside(self, name: str, content: bytes) -> str:
+        """Keep what a damaged file holds under another name, here; the path of that."""
+        self.write(f"{name}.damaged", content)
+        self.delete(name)
+        return f"{self}/{name}.damaged"
 
     def _put(self, target: str, content: bytes) -> None:
         if not self.is_local:
-            with self.fs.open_output_stream(target) as stream:
+            with self.guard(), self.fs.open_output_stream(target) as stream:
                 stream.write(content)
             return
-        temporary = f"{self.root}/.tmp/{uuid.uuid4().hex}"
+        temporary = Path(self.root) / ".tmp" / uuid.uuid4().hex
         try:
-            self.fs.create_dir(f"{self.root}/.tmp", recursive=True)
-            self.fs.create_dir(self.path, recursive=True)
-            with self.fs.open_output_stream(temporary) as stream:
-                stream.write(content)
-            self.fs.move(temporary, target)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            self.make()
+            temporary.write_bytes(content)
+            sync(temporary)
+            with self.guard():
+                temporary.replace(target)
         finally:
             with suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
     def _reach(self, operation: Callable[[], Result], patience: float | None = None) -> Result:
         """Result of the operation, retried for `patience` seconds while the network fails; ResultsError otherwise."""
@@ -225,6 +258,28 @@ def validated(kind: type[Result], written: Any) -> Result:
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+def names_secret(name: str) -> bool:
+    """Whether a setting, a variable or an option of this name holds a secret."""
+    return not SECRETS.isdisjoint(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` for users and passwords in addresses, and for what follows `=` after the name of a secret."""
+    text = re.sub(r"(\w://)(?:[^\s/@]*|[^\s/@:]+:[^\s@]*)@", r"\1***@", text)
+    return re.sub(
+        r"([\w.-]+)=([^&\s'\"]+)", lambda found: f"{found[1]}=***" if names_secret(found[1]) else found[0], text
+    )
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds a file's content, or a folder's names: a power cut may leave others empty or zeroed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _nearest_there(path: Path) -> Path:

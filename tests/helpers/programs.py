@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from helpers import ROOT
@@ -61,3 +62,10 @@ def listens(port: int) -> bool:
     """Whether something on this machine accepts connections at a port."""
     with closing(socket.socket()) as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def trap(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder the working directory, with files in it that leave the file RAN where a program imports them."""
+    for name in ("json", "random", "torch", "ray", "numpy"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'RAN')!r}, 'w'); raise ImportError('not ours')")
+    monkeypatch.chdir(folder)

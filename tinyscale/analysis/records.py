@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
@@ -26,6 +24,7 @@ from tinyscale.fitting.points import read_points
 from tinyscale.fitting.record import TRIALS, Record
 from tinyscale.fitting.solve import Certificate
 from tinyscale.fitting.uncertainty import Noise
+from tinyscale.results.parquet import open_parquet, to_parquet
 from tinyscale.storage import Folder, validated
 
 FITS, CONTRASTS = "fits.json", "contrasts.json"
@@ -50,7 +49,7 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
 
     source: the file the runs came from, or TRIALS. Fits of other sources stay; ResultsError where a name is taken.
     """
-    others = [each for each in _other_records(folder / "fits") if each.origin.source != source]
+    others = [each for each in _records_in(folder / "fits") if each.origin.source != source]
     taken = {each.name: each.origin.source for each in others}
     for found in fits:
         if found.record.name in taken:
@@ -221,15 +220,12 @@ def _other_contrasts(folder: Folder) -> list[dict[str, Any]]:
 
 
 def _parquet(table: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    return buffer.getvalue()
+    return to_parquet(pa.Table.from_pandas(table, preserve_index=False))
 
 
 def _read_parquet(content: bytes) -> pd.DataFrame:
     """Without Arrow's threads: where a process ends just after they start, they abort it."""
-    file = pq.ParquetFile(io.BytesIO(content), pre_buffer=False)
-    frame: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+    frame: pd.DataFrame = open_parquet(content).read(use_threads=False).to_pandas(use_threads=False)
     return frame
 
 

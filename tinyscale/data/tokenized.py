@@ -1,10 +1,17 @@
-"""Tokens on disk: computed once per machine, stored under a hash of all that they depend on, and memory-mapped."""
+"""Tokens on disk: computed once per machine, stored under a hash of all that they depend on, and memory-mapped.
+
+A folder holds the SHA-256 of each of its files. One that does not answer to them is set aside and made again; one that
+was made before there were any is read as it is.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
+import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,9 +30,11 @@ from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.facts import TextFacts
+from tinyscale.storage import sync
 
 MIN_VAL_TOKENS = 100_000  # with fewer, evaluation noise hides the differences that laws are fitted to
 _LAYOUT = 1  # version of the files in a cached folder
+_META, _DIGESTS = "meta.json", "sha256.json"
 
 Stream = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -91,19 +100,62 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
     source = open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf)
     corpus_hash = source.hash()
     folder = cache_folder() / "tokens" / _key(config, corpus_hash)
-    if not folder.exists():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.exists():
-                    _build(config, source.split(config.val_bytes), corpus_hash, folder)
-        except OSError as error:
-            raise DataError(
-                f"cannot keep tokens in {folder.parent} ({error}); set TINYSCALE_CACHE to another folder"
-            ) from error
-    meta = json.loads((folder / "meta.json").read_text("utf-8"))
-    facts = {field: meta.pop(field) for field in ("corpus_hash", "tokenizer_hash", "vocab_size", "train_tokens")}
-    return TokenizedCorpus(TextFacts(split_rule=SPLIT_RULE, **facts), **meta, folder=str(folder))
+    if (made := _load(folder)) is not None:
+        return made
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if (made := _load(folder)) is None:  # no other process has made it meanwhile
+                _set_aside(folder)
+                _build(config, source.split(config.val_bytes), corpus_hash, folder)
+                made = _load(folder)
+    except OSError as error:
+        raise DataError(
+            f"cannot keep tokens in {folder.parent} ({error}); set TINYSCALE_CACHE to another folder"
+        ) from error
+    if made is None:
+        raise DataError(f"{folder} gives back other bytes than were written; set TINYSCALE_CACHE to another folder")
+    return made
+
+
+def _load(folder: Path) -> TokenizedCorpus | None:
+    """The corpus in a folder; None where there is none, or a damaged one."""
+    try:
+        if (folder / _DIGESTS).exists():
+            digests = dict(json.loads((folder / _DIGESTS).read_bytes()))
+            if _META not in digests:
+                return None
+            for name, digest in digests.items():
+                stamp = (folder / name).stat()
+                if _unchanged(folder / name, stamp.st_size, stamp.st_mtime_ns) != digest:
+                    return None
+        meta = json.loads((folder / _META).read_bytes())
+        facts = {field: meta.pop(field) for field in ("corpus_hash", "tokenizer_hash", "vocab_size", "train_tokens")}
+        made = TokenizedCorpus(TextFacts(split_rule=SPLIT_RULE, **facts), **meta, folder=str(folder))
+        lengths = len(made.train()), len(made._stream("val"))
+        return made if lengths == (made.facts.train_tokens, made.val_tokens + made.val_documents + 1) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=1000)
+def _unchanged(path: Path, _size: int, _mtime_ns: int) -> str:
+    """The digest of a file, which a process reads once as long as its size and time of change stay."""
+    return _digest(path)
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep a damaged folder under another name, and say so."""
+    if folder.exists():
+        aside = folder.with_suffix(".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        logging.getLogger(__name__).warning("tokens in %s are damaged: set aside as %s and made again", folder, aside)
 
 
 def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> None:
@@ -176,7 +228,11 @@ def _build(config: DataConfig, text: Split, corpus_hash: str, folder: Path) -> N
                 made / "oracle.bin"
             )  # 0 for the end-of-text tokens around the only document
         (made / "tokenizer.json").write_text(tokenizer.hf.to_str(), "utf-8")
-        (made / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
+        (made / _META).write_text(json.dumps(meta, indent=1), "utf-8")
+        digests = {path.name: _digest(path) for path in made.iterdir()}
+        (made / _DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
+        for path in (*made.iterdir(), made):
+            sync(path)
         made.rename(folder)
 
 

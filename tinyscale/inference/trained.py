@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tinyscale.data.tokenizers import Tokenizer, token_dtype
 from tinyscale.errors import DataError, ResultsError
 from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
+from tinyscale.training.checkpoint import DamagedError, of_bytes
 from tinyscale.training.evaluate import Evaluation, token_losses
 from tinyscale.training.loop import WEIGHTS
 from tinyscale.training.model import GPT
@@ -77,7 +77,13 @@ def load_trained(results: Results, prefix: str) -> Trained:
     if corpus.facts.tokenizer_hash != trial.facts.tokenizer_hash:
         raise DataError(f"the text of {config.data.corpus} gives another tokenizer here than trial {identity} had")
     gpt = GPT(config.model, trial.vocab_size)
-    gpt.load_state_dict(torch.load(io.BytesIO(checkpoints.read(WEIGHTS)), map_location="cpu", weights_only=True))
+    try:
+        gpt.load_state_dict(of_bytes(checkpoints.read(WEIGHTS)))
+    except (DamagedError, RuntimeError) as error:
+        raise ResultsError(
+            f"{checkpoints}/{WEIGHTS}: damaged, or of another model ({str(error).splitlines()[0]}); delete "
+            f"{results.trials}/{identity}.parquet and launch its sweep again"
+        ) from error
     return Trained(identity, config, gpt.eval(), corpus.tokenizer())
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from tinyscale.orchestration.ray_internals import HEAD_NODE
@@ -19,7 +20,7 @@ class LaunchSettings:
     """What all trials of one launch share.
 
     results: the folder's location; ray_storage: a folder for what Ray writes; halving: whether trials that are behind
-    are stopped, each by a flag of its own.
+    are stopped, each by a flag of its own; launch: its own name, under which its processes hold leases.
     """
 
     sweep: str
@@ -28,6 +29,7 @@ class LaunchSettings:
     keep_weights: bool
     ray_storage: str
     halving: bool = False
+    launch: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticke
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
+from tinyscale.orchestration.scratch import scratch_folder
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.stop import Grid, Stop, interruptible
 from tinyscale.orchestration.summary import Summary
@@ -61,7 +61,7 @@ def launch(
         return Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
-    with tempfile.TemporaryDirectory(prefix="tinyscale-ray-", ignore_cleanup_errors=True) as scratch:
+    with scratch_folder() as scratch:
         halving = bool(plan.sweep.search and plan.sweep.search.scheduler == "asha")
         settings = LaunchSettings(plan.sweep.name, results.location, provenance, keep_weights, scratch, halving)
         summary = Launch(plan, to_run, results, cluster, settings, train, loggers, console, quiet).run()
@@ -131,7 +131,7 @@ class Launch:
         """Run Ray Tune. order: its settings for which trial comes next. assignments, configs: of a grid."""
         machine = machine_provenance() if self.cluster.own else {}  # of several, none knows where a process died
         with Monitor(list(trials), self.console, quiet=self.quiet) as monitor:
-            watch = Watch(sets, monitor, self.summary, self.results, {**self.settings.provenance, **machine})
+            watch = Watch(sets, monitor, self.summary, self.results, self.settings, machine)
             worker = tune.with_parameters(run_trial, assignments=assignments or {}, train=self.train)
             tune.Tuner(
                 tune.with_resources(worker, _reserved),

@@ -7,6 +7,8 @@ Functions import Ray themselves: it reads the environment at its first import, a
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -86,3 +88,12 @@ def asks_for_token(address: str, timeout: float) -> bool:
         except grpc.RpcError as error:
             return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
     return False
+
+
+def job() -> Any:
+    """Settings of a job whose workers import what the launcher does: Ray would put the working directory before all."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._client_job = {"", str(Path.cwd())}.isdisjoint(sys.path)  # to such a job Ray adds no directory
+    return config

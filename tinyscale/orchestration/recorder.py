@@ -18,7 +18,7 @@ from ray import train as ray_train
 from ray import tune
 
 from tinyscale.data import TokenizedCorpus
-from tinyscale.errors import LaunchError, ResultsError, lack_of_memory
+from tinyscale.errors import ResultsError, lack_of_memory
 from tinyscale.machine import driver_version, gpu_bytes
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.ray_internals import draining_nodes
@@ -50,6 +50,7 @@ class Recorders:
     As a context manager it writes `failed` rows, on an exception, for each trial that has not ended. In a process that
     trains alone the exception ends there: it would come again, and one that leaves a process makes Ray start a new one.
     Where the process has lost its GPU, every later trial in it would fail: there it leaves, and Ray starts a new one.
+    Of a trial that another process has taken over nothing is written; Tune is told that it is elsewhere.
     """
 
     def __init__(self, each: Sequence[Recorder]) -> None:
@@ -65,7 +66,7 @@ class Recorders:
     ) -> bool:
         if not isinstance(error, Exception) or isinstance(error, NodeDrainedError | ResultsError):
             return False  # Tune places the trial again; where rows cannot be written, none can say that it failed
-        active = [recorder for recorder in self.each if not recorder.ended]
+        active = [recorder for recorder in self.each if not recorder.ended and not recorder.left()]
         for recorder in active:
             recorder.checkpoints.write(TRACEBACK, "".join(traceback.format_exception(error)).encode())
         if self.first.world > 1:
@@ -88,8 +89,9 @@ class Recorders:
         if first.rank or now - self.looked < STOP_POLL_SECONDS:
             return False
         self.looked = now
-        if not all(recorder.lease.keep() for recorder in self.each):
-            raise LaunchError("another launch took this trial over, because this one seemed dead; it continues there")
+        for recorder in self.each:
+            if not recorder.ended:
+                recorder.lease.keep()
         self.draining = ray.get_runtime_context().get_node_id() in draining_nodes()
         if first.settings.halving:
             self.behind = trial_stops(first.trial.identity)
@@ -126,11 +128,11 @@ def _has_lost_its_gpu() -> bool:
 
 
 class Recorder:
-    """Writes a trial's rows as they come, and reports to Tune."""
+    """Writes a trial's rows as they come, and reports to Tune; it writes only while the process holds the lease."""
 
     def __init__(self, trial: Trial, settings: LaunchSettings, lease: Lease, began: float) -> None:
         self.trial, self.settings, self.lease, self.began = trial, settings, lease, began
-        self.results = Results(settings.results)
+        self.results = Results(settings.results, guard=lease.held)
         self.checkpoints = self.results.checkpoints(trial.identity)
         self.rank, self.world = rank_and_world()
         self.corpus: TokenizedCorpus | None = None
@@ -154,6 +156,15 @@ class Recorder:
         seconds = outcome.seconds / (self.points[-1].fused if self.points else 1)
         timing = (os.getpid(), self.began, time.time(), seconds)  # one value: Tune keeps statistics of numbers
         self.report({**how, "timing": timing, "would_do": would_do})
+
+    def left(self) -> bool:
+        """Whether another process has taken the trial over; Tune is told so."""
+        if self.rank or self.lease.is_ours:
+            return False
+        if self.world == 1:
+            reason = "another launch took it over, because this one seemed dead"
+            self.report({"trial": self.trial.identity, "state": State.ELSEWHERE, "reason": reason})
+        return True
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """One worker's process is Tune's own; a group's workers must all report, and the first one's values count.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tinyscale.errors import LaunchError
 from tinyscale.formatting import plural
 from tinyscale.machine import FEWEST_OPEN_FILES, Capacity, gpu_bytes, open_files, this_machine, usable_cores
-from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2, start
+from tinyscale.orchestration.ray_internals import asks_for_token, autoscaled_node_types, has_autoscaler_v2, job, start
 
 # Read by Ray when it is imported or when a trial starts.
 ENVIRONMENT = {
@@ -59,7 +59,7 @@ def ray_session(address: str | None) -> Iterator[Cluster]:
     import ray  # reads the environment
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failures are shown by the launch, with their reasons
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "job_config": job()}
     machine = this_machine()
     try:
         if address:

@@ -1,4 +1,4 @@
-"""Stopping: how the user's Ctrl-C, or a search that has seen enough, reaches running trials."""
+"""Stopping: how Ctrl-C, SIGTERM, or a search that has seen enough, reaches running trials."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from tinyscale.orchestration.ray_internals import clear_flag, read_flag, set_flag
 
 STOP_FLAG = b"stop"  # holds the sweep whose launch stops
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # of the user's terminal; of a scheduler or a machine that shuts down
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Grid(BasicVariantGenerator):  # type: ignore[misc,unused-ignore]
 
 @contextmanager
 def interruptible(sweep: str, console: Console) -> Iterator[Stop]:
-    """First Ctrl-C: running trials write a checkpoint and stop. Second: stop now. Ray is shut down either way."""
+    """First Ctrl-C or SIGTERM: running trials write a checkpoint and stop. Second: stop now. Ray is shut down too."""
     stop = Stop()
 
     def on_interrupt(*_: object) -> None:
@@ -51,13 +52,13 @@ def interruptible(sweep: str, console: Console) -> Iterator[Stop]:
         console.print("stopping: running trials write a checkpoint first (Ctrl-C again: stop now)")
 
     on_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, on_interrupt) if on_main_thread else None
+    before = {each: signal.signal(each, on_interrupt) for each in SIGNALS} if on_main_thread else {}
     try:
         yield stop
     finally:
         clear_flag(STOP_FLAG)
-        if on_main_thread:
-            signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def launch_stops(sweep: str) -> bool:

@@ -11,13 +11,15 @@ from typing import Any
 from ray import tune
 
 from tinyscale.errors import ResultsError
-from tinyscale.orchestration.assignment import Ticket
+from tinyscale.orchestration.assignment import LaunchSettings, Ticket
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.summary import Summary, Timing
 from tinyscale.orchestration.worker import MAX_RESTARTS
 from tinyscale.planning.plan import PlannedTrial
+from tinyscale.results.leases import Lease
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
+from tinyscale.spec.trial import Trial
 
 LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
 
@@ -25,8 +27,8 @@ LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) l
 class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     """Passes reports on to the monitor and the summary, and records trials whose process died or raised.
 
-    sets: trials trained together, by the key of their ticket; provenance: for rows of trials that could not write any.
-    resized: trials that ran out of memory on a share of a GPU, with the share that would have done.
+    sets: trials trained together, by the key of their ticket; machine: for the provenance of trials that could not
+    write any rows. resized: trials that ran out of memory on a share of a GPU, with the share that would have done.
     """
 
     def __init__(
@@ -35,10 +37,11 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         monitor: Monitor,
         summary: Summary,
         results: Results,
-        provenance: Mapping[str, Any],
+        settings: LaunchSettings,
+        machine: Mapping[str, Any],
     ) -> None:
         self.sets, self.monitor, self.summary, self.results = sets, monitor, summary, results
-        self.provenance = provenance
+        self.launch, self.provenance = settings.launch, {**settings.provenance, **machine}
         self.resized: list[PlannedTrial] = []
         self.ended: set[str] = set()  # in this run; a resized trial has a state from the run before
 
@@ -64,9 +67,21 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = _reason(trial)
         for planned in self._active(trial):
-            with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
-                self.results.mark_failed(planned.trial, reason, self.provenance)
-            self._end(planned, State.FAILED, reason)
+            self._end(planned, *self._mark_failed(planned.trial, reason))
+
+    def _mark_failed(self, trial: Trial, reason: str) -> tuple[State, str | None]:
+        """Record that a trial failed, unless another launch has it or its rows say that it is done; how it ended."""
+        lease = Lease(self.results.leases, trial.identity, self.launch)
+        if not lease.claim():
+            return State.ELSEWHERE, "another launch is training it"
+        state = self.results.state(trial.identity)
+        if state is not None and state.is_kept:
+            lease.release()
+            return state, None
+        with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
+            self.results.mark_failed(trial, reason, self.provenance)
+            lease.release()
+        return State.FAILED, reason
 
     def _active(self, trial: Any) -> list[PlannedTrial]:
         """The trials that a Tune trial trains and that have not ended."""

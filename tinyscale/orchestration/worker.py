@@ -62,7 +62,7 @@ def _claim(assignment: Assignment, stack: ExitStack) -> Iterator[tuple[Trial, Le
     """Those of the trials that no other launch has, with their leases, which the stack gives back at its end."""
     results = Results(assignment.settings.results)
     for trial in assignment.trials:
-        lease = Lease(results.leases, trial.identity)
+        lease = Lease(results.leases, trial.identity, assignment.settings.launch)
         if not lease.claim(PATIENCE_SECONDS):
             _leave(trial, "another launch is training it")
             continue

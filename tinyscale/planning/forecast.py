@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from tinyscale.errors import ForecastError, ResultsError
-from tinyscale.machine import Capacity, cache_folder, this_machine, usable_cores
+from tinyscale.machine import Capacity, cache_folder, own_python, this_machine, usable_cores
 from tinyscale.spec.config import Resources, TrialConfig
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder, validated
@@ -154,8 +153,9 @@ def _measure(trials: list[Trial], resources: Resources, at_once: int) -> list[di
 
     resources: of each trial.
     """
-    program, here = [sys.executable, "-m", "tinyscale.planning.calibrate"], this_machine()
-    environment = os.environ | {"OMP_NUM_THREADS": str(resources.cpu), "PYTHONPATH": os.pathsep.join(sys.path)}
+    (python, path), here = own_python(), this_machine()
+    program = [*python, "-m", "tinyscale.planning.calibrate"]
+    environment = os.environ | path | {"OMP_NUM_THREADS": str(resources.cpu)}
     fit = slots(trials[0].config, here)
     asked = json.dumps([trial.as_json() for trial in trials]).encode()
     complete, failed = [], ""

@@ -2,6 +2,9 @@
 
 Leases need a file system that can lock (local disk, NFS). On an object store every claim is granted: training twice
 is harmless there, since the numbers are the same and the last put wins.
+
+No two machines' clocks are compared. A holder whose process can be looked up from here lives as long as that process;
+of any other the file system says when it last renewed its lease, and what time it is there now.
 """
 
 from __future__ import annotations
@@ -9,35 +12,65 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from filelock import FileLock
 
-from tinyscale.storage import Folder, validated
+from tinyscale.storage import Folder
 
 RENEW_SECONDS = 10.0
-SILENT_SECONDS = 120.0  # without a sign of life from another machine, after which its lease is void
-SILENT_HERE_SECONDS = 600.0  # the same for a process of this machine that exists: its number may be another's by now
+SILENT_SECONDS = 120.0  # without a renewal, after which the lease of a process that cannot be looked up here is void
+
+
+class LeaseLostError(Exception):
+    """Another process has taken the trial over: this one must write nothing of it any more."""
 
 
 @dataclass(frozen=True)
-class _Claim:
+class Holder:
+    """Who holds a lease.
+
+    launch: the launch whose process it is. host: for people. machine: the start of the system and its space of process
+    numbers, in which pid is that of the holder. begun: when that process began, as the system counts.
+    """
+
     token: str
+    launch: str
     host: str
+    machine: str
     pid: int
-    time: float
+    begun: str
+
+    @classmethod
+    def of_json(cls, text: bytes) -> Self | None:
+        """What a lease's file says; None where it is damaged."""
+        try:
+            written = dict(json.loads(text))
+            texts = {name: str(written.get(name, "")) for name in ("token", "launch", "host", "machine", "begun")}
+            return cls(pid=int(written.get("pid", 0)), **texts)
+        except (ValueError, TypeError, OverflowError):
+            return None
+
+    @classmethod
+    def here(cls, token: str, launch: str) -> Self:
+        """This process."""
+        return cls(token, launch, platform.node(), _machine(), os.getpid(), _begun(os.getpid()) or "")
 
 
 @dataclass
 class Lease:
-    """One process's claim on one trial."""
+    """One process's claim on one trial. launch: whose process it is; a launch takes over from a process of its own."""
 
     folder: Folder
     trial: str
+    launch: str = ""
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     renewed: float = 0.0
 
@@ -52,52 +85,88 @@ class Lease:
             time.sleep(0.2)
         return True
 
-    def keep(self) -> bool:
-        """Renew the lease when it is due; False when another process has taken it over and this one must not write."""
-        if not self.folder.is_local or time.monotonic() - self.renewed < RENEW_SECONDS:
+    def keep(self) -> None:
+        """Renew the lease when it is due. LeaseLostError when another process has taken it over."""
+        if time.monotonic() - self.renewed >= RENEW_SECONDS:
+            with self.held():
+                self._write()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While nobody can take the lease over. LeaseLostError when another process has done so."""
+        if not self.folder.is_local:
+            yield
+            return
+        with self._lock():
+            if not self.is_ours:
+                raise LeaseLostError(f"another launch took trial {self.trial} over, because this one seemed dead")
+            yield
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other process has taken the lease."""
+        if not self.folder.is_local:
             return True
-        held = self.holder()
-        if held is None or held["token"] != self.token:
-            return False
-        self._write()
-        return True
+        holder = self.holder()
+        return holder is not None and holder.token == self.token
 
     def release(self) -> None:
         """Give the lease back, if it is still ours."""
-        if self.folder.is_local and (held := self.holder()) and held["token"] == self.token:
-            self.folder.delete(self._name)
+        if self.folder.is_local:
+            with suppress(LeaseLostError), self.held():
+                self.folder.delete(self._name)
+
+    def holder(self) -> Holder | None:
+        """Who holds the lease, alive or not."""
+        try:
+            return Holder.of_json(self.folder.read(self._name))
+        except FileNotFoundError:
+            return None
+
+    def lives(self, holder: Holder) -> bool:
+        """Whether the holder still trains."""
+        begun = _begun(holder.pid) if holder.machine == _machine() else ""
+        if begun:
+            return begun == holder.begun
+        return begun is not None and self._silent_seconds() < SILENT_SECONDS
+
+    def _silent_seconds(self) -> float:
+        """Since the lease was renewed, by the clock of the file system; by our own where we may not write."""
+        renewed = (Path(self.folder.path) / self._name).stat().st_mtime
+        try:
+            with tempfile.TemporaryFile(dir=self.folder.path) as probe:
+                probe.write(b"now")
+                probe.flush()
+                os.fsync(probe.fileno())
+                return os.fstat(probe.fileno()).st_mtime - renewed
+        except OSError:
+            return time.time() - renewed
 
     @property
     def _name(self) -> str:
         return f"{self.trial}.json"
 
+    def _lock(self) -> FileLock:
+        self.folder.make()
+        return FileLock(f"{self.folder.path}/.lock")
+
     def _claim_now(self) -> bool:
-        Path(self.folder.path).mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.folder.path}/.lock"):
-            held = self.holder()
-            if held is not None and held["token"] != self.token and alive(held):
+        with self._lock():
+            holder = self.holder()
+            ours = holder is None or holder.token == self.token or holder.launch == self.launch != ""
+            if holder is not None and not ours and self.lives(holder):
                 return False
             self._write()
             return True
 
     def _write(self) -> None:
         self.renewed = time.monotonic()
-        claim = {"token": self.token, "host": platform.node(), "pid": os.getpid(), "time": time.time()}
-        self.folder.write(self._name, json.dumps(claim).encode())
-
-    def holder(self) -> dict[str, Any] | None:
-        """Who holds the lease (`token`, `host`, `pid`, and `time` of the last sign of life), alive or not."""
-        try:
-            return asdict(validated(_Claim, json.loads(self.folder.read(self._name))))
-        except (FileNotFoundError, ValueError, RecursionError):
-            return None
+        self.folder.write(self._name, json.dumps(asdict(Holder.here(self.token, self.launch))).encode())
 
 
 def held_trials(folder: Folder) -> set[str]:
     """Trials whose lease is held by a process that lives."""
-    if not folder.is_local:
-        return set()
-    return {trial for trial, held in _claims(folder).items() if alive(held)}
+    return {trial for trial, lives in _leases(folder).items() if lives} if folder.is_local else set()
 
 
 def clear_void(folder: Folder) -> None:
@@ -105,26 +174,41 @@ def clear_void(folder: Folder) -> None:
     if not folder.is_local or not folder.names(".json"):
         return
     with FileLock(f"{folder.path}/.lock"):
-        for trial, held in _claims(folder).items():
-            if not alive(held):
+        for trial, lives in _leases(folder).items():
+            if not lives:
                 folder.delete(f"{trial}.json")
 
 
-def _claims(folder: Folder) -> dict[str, dict[str, Any]]:
-    """Who holds the lease of each trial that has one, alive or not."""
-    trials = [name.removesuffix(".json") for name in folder.names(".json")]
-    return {trial: held for trial in trials if (held := Lease(folder, trial).holder()) is not None}
+def _leases(folder: Folder) -> dict[str, bool]:
+    """The trials that have a lease, and whether its holder lives."""
+    found = {}
+    for name in folder.names(".json"):
+        lease = Lease(folder, name.removesuffix(".json"))
+        with suppress(FileNotFoundError):  # given back just now
+            holder = lease.holder()
+            found[lease.trial] = holder is not None and lease.lives(holder)
+    return found
 
 
-def alive(held: dict[str, Any]) -> bool:
-    """Whether a lease's holder still trains: its process exists here, or another machine's was heard of lately."""
-    silent = time.time() - held["time"]
-    if held["host"] != platform.node():
-        return bool(silent < SILENT_SECONDS)
+def _machine() -> str:
+    """This start of the system and its space of process numbers: where it is the same, so is a process number."""
     try:
-        os.kill(held["pid"], 0)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return platform.node()
+
+
+def _begun(pid: int) -> str | None:
+    """When a process of this machine began, as the system counts; empty where it does not say; None: it is gone."""
+    try:
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
-        return False
+        return None
     except PermissionError:
         pass  # it exists, as another user's
-    return bool(silent < SILENT_HERE_SECONDS)
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return None if state == "Z" else fields[18]

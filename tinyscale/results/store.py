@@ -12,23 +12,23 @@ replaced its file in between; `read_results` takes each file whole, and need not
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
-from tinyscale.spec.cell import Cell
+from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
+from tinyscale.spec.cell import SWEEP_NAME, Cell
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder, validated
@@ -40,7 +40,8 @@ FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 READERS = 16  # files that are read at a time
 
 MAX_EXPONENT = math.log(sys.float_info.max)
-DAMAGE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises on bytes that are no whole Parquet file
+RECORDED = tuple(state.value for state in State if state.is_recorded)
+IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
 
 _STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -148,7 +149,10 @@ class SweepEntry:
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
         """What `as_json` wrote."""
-        return cls(str(written["trial"]), Cell.of_json(written), dict(written.get("settled", {})))
+        trial = str(written["trial"])
+        if not re.fullmatch(IDENTITY, trial):
+            raise ValueError(f"{trial!r} is not a trial's identity")
+        return cls(trial, Cell.of_json(written), dict(written.get("settled", {})))
 
     def as_json(self) -> dict[str, Any]:
         """As the sweep's file holds it."""
@@ -245,10 +249,13 @@ def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_b
 
 
 class Results:
-    """A results folder. Nothing but a cache is written until a method that says so is called."""
+    """A results folder. Nothing but a cache is written until a method that says so is called.
 
-    def __init__(self, location: str) -> None:
-        self.folder = Folder.at(location)
+    guard: entered for the moment in which a file is put in place or removed, as that of `Folder`.
+    """
+
+    def __init__(self, location: str, guard: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self.folder = replace(Folder.at(location), guard=guard)
         self.location = location if "://" in location else self.folder.path
         self.trials = self.folder / "trials"
         self.sweeps = self.folder / "sweeps"
@@ -279,17 +286,17 @@ class Results:
         described = trial.as_json()
         metadata = {"config": described["config"], "facts": described["facts"], "provenance": dict(provenance)}
         footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer)), buffer, **FEW_ROWS)
-        self.trials.write(f"{trial.identity}.parquet", buffer.getvalue())
+        table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer))
+        self.trials.write(f"{trial.identity}.parquet", to_parquet(table, **FEW_ROWS))
 
     def read_trial(self, identity: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """A trial's rows, and its metadata (`config`, `facts`, `provenance`). FileNotFoundError or ResultsError."""
         content = self.trials.read(f"{identity}.parquet")
         try:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
-            table = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
+            table = open_parquet(content).read(use_threads=False)
             table.validate(full=True)
+            _require_trials(table)
             footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
             ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
             return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
@@ -330,7 +337,7 @@ class Results:
     def forget(self, identity: str) -> None:
         """Remove a trial's rows and what it kept."""
         kept = self.checkpoints(identity)
-        for name in kept.names():
+        for name in [] if kept.is_link else kept.names():
             kept.delete(name)
         self.trials.delete(f"{identity}.parquet")
 
@@ -386,11 +393,11 @@ class Results:
 
     def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
         """One file's rows; one of `DAMAGE` when it is no trial's."""
-        file = pq.ParquetFile(io.BytesIO(self.trials.read(name)), pre_buffer=False)
+        file = open_parquet(self.trials.read(name))
         if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
             raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
         table = _unify(file.read(columns=columns, use_threads=False), wanted)
-        table.validate(full=True)
+        _require_trials(table)
         return table
 
     def write_sweep(self, record: SweepRecord) -> None:
@@ -402,7 +409,10 @@ class Results:
         records = []
         for name in self.sweeps.names(".json"):
             try:
-                records.append(SweepRecord.of_json(json.loads(self.sweeps.read(name))))
+                record = SweepRecord.of_json(json.loads(self.sweeps.read(name)))
+                if f"{record.name}.json" != name or not re.fullmatch(SWEEP_NAME, record.name):
+                    raise ValueError(f"it is named {record.name!r}")
+                records.append(record)
             except (ValueError, TypeError, KeyError) as error:
                 message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
                 raise ResultsError(message) from error
@@ -413,6 +423,17 @@ def _facts_in(row: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of the text as far as rows hold them: of a trial on a part of it, train_tokens is the part's."""
     facts = {name: row[name] for name in ("corpus_hash", "tokenizer_hash", "vocab_size")}
     return {**facts, "split_rule": FIRST_SPLIT_RULE, "train_tokens": row["unique_tokens"]}
+
+
+def _require_trials(table: pa.Table) -> None:
+    """ArrowInvalid unless the rows are whole, and name trials and their states: an identity becomes a path."""
+    table.validate(full=True)
+    for name, what, legal in (("trial", "an identity", IDENTITY), ("state", "a state of rows", "|".join(RECORDED))):
+        for value in table[name].unique().to_pylist():
+            if not isinstance(value, str) or not re.fullmatch(legal, value):
+                raise pa.ArrowInvalid(f"not a trial's file: its column {name} has {value!r}, which is not {what}")
+    if not len(table):
+        raise pa.ArrowInvalid("not a trial's file: it has no rows")
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 DEFAULT_ARM = "base"
+SWEEP_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"  # it names files
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import CONTROL, nearest
-from tinyscale.spec.cell import DEFAULT_ARM, Cell
+from tinyscale.spec.cell import DEFAULT_ARM, SWEEP_NAME, Cell
 from tinyscale.spec.config import STRICT, Int, TrialConfig, alternatives, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
@@ -51,9 +51,7 @@ class SweepFile(BaseModel):
 
     model_config = STRICT
 
-    name: str = Field(
-        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=80, description="starts with a letter; names files"
-    )
+    name: str = Field(pattern=SWEEP_NAME, max_length=80, description="starts with a letter; names files")
     title: Words = Field(default="", description="the question the sweep answers")
     base: dict[str, Any] = Field(description="fields that all trials share: data, model, train, seed")
     axes: dict[str, list[Any]] = Field(default={}, description="field -> values; axes multiply")

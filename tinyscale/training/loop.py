@@ -7,7 +7,7 @@ initial weights depend on the seed only, a batch on (seed, step) only.
 from __future__ import annotations
 
 import copy
-import io
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training.batches import TrainBatches, as_tensor
+from tinyscale.training.checkpoint import DamagedError, of_bytes, to_bytes
 from tinyscale.training.device import device_bytes, peak_memory, prepare_process
 from tinyscale.training.evaluate import Evaluation, rank_and_world, token_losses
 from tinyscale.training.model import GPT
@@ -104,7 +105,7 @@ class Run:
         self.due = eval_steps(trial.steps, self.train.eval_points)  # on the trunk
         self.trunk: dict[str, Any] | None = None  # state to return to after a decay branch; None on the trunk itself
         if checkpoints is not None and checkpoints.exists(RESUME):
-            self._resume(checkpoints.read(RESUME))
+            self._resume(checkpoints)
         self.watch = Stopwatch(self.progress.seconds)
         self.saved = time.monotonic()
 
@@ -256,10 +257,18 @@ class Run:
         if self.checkpoints is None or self.rank:
             return
         self.progress.seconds = self.watch.seconds
-        self.checkpoints.write(RESUME, _serialise({**self._state(), "trunk": self.trunk}))
+        self.checkpoints.write(RESUME, to_bytes({**self._state(), "trunk": self.trunk}))
 
-    def _resume(self, content: bytes) -> None:
-        state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
+    def _resume(self, checkpoints: Folder) -> None:
+        """Go on from the checkpoint; where it is damaged, set it aside and begin again."""
+        content = checkpoints.read(RESUME)
+        try:
+            state = of_bytes(content, self.device)
+        except DamagedError as error:
+            if self.rank == 0:
+                aside = checkpoints.set_aside(RESUME, content)
+                logging.getLogger(__name__).warning("%s: %s; the trial begins again", aside, error)
+            return
         self.trunk = state.pop("trunk")
         self._restore(state)
 
@@ -282,7 +291,7 @@ class Run:
     def close(self) -> Outcome:
         """Write the final weights and delete the checkpoint."""
         if self.checkpoints is not None and not self.rank:
-            self.checkpoints.write(WEIGHTS, _serialise(self.gpt.state_dict()))
+            self.checkpoints.write(WEIGHTS, to_bytes(self.gpt.state_dict()))
             self.checkpoints.delete(RESUME)
         return Outcome(State.FINISHED, None, self.progress.points, self.progress.seconds)
 
@@ -342,9 +351,3 @@ def text_on_device(run: Run) -> Tensor | None:
     limit = TEXT_SHARE * device_bytes(run.trial.config.resources, run.device)
     small = len(run.batches.stream) * token_bytes(run.trial.vocab_size) <= limit
     return as_tensor(run.batches.stream, run.trial.vocab_size).to(run.device) if small else None
-
-
-def _serialise(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
