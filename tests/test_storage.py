@@ -124,7 +124,7 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_the_old_file(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", write, tmp_path / "results"], capture_output=True, text=True)
     assert "ResultsError" in done.stderr.splitlines()[-1]
     assert "File too large" in done.stderr
-    assert "free space there, or choose another folder" in done.stderr
+    assert "free space there, or give another folder" in done.stderr
     assert folder.read("a") == b"old"
     assert list((tmp_path / "results" / ".tmp").iterdir()) == []
 

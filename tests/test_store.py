@@ -118,6 +118,7 @@ def test_every_file_has_the_one_schema_whatever_it_holds(results: Results) -> No
 
 
 def test_an_empty_folder_reads_as_an_empty_frame_with_all_columns(results: Results) -> None:
+    results.folder.make()
     frame = read_results(results.location)
     assert frame.empty
     assert list(frame.columns) == [name for name, _, _ in COLUMNS]

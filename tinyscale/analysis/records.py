@@ -49,7 +49,7 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
 
     source: the file the runs came from, or TRIALS. Fits of other sources stay; ResultsError where a name is taken.
     """
-    others = [each for each in _records_in(folder / "fits") if each.origin.source != source]
+    others = [each for each in _other_records(folder / "fits") if each.origin.source != source]
     taken = {each.name: each.origin.source for each in others}
     for found in fits:
         if found.record.name in taken:
