@@ -195,7 +195,7 @@ def test_suggest_writes_over_its_own_file_only_and_says_why_it_ends(tmp_path: Pa
         output = invoke(*arguments, str(tmp_path / "next.yaml")).output
         assert "of 1e+15 FLOPs; the next run takes" in output
     (tmp_path / "mine.yaml").write_text("name: mine\n")
-    with pytest.raises(ResultsError, match="that suggest did not write"):
+    with pytest.raises(ResultsError, match="is not from suggest"):
         invoke(*arguments, str(tmp_path / "mine.yaml"))
     assert (tmp_path / "mine.yaml").read_text() == "name: mine\n"
 
