@@ -48,6 +48,7 @@ def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(pla
     assert made.as_json()["trials"][0]["settled"]["train.precision"] == precisions(made)[0]
 
 
+@pytest.mark.slow
 def test_a_trial_is_named_by_what_was_settled(plan: Callable[..., Plan]) -> None:
     made = plan("precision=auto")
     written_out = plan(f"precision={precisions(made)[0]}")

@@ -97,6 +97,7 @@ def test_a_trial_that_raises_becomes_a_failed_row_and_the_others_go_on(tmp_path,
     assert len(final_losses(tmp_path / "results")) == 4
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_any_more_ends_its_trial_as_diverged_for_good_and_the_others_go_on(tmp_path, cluster):
     path, results = write_sweep(tmp_path, tokens="80K", widths="[8]", seeds="[0]"), Results(str(tmp_path / "results"))
     wild = "{train: {lr: 10, weight_decay: 1000, grad_clip: 0}}"
