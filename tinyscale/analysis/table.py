@@ -82,6 +82,7 @@ class Reading:
     notes: tuple[str, ...] = field(default=())
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is infinite then is refused as a size
 def read_table(frame: pd.DataFrame, named: Mapping[str, str], known: Sequence[str] = ()) -> Reading:
     """The meaning of a table's columns. named: what the user says, variable or setting -> column; known: columns that
     are used under their own names.

@@ -64,7 +64,7 @@ def read_file(location: str) -> pd.DataFrame:
         if content.startswith(b"\x1f\x8b"):  # of gzip; a store may have opened it
             content = gzip.decompress(content)
         frame = _READERS[ending](content)
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, pa.ArrowException) as error:
         raise ResultsError(f"{location}: cannot be read as {ending[1:]} ({error}); mend or export it again") from error
     if frame.empty:
         raise ResultsError(f"{location}: the file holds no rows of runs; add some below its header")
