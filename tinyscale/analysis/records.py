@@ -24,7 +24,7 @@ from tinyscale.fitting.points import read_points
 from tinyscale.fitting.record import TRIALS, Record
 from tinyscale.fitting.solve import Certificate
 from tinyscale.fitting.uncertainty import Noise
-from tinyscale.results.parquet import open_parquet, to_parquet
+from tinyscale.results.parquet import read_frame, to_parquet
 from tinyscale.storage import Folder, validated
 
 FITS, CONTRASTS = "fits.json", "contrasts.json"
@@ -223,16 +223,10 @@ def _parquet(table: pd.DataFrame) -> bytes:
     return to_parquet(pa.Table.from_pandas(table, preserve_index=False))
 
 
-def _read_parquet(content: bytes) -> pd.DataFrame:
-    """Without Arrow's threads: where a process ends just after they start, they abort it."""
-    frame: pd.DataFrame = open_parquet(content).read(use_threads=False).to_pandas(use_threads=False)
-    return frame
-
-
 def _read_table(folder: Folder, name: str, what: str) -> pd.DataFrame:
     """A table that `write_fits` wrote. ResultsError where it is gone or damaged. what: it is."""
     try:
-        table = _read_parquet(folder.read(name))
+        table = read_frame(folder.read(name))
         if table.empty:
             raise ValueError("it has no rows")
         return table

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tinyscale.errors import ResultsError
+from tinyscale.results.parquet import read_frame
 from tinyscale.storage import Folder
 
 ENDINGS = (".csv", ".tsv", ".parquet", ".json", ".jsonl")  # and those compressed: .csv.gz, ...
@@ -251,8 +251,7 @@ def _of_records(records: Sequence[Any], places: Sequence[int], name: str) -> pd.
 
 
 def _read_parquet(content: bytes) -> pd.DataFrame:
-    """Without Arrow's threads: where a process ends just after they start, they abort it."""
-    frame: pd.DataFrame = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False)
+    frame = read_frame(content)
     frame = frame.reset_index() if frame.index.name is not None else frame
     frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
     return frame
