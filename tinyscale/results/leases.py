@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
-from filelock import FileLock
-
 from tinyscale.storage import Folder
 
 RENEW_SECONDS = 10.0
@@ -94,10 +92,7 @@ class Lease:
     @contextmanager
     def held(self) -> Iterator[None]:
         """While nobody can take the lease over. LeaseLostError when another process has done so."""
-        if not self.folder.is_local:
-            yield
-            return
-        with self._lock():
+        with self.folder.lock():
             if not self.is_ours:
                 raise LeaseLostError(f"another launch took trial {self.trial} over, because this one seemed dead")
             yield
@@ -146,12 +141,8 @@ class Lease:
     def _name(self) -> str:
         return f"{self.trial}.json"
 
-    def _lock(self) -> FileLock:
-        self.folder.make()
-        return FileLock(f"{self.folder.path}/.lock")
-
     def _claim_now(self) -> bool:
-        with self._lock():
+        with self.folder.lock():
             holder = self.holder()
             ours = holder is None or holder.token == self.token or holder.launch == self.launch != ""
             if holder is not None and not ours and self.lives(holder):
@@ -173,7 +164,7 @@ def clear_void(folder: Folder) -> None:
     """Delete the leases of processes that are gone: one that is killed just after its trial's last row leaves it."""
     if not folder.is_local or not folder.names(".json"):
         return
-    with FileLock(f"{folder.path}/.lock"):
+    with folder.lock():
         for trial, lives in _leases(folder).items():
             if not lives:
                 folder.delete(f"{trial}.json")
