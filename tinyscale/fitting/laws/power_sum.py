@@ -7,6 +7,7 @@ Pereyra 1973; for scaling laws 2603.22339. Errors are relative, to stand in for 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
@@ -157,16 +158,12 @@ TIED = Law(
 )
 
 # McLeish et al. 2025 (2502.06857), at a fixed number of tokens.
-WIDTH_DEPTH = Law(
+WIDTH_DEPTH = replace(
+    CHINCHILLA,
     name="width-depth",
     formula="L(w, l) = E + A w^-alpha + B l^-beta",
     variables=("width", "depth"),
-    params=JOINT_PARAMS,
-    bounds=JOINT_BOUNDS,
-    log_loss=partial(power_sum, terms=TWO_TERMS),
-    guess=partial(guess_power_sum, terms=TWO_TERMS, grid=8),
-    exponents=("alpha", "beta"),
-    irreducible="E",
+    has_frontier=False,
     latex=partial(_latex_of_two, "w", "l"),
 )
 
