@@ -17,7 +17,9 @@ from pydantic_core import PydanticUndefined
 
 from tinyscale.analysis.records import read_records
 from tinyscale.results.launches import FIELDS as LAUNCH_FIELDS
-from tinyscale.results.store import COLUMNS, SCHEMA_VERSION, Results, SweepRecord
+from tinyscale.results.schema import COLUMNS, SCHEMA_VERSION
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.search_space import SEARCHABLE, Search, Values
 from tinyscale.spec.sweep import SweepFile

@@ -19,8 +19,9 @@ from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.reporting.page import write_report
 from tinyscale.reporting.write import analyse
+from tinyscale.results.schema import point_columns
 from tinyscale.results.status import read_status
-from tinyscale.results.store import Results, point_columns
+from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 
 BODY = SWEEP.replace("{kind: byte}", "{kind: byte}, val_bytes: 101K")

@@ -14,7 +14,8 @@ from helpers.trials import known_trial
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.runs import Group, free_settings
 from tinyscale.analysis.study import Analysis, find_laws
-from tinyscale.results.store import Results, SweepEntry, SweepRecord
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.sweep import load_sweep
 

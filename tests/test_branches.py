@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.trials import make_trial, train_config, trial_config
-from tinyscale.results.store import Results, point_columns, read_results
+from tinyscale.results.schema import point_columns
+from tinyscale.results.store import Results, read_results
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import memory_bytes, parameters
 from tinyscale.storage import Folder

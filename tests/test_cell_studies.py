@@ -16,7 +16,8 @@ from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.studies import CellStudy
 from tinyscale.planning.plan import Plan, PlannedTrial, make_plan
 from tinyscale.results.leases import Lease
-from tinyscale.results.store import Results, point_columns
+from tinyscale.results.schema import point_columns
+from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 from tinyscale.spec.sweep import load_sweep
 

@@ -25,7 +25,7 @@ from helpers.text import write_text
 from helpers.trials import trial_config
 from tinyscale.analysis.records import read_records
 from tinyscale.data import content_hash, corpora, documents, hub, prepare
-from tinyscale.results.store import COLUMNS
+from tinyscale.results.schema import COLUMNS
 from tinyscale.spec.config import DataConfig, TrialConfig
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -26,7 +26,8 @@ from tinyscale.planning import forecast
 from tinyscale.results import snapshot
 from tinyscale.results.launches import read_launches
 from tinyscale.results.leases import Lease, clear_void, held_trials
-from tinyscale.results.store import SCHEMA, Results
+from tinyscale.results.schema import SCHEMA
+from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder
 

@@ -11,7 +11,9 @@ import pytest
 from helpers.trials import FACTS, trial_config
 from tinyscale.analysis.runs import by_setting, read_groups, refuse_mixed
 from tinyscale.errors import FitError
-from tinyscale.results.store import Results, SweepEntry, SweepRecord, point_columns
+from tinyscale.results.schema import point_columns
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.settings import FIELDS
 from tinyscale.spec.trial import Trial, resolve

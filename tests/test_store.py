@@ -17,20 +17,9 @@ import pytest
 
 from helpers.trials import known_trial
 from tinyscale.errors import ResultsError
-from tinyscale.results.store import (
-    COLUMNS,
-    FIRST_SPLIT_RULE,
-    SCHEMA,
-    SCHEMA_VERSION,
-    Results,
-    SweepEntry,
-    SweepRecord,
-    over_seeds,
-    point_columns,
-    read_results,
-    sweep_points,
-    trial_columns,
-)
+from tinyscale.results.schema import COLUMNS, SCHEMA, SCHEMA_VERSION, point_columns, trial_columns
+from tinyscale.results.store import FIRST_SPLIT_RULE, Results, over_seeds, read_results, sweep_points
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.settings import FIELDS
 from tinyscale.spec.trial import Trial, resolve

@@ -20,7 +20,8 @@ from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.studies import ending
 from tinyscale.results.leases import held_trials
 from tinyscale.results.status import read_status
-from tinyscale.results.store import Results, SweepRecord
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepRecord
 
 pytestmark = RAY_WARNS
 

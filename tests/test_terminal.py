@@ -13,7 +13,8 @@ from tinyscale.orchestration.monitor import Monitor
 from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.reporting.terminal import PlainConsole
 from tinyscale.results.status import read_status
-from tinyscale.results.store import Results, SweepEntry, SweepRecord, sweep_points
+from tinyscale.results.store import Results, sweep_points
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, load_sweep

@@ -21,7 +21,8 @@ from tinyscale.cli import cli
 from tinyscale.errors import ResultsError
 from tinyscale.inference.export import export
 from tinyscale.inference.trained import Trained, load_trained, sample, score
-from tinyscale.results.store import Results, point_columns
+from tinyscale.results.schema import point_columns
+from tinyscale.results.store import Results
 from tinyscale.spec.config import DataConfig
 from tinyscale.training.loop import train
 

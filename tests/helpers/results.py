@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from helpers.trials import known_trial
 from tinyscale.results.launches import LaunchRecord, write_launch
-from tinyscale.results.store import SCHEMA, Results, SweepEntry, SweepRecord, point_columns
+from tinyscale.results.schema import SCHEMA, point_columns
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.facts import TextFacts

@@ -9,7 +9,8 @@ from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.tuning import BATCH, HOLDS_FOR, best_setting
 from tinyscale.formatting import compact
-from tinyscale.results.store import Results, trial_columns
+from tinyscale.results.schema import trial_columns
+from tinyscale.results.store import Results
 from tinyscale.spec.trial import Trial
 
 LARGEST = 10.0  # that a configuration takes

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from tinyscale.planning.plan import Plan, PlannedTrial
-from tinyscale.results.store import Results, SweepRecord
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.state import State
 
 

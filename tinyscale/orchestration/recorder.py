@@ -25,7 +25,8 @@ from tinyscale.orchestration.ray_internals import draining_nodes
 from tinyscale.orchestration.stop import launch_stops, trial_stops
 from tinyscale.results.leases import Lease
 from tinyscale.results.provenance import machine_provenance
-from tinyscale.results.store import Results, point_columns
+from tinyscale.results.schema import point_columns
+from tinyscale.results.store import Results
 from tinyscale.spec.costs import HEADROOM, smallest_share
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial

@@ -18,7 +18,9 @@ from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
 from tinyscale.planning.resolve import prepare_texts, resolve_against
 from tinyscale.planning.samples import Sample, Samples, known_samples, with_sample
-from tinyscale.results.store import PARAMETER_COLUMNS, Results, SweepEntry
+from tinyscale.results.schema import PARAMETER_COLUMNS
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepEntry
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.search_space import Search

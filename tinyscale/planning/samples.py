@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyscale.planning.auto import Filled
-from tinyscale.results.store import SweepEntry
+from tinyscale.results.sweep_record import SweepEntry
 from tinyscale.spec.search_space import Search
 from tinyscale.spec.sweep import Variant
 from tinyscale.spec.trial import Trial

@@ -34,7 +34,8 @@ from tinyscale.reporting.tables import (
 from tinyscale.reporting.write import write_analysis
 from tinyscale.results.launches import read_launches
 from tinyscale.results.status import Status, read_status
-from tinyscale.results.store import Results, SweepEntry, SweepRecord, sweep_points
+from tinyscale.results.store import Results, sweep_points
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 
 PAGE = "report.html"

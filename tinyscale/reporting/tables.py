@@ -20,7 +20,8 @@ from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact, duration
 from tinyscale.results.launches import LaunchRecord, forecast_error
-from tinyscale.results.store import Results, SweepRecord, is_final, over_seeds
+from tinyscale.results.store import Results, is_final, over_seeds
+from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import BUDGETS
 from tinyscale.spec.state import State
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyscale.results.leases import held_trials
-from tinyscale.results.store import Results, SweepRecord
+from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.state import State
 
 

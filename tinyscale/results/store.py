@@ -13,14 +13,12 @@ replaced its file in between; `read_results` takes each file whole, and need not
 from __future__ import annotations
 
 import json
-import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -28,224 +26,19 @@ import pyarrow as pa
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
 from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
-from tinyscale.spec.cell import SWEEP_NAME, Cell
+from tinyscale.results.schema import IDENTITY, SCHEMA, SCHEMA_VERSION, trial_columns
+from tinyscale.results.sweep_record import SweepRecord
+from tinyscale.spec.cell import SWEEP_NAME
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
-from tinyscale.storage import Folder, validated
-
-SCHEMA_VERSION = 4
+from tinyscale.storage import Folder
 
 FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
 READERS = 16  # files that are read at a time
 
-MAX_EXPONENT = math.log(sys.float_info.max)
 RECORDED = tuple(state.value for state in State if state.is_recorded)
-IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
-
-_STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-
-# (name, type, what it holds). Columns are only ever added at the end, all nullable.
-COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
-    ("trial", _STRING, "identity of the trial: hash of all that its numbers depend on"),
-    ("state", _STRING, "running, finished, failed, diverged, or stopped early by a search"),
-    ("reason", _STRING, "why a trial failed, diverged or was stopped; null otherwise"),
-    ("run", _STRING, "points that share a trunk share a run; uncertainty is clustered by it"),
-    # config
-    ("corpus", _STRING, "name or path of the text"),
-    ("tokenizer", _STRING, "bpe, char or byte"),
-    ("unique_tokens", _INT, "training tokens that differ: size of the training split, or of the subset asked for"),
-    ("d_model", _INT, "width of the residual stream"),
-    ("n_layers", _INT, "number of blocks"),
-    ("n_heads", _INT, "attention heads"),
-    ("d_ff", _INT, "hidden width of the MLP"),
-    ("context_length", _INT, "tokens that the model sees at once"),
-    ("positions", _STRING, "learned or rotary"),
-    ("norm", _STRING, "layernorm or rmsnorm"),
-    ("activation", _STRING, "gelu or swiglu"),
-    ("tie_embeddings", _BOOL, "the head shares the token embedding's matrix"),
-    ("bias", _BOOL, "biases in linear layers and norms"),
-    ("tokens_budget", _INT, "training tokens of the whole trial"),
-    ("batch_tokens", _INT, "tokens of one optimizer step"),
-    ("optimizer", _STRING, "the update rule"),
-    ("lr", _FLOAT, "peak learning rate"),
-    ("min_lr_ratio", _FLOAT, "last learning rate over the peak"),
-    ("warmup_fraction", _FLOAT, "share of steps that raise the rate"),
-    ("schedule", _STRING, "the rate after warm-up"),
-    ("decay_fraction", _FLOAT, "share of steps in which wsd falls"),
-    ("weight_decay", _FLOAT, "decoupled decay of matrices"),
-    ("betas", _STRING, "the optimizer's averages, as a JSON list"),
-    ("grad_clip", _FLOAT, "largest gradient norm; 0: no clipping"),
-    ("precision", _STRING, "fp32, bf16 or fp16"),
-    ("repeats", _BOOL, "whether more than one epoch was allowed"),
-    ("eval_points", _INT, "evaluations requested"),
-    ("seed", _INT, "seeds initialisation and batch order"),
-    # facts of the text
-    ("corpus_hash", _STRING, "hash of the documents"),
-    ("tokenizer_hash", _STRING, "hash of the tokenizer"),
-    ("vocab_size", _INT, "size of the vocabulary, the end-of-text token included"),
-    # counts (fitting conventions: costs.py)
-    ("n_non_embedding", _INT, "parameters of the blocks and the final norm"),
-    ("n_embedding", _INT, "parameters of token and position embeddings"),
-    ("n_lm_head", _INT, "parameters of the head; 0 when tied"),
-    ("n_matmul", _INT, "parameters of matrices that multiply activations, the head included"),
-    ("n_total", _INT, "all parameters, a tied head once"),
-    # the point
-    ("step", _INT, "optimizer steps so far"),
-    ("tokens", _INT, "training tokens so far"),
-    ("epochs", _FLOAT, "tokens / unique_tokens"),
-    ("flops", _FLOAT, "training FLOPs so far: 6 n_matmul + 12 n_layers d_model context_length per token"),
-    ("flops_6n", _FLOAT, "training FLOPs so far, as 6 n_non_embedding per token (Kaplan et al. 2020)"),
-    ("flops_hoffmann", _FLOAT, "training FLOPs so far, by Hoffmann et al. 2022, appendix F"),
-    ("flops_palm", _FLOAT, "training FLOPs so far, by Chowdhery et al. 2022, appendix B"),
-    ("decayed", _BOOL, "the learning-rate schedule had ended here; fits use these points"),
-    ("lr_now", _FLOAT, "learning rate at this step"),
-    ("train_loss", _FLOAT, "mean training loss since the previous point, nats per token"),
-    ("val_loss", _FLOAT, "loss on the validation set, nats per token; null for a failed or diverged trial's last row"),
-    ("val_loss_se", _FLOAT, "standard error of val_loss, clustered by document"),
-    ("perplexity", _FLOAT, "exp(val_loss)"),
-    ("bits_per_byte", _FLOAT, "val_loss in bits per byte of the validation text"),
-    ("val_tokens", _INT, "validation tokens scored, each once"),
-    ("val_bytes", _INT, "UTF-8 bytes of the validation text"),
-    ("wall_seconds", _FLOAT, "training seconds so far, evaluation included, over the attempts that led to this point"),
-    ("tokens_per_second", _FLOAT, "training tokens per second since the previous point, evaluation excluded"),
-    ("peak_memory_bytes", _INT, "largest memory of the process (CPU) or device (GPU) so far"),
-    ("workers", _INT, "workers that shared the trial"),
-    ("cpu", _INT, "CPU cores of a worker"),
-    ("gpu", _FLOAT, "GPUs of a worker"),
-    ("schema_version", _INT, "version of this schema"),
-    # since version 2
-    ("parametrization", _STRING, "standard, or mup: rates and sizes that follow the width"),
-    ("branches", _STRING, "shares of the tokens at which wsd also decayed on a branch, as a JSON list"),
-    ("entropy_rate", _FLOAT, "lowest loss that any model can reach, nats per token, where the source is known"),
-    ("excess", _FLOAT, "val_loss above the source's own loss on the same targets, nats per token"),
-    ("excess_se", _FLOAT, "standard error of excess, clustered by document"),
-    (
-        "loss_by_position",
-        pa.list_(_FLOAT),
-        "val_loss of targets after 2^k to 2^(k+1) - 1 tokens of their document, k = 0, 1, ...; where decayed",
-    ),
-    # since version 3
-    ("compile", _BOOL, "whether the training step was compiled"),
-    ("fused", _INT, "trials in the batched model that trained this one, and that shared the seconds; 1: alone"),
-    # since version 4
-    ("recorded", _BOOL, "whether a GPU replayed the training step as one CUDA graph; null on a CPU"),
-)
-
-PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
-
-SCHEMA = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in COLUMNS])
 FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}  # they would double a small file
-
-
-@dataclass(frozen=True)
-class SweepEntry:
-    """A trial of a sweep: its identity, its cell, and field -> value of what the file left to planning as `auto`."""
-
-    trial: str
-    cell: Cell
-    auto_values: Mapping[str, Any] = field(default_factory=dict)  # in the file, `settled`
-
-    @classmethod
-    def of_json(cls, written: Mapping[str, Any]) -> Self:
-        """What `as_json` wrote."""
-        trial = str(written["trial"])
-        if not re.fullmatch(IDENTITY, trial):
-            raise ValueError(f"{trial!r} is not a trial's identity")
-        return cls(trial, Cell.of_json(written), dict(written.get("settled", {})))
-
-    def as_json(self) -> dict[str, Any]:
-        """As the sweep's file holds it."""
-        return {"trial": self.trial, **self.cell.as_json(), "settled": dict(self.auto_values)}
-
-
-@dataclass(frozen=True)
-class _WrittenEntry:
-    """An entry of `groups` in a sweep's file."""
-
-    trial: str
-    arm: str
-    seed: int
-    axes: dict[str, Any]
-    settled: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _WrittenSweep:
-    """What a sweep's file holds."""
-
-    name: str
-    title: str
-    source: str
-    axes: list[str]
-    groups: list[_WrittenEntry]
-    provenance: dict[str, Any]
-    searched: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class SweepRecord:
-    """What results/sweeps/<name>.json holds: enough to know which trials are whose, without the sweep file."""
-
-    name: str
-    title: str
-    source: str
-    axes: tuple[str, ...]
-    entries: tuple[SweepEntry, ...]  # in the file, `groups`
-    provenance: Mapping[str, Any]
-    searched: tuple[str, ...] = ()  # axes whose values a search samples
-
-    @property
-    def trials(self) -> list[str]:
-        """Identities of the sweep's trials, in its own order."""
-        return [entry.trial for entry in self.entries]
-
-    @classmethod
-    def of_json(cls, written: Mapping[str, Any]) -> Self:
-        """What `as_json` wrote. KeyError, TypeError or ValueError where it is not legal."""
-        validated(_WrittenSweep, written)
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in dict(written).items()
-        }
-        return cls(entries=tuple(map(SweepEntry.of_json, fields.pop("groups"))), **fields)
-
-    def as_json(self) -> dict[str, Any]:
-        """As the sweep's file holds it."""
-        names = ("name", "title", "source", "axes", "groups", "provenance", "searched")
-        fields = {**vars(self), "groups": [entry.as_json() for entry in self.entries]}
-        return {name: fields[name] for name in names}
-
-
-def trial_columns(trial: Trial) -> dict[str, Any]:
-    """The columns that are the same in all of a trial's rows: its configuration, and what the data made of it."""
-    config = trial.config
-    data = config.data.model_dump(exclude={"val_bytes"})  # what is asked for; the column is what was held out
-    described = {**data, **config.model.model_dump(), **config.train.model_dump()}
-    described |= {
-        "run": trial.identity,
-        "tokenizer": config.data.tokenizer.kind,
-        "betas": json.dumps(config.train.betas),
-        "branches": json.dumps(config.train.branches),
-        "seed": config.seed,
-        **config.resources.model_dump(),
-    }
-    facts = {**asdict(trial.facts), "unique_tokens": trial.unique_tokens}
-    counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
-    return {name: value for name, value in (described | facts | counts).items() if name in SCHEMA.names}
-
-
-def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_bytes: int) -> dict[str, Any]:
-    """The columns of one evaluation: what was measured, and what follows from it."""
-    tokens, loss = point["tokens"], point["val_loss"]
-    return {
-        **point,
-        **{name: per_token * tokens for name, per_token in trial.flops_per_token.items()},
-        "epochs": tokens / trial.unique_tokens,
-        "perplexity": math.exp(loss) if loss < MAX_EXPONENT else math.inf,
-        "bits_per_byte": loss * val_tokens / val_bytes / math.log(2),
-        "val_tokens": val_tokens,
-        "val_bytes": val_bytes,
-    }
 
 
 class Results:
