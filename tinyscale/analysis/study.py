@@ -23,7 +23,8 @@ from tinyscale.analysis.runs import (
     refuse_mixed,
     table_groups,
 )
-from tinyscale.analysis.table import explaining, given_columns, refuse_scattered
+from tinyscale.analysis.table import given_columns
+from tinyscale.analysis.table_checks import explaining, refuse_scattered
 from tinyscale.analysis.table_file import ending_of, typed
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit
