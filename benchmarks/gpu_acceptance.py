@@ -243,13 +243,13 @@ def environment(bench: Bench) -> None:
     """The machine, and whether `tinyscale doctor` finds no failure."""
     import torch
 
+    from tinyscale.machine import driver_version
+
     version = f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     there, found = torch.cuda.is_available(), "no GPU"
     if there:
         properties = torch.cuda.get_device_properties(0)
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
-        found = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, driver {driver}"
+        found = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, driver {driver_version()}"
     bench.report("torch for CUDA sees a GPU", f"{version}; {found}; {os.cpu_count()} cores", there, on_cpu=False)
     doctor = bench.output("-m", "tinyscale", "doctor", "--results", bench.folder / "results")
     concerns = [line for line in doctor.stdout.splitlines() if line.startswith(("warn", "fail"))]
