@@ -10,7 +10,6 @@ import pandas as pd
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import read_records
 from tinyscale.analysis.study import fit_frame as fit
-from tinyscale.machine import this_machine
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Sweep, load_sweep
@@ -27,7 +26,7 @@ def plan_launch(sweep: Sweep | str | Path, results: str = "results", *, forecast
     sweep: a Sweep or the path of its file. results: a folder, s3:// or gs://. forecast: measure this machine's speed
     for the expected time. ConfigError or DataError if the sweep is not legal.
     """
-    return make_plan(_loaded(sweep), Results(results), this_machine(), measure=forecast)
+    return make_plan(_loaded(sweep), Results(results), measure=forecast)
 
 
 def launch(

@@ -219,7 +219,6 @@ def _plan(
     address: str | None,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results that it was compared with, and the cluster where an address is given."""
-    from tinyscale.machine import this_machine
     from tinyscale.planning.plan import make_plan
     from tinyscale.results.store import Results
     from tinyscale.spec.sweep import load_sweep
@@ -231,7 +230,7 @@ def _plan(
         from tinyscale.orchestration.session import ray_session
 
         cluster = stack.enter_context(ray_session(address))
-    capacity = this_machine() if cluster is None else cluster.capacity
+    capacity = cluster.capacity if cluster else None
     with console.status("planning") as status:
         return make_plan(sweep, store, capacity, notify=status.update), store, cluster
 

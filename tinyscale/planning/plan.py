@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from tinyscale.errors import ConfigError, ForecastError, ResultsError
-from tinyscale.machine import Capacity
+from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
 from tinyscale.planning.resolve import prepare_texts, resolve_against
@@ -173,17 +173,18 @@ class Plan:
 def make_plan(
     sweep: Sweep,
     results: Results,
-    capacity: Capacity,
+    capacity: Capacity | None = None,
     *,
     measure: bool = True,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Resolve a sweep against its text and the results so far.
 
-    capacity: what the trials may use. measure: this machine's speed, for the forecast. notify is called with what takes
-    seconds. TinyscaleError on text that cannot be used, trials that ask for more than the text holds, and axes that
-    move nothing.
+    capacity: what the trials may use; None: this machine. measure: this machine's speed, for the forecast. notify
+    is called with what takes seconds. TinyscaleError on text that cannot be used, trials that ask for more than the
+    text holds, and axes that move nothing.
     """
+    capacity = capacity or this_machine()
     notify("reading and tokenizing the text")
     texts = prepare_texts(sweep)
     recorded = [entry for record in results.read_sweeps() if record.name == sweep.name for entry in record.entries]
