@@ -13,7 +13,7 @@ from tinyscale.analysis.table import Reading, read_table, refuse_misnamed
 from tinyscale.analysis.table_file import ENDINGS, ending_of, read_file, stem_of
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.laws import LAWS
-from tinyscale.fitting.points import column_of, varying
+from tinyscale.fitting.points import column_of, exact_copies, varying
 from tinyscale.fitting.support import laws_for
 from tinyscale.results.store import Results, sweep_points
 from tinyscale.spec.config import BUDGETS, ModelConfig, TrainConfig
@@ -144,6 +144,7 @@ def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) ->
         drop(~frame["decayed"].fillna(value=False).astype(bool), "before the end of its schedule")
     if len(frame):
         drop(frame[column_of(frame, "loss", columns)].isna(), "no loss")
+        drop(exact_copies(frame), "exact copy of another row")
     return _renumbered(frame), dropped
 
 

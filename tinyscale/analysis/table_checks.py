@@ -10,11 +10,10 @@ from scipy import special
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
-from tinyscale.fitting.points import COLUMNS, SAME_SIZE
+from tinyscale.fitting.points import COLUMNS, LOSS_OF_CHANCE, group_settings
 
 UNIT_MISTAKE = 300.0  # C over 6 N D from which on no way of counting explains it
 SAME_RATIO = 1.5  # spread of C over 6 N D that still is one factor
-LOSS_OF_CHANCE = 15.0  # nats per token: above the logarithm of any vocabulary
 SCATTER = 0.03  # of log loss at one size; seeds of language models scatter by less
 EXPLAINS = 0.4  # share of the scatter at equal sizes, or about a law, from which on a column is named
 
@@ -86,8 +85,7 @@ def separating(frame: pd.DataFrame, columns: Mapping[str, str], names: Sequence[
     if not (frame[used] > 0).all(axis=None):
         return 0.0, []  # the law says what is wrong with them
     y = pd.Series(np.log(frame[columns["loss"]].to_numpy(float)), frame.index)
-    rounded = pd.DataFrame({name: np.round(np.log(frame[name].to_numpy(float)) / SAME_SIZE) for name in sizes})
-    size = rounded.groupby(sizes, dropna=False).ngroup().to_numpy()
+    size = group_settings(np.log(frame[sizes].to_numpy(float).T))
     within = y - y.groupby(size).transform("mean")
     dof = len(y) - len(np.unique(size))
     if dof < 1:

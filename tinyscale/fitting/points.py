@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ COLUMNS = {
 
 SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size
 SAME_BUDGET = 0.05  # budgets whose logarithms differ by less are one: whole steps do not hit a budget exactly
+ROUNDING = 1e-6  # steps whose widths differ by a smaller share are equally wide
+LOSS_OF_CHANCE = 15.0  # nats per token: above the logarithm of any vocabulary
 CONSTANT = 0.05  # a quantity that spreads by less, as a share, counts as held fixed
 
 
@@ -32,7 +36,8 @@ class Points:
 
     x (k, n) and y (n,): logarithms of the variables and the loss; size (n,): index of the size, small to large, seeds
     share one; cluster (n,): points of one run, or that differ only in their seed, share a cluster; counts: the columns
-    that were read.
+    that were read; names: how a message names each point, none where no message will; copies: rows of the frame that
+    were left out, as exact copies of others.
     """
 
     frame: pd.DataFrame
@@ -41,6 +46,8 @@ class Points:
     size: Index
     cluster: Index
     counts: Mapping[str, str]
+    names: tuple[str, ...] = ()
+    copies: int = 0
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -50,9 +57,19 @@ class Points:
         """How many different sizes there are."""
         return int(self.size.max()) + 1
 
+    @cached_property
+    def config(self) -> Index:
+        """Index (n,) of each point's setting of the variables; seeds share one."""
+        return group_settings(self.x)
+
     def configs(self, keep: Mask | slice = slice(None)) -> int:
         """How many different settings of the variables there are among the points kept."""
-        return len(np.unique(np.round(self.x[:, keep].T / SAME_SIZE), axis=0))
+        return int(np.count_nonzero(np.bincount(self.config[keep])))
+
+    def names_where(self, which: Mask, most: int = 3) -> str:
+        """What messages call those points, the first few of them."""
+        named = [name for name, said in zip(self.names, which, strict=True) if said]
+        return ", ".join(named[:most]) + (f" and {len(named) - most} more" if len(named) > most else "")
 
     def problem(self, law: Law, delta: float) -> Problem:
         """For the solver; all points count alike unless a column `weight` was read."""
@@ -91,30 +108,67 @@ def read_points(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None
     """The points of `frame` that `law` is fitted to. FitError on a missing column or a value that has no logarithm."""
     optional = ["weight"] if columns and "weight" in columns else []
     counts = {name: column_of(frame, name, columns) for name in (*law.variables, "loss", *optional)}
+    rows = len(frame)
+    frame = frame[~exact_copies(frame)]
     kept = pd.DataFrame({name: positive(frame[column]) for name, column in counts.items()}, index=frame.index)
     for name in ("run", "seed", "trial"):
         if name in frame.columns:
             kept[name] = frame[name]
+    names = tuple(_names(kept))
     kept = kept.reset_index(drop=True)
     x = np.log(kept[list(law.variables)].to_numpy(float).T)
     y = np.log(kept["loss"].to_numpy(float))
     size = group_sizes(x.sum(axis=0)) if len(law.variables) <= 2 else group_sizes(x[0])
-    return Points(kept, x, y, size, _clusters(x, kept.get("run")), counts)
+    return Points(kept, x, y, size, _clusters(x, kept.get("run")), counts, names, rows - len(kept))
+
+
+def exact_copies(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows repeat an earlier one in every column: no runs of their own, as seeds are."""
+    cells = frame.astype(dict.fromkeys(frame.columns[frame.dtypes == "object"], str))  # a list has no hash
+    return cells.duplicated()
+
+
+def _names(frame: pd.DataFrame) -> Iterator[str]:
+    """What a message calls each row: its trial or run, else where it stands."""
+    for name in ("trial", "run"):
+        if name in frame and frame[name].is_unique:
+            return (f"{name} {value}" for value in frame[name])
+    return (f"{frame.index.name or 'row'} {value}" for value in frame.index)
 
 
 def group_sizes(logarithm: Array, same: float = SAME_SIZE) -> Index:
-    """Index (n,) of each value's size, small to large; values within `same` of their neighbour are one size."""
+    """Index (n,) of each value's size, small to large; values within `same` of their neighbour are one size.
+
+    Of no size do values lie further than `same` from its middle: a longer chain of neighbours is cut at its widest
+    step, or the middle one of several, until its parts are sizes.
+    """
     order = np.argsort(logarithm, kind="stable")
-    step = np.diff(logarithm[order], prepend=logarithm[order[:1]]) > same
+    values = logarithm[order]
+    step = np.diff(values, prepend=values[:1])
+    starts = step > same
+    parts = list(pairwise((0, *np.flatnonzero(starts).tolist(), len(values))))
+    while parts:
+        first, end = parts.pop()
+        if end - first > 2 and values[end - 1] - values[first] > 2 * same:
+            inner = step[first + 1 : end]
+            widest = np.flatnonzero(inner > inner.max() * (1 - ROUNDING))
+            cut = first + 1 + int(widest[len(widest) // 2])
+            starts[cut] = True
+            parts += [(first, cut), (cut, end)]
     index = np.empty(len(logarithm), np.intp)
-    index[order] = np.cumsum(step)
+    index[order] = np.cumsum(starts)
     return index
+
+
+def group_settings(x: Array, same: float = SAME_SIZE) -> Index:
+    """Index (n,) of each point's combination of sizes of the variables x (k, n)."""
+    sizes = np.stack([group_sizes(row, same) for row in x])
+    return np.asarray(np.unique(sizes, axis=1, return_inverse=True)[1].ravel(), np.intp)
 
 
 def _clusters(x: Array, run: pd.Series[Any] | None) -> Index:
     """Index (n,) of each point's cluster: connected through a shared run or through the same variables."""
-    _, config = np.unique(np.round(x.T / SAME_SIZE), axis=0, return_inverse=True)
-    config = config.ravel()
+    config = group_settings(x)
     if run is None or run.isna().any():
         return config
     label, before = config, None
@@ -128,17 +182,24 @@ def _clusters(x: Array, run: pd.Series[Any] | None) -> Index:
     return np.unique(label, return_inverse=True)[1]
 
 
+def held_variables(law: Law) -> tuple[str, ...]:
+    """The variables that say what a law of one variable holds fixed; none of a joint law."""
+    if len(law.variables) > 1:
+        return ()
+    return ("n", "d", "c") if law.variables == ("t",) else ("n", "d")
+
+
 def describe_slice(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None = None) -> str:
     """What was held fixed while the law's one variable moved; empty for a joint law, which is no slice."""
-    if len(law.variables) > 1:
+    names = held_variables(law)
+    if not names:
         return ""
-    of_context = law.variables == ("t",)
     try:
-        n, d, c = (positive(frame[column_of(frame, name, columns)]) for name in ("n", "d", "c" if of_context else "d"))
+        n, d, *c = (positive(frame[column_of(frame, name, columns)]) for name in names)
     except FitError:
         return "the other sizes are not known: the floor and the exponent belong to whatever was held fixed"
     held = (
-        (of_context and _constant(c), f"at fixed FLOPs C = {compact(np.median(c))}"),
+        *((_constant(each), f"at fixed FLOPs C = {compact(np.median(each))}") for each in c),
         (law.variables != ("d",) and _constant(d), f"at fixed tokens D = {compact(np.median(d))}"),
         (law.variables != ("n",) and _constant(n), f"at fixed parameters N = {compact(np.median(n))}"),
         (_constant(d / n), f"at a fixed ratio D/N = {np.median(d / n):.3g}"),

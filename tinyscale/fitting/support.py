@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
@@ -13,6 +15,7 @@ from tinyscale.fitting.laws import LAWS, Law
 from tinyscale.fitting.points import SAME_BUDGET, Points, column_of, group_sizes, positive
 from tinyscale.formatting import compact
 
+NO_SCALING = 0.05  # chance of losses that go with the sizes by accident alone, above which none is seen
 LEAST_SPREAD = np.log(1.5)  # of a variable, or of D about its dependence on N: with less there is nothing to fit
 
 
@@ -22,6 +25,7 @@ def refuse_unsupported(law: Law, points: Points) -> None:
     _refuse_few(law, points)
     if len(law.variables) > 1:
         _refuse_collinear(law, points)
+        _refuse_flat(law, points)
     else:
         _refuse_rising(law, points)
 
@@ -69,6 +73,33 @@ def _refuse_rising(law: Law, points: Points) -> None:
             f"{law.formula} needs a loss that falls: it goes from {np.exp(means.iloc[0]):.4g} at the smallest size to "
             f"{np.exp(means.iloc[-1]):.4g} at the largest; look at the learning rate and budget of the large runs"
         )
+
+
+def _refuse_flat(law: Law, points: Points) -> None:
+    p, slopes = scaling(points)
+    names = " or ".join(law.variables)
+    if (slopes >= 0).all():
+        raise FitError(f"{law.formula} needs a loss that falls: it does not with {names}; look at the loss column")
+    if p > NO_SCALING:
+        raise FitError(
+            f"{law.formula} needs a loss that falls: it changes with {names} no more than chance explains "
+            f"(p = {p:.2g}); look at the columns, or add sizes further apart"
+        )
+
+
+def scaling(points: Points) -> tuple[float, Array]:
+    """Whether the loss goes with the variables by more than chance (p), and its slope in each of them.
+
+    Of ranks, so that a curve counts as a line does, and of configurations' means.
+    """
+    seeds = np.bincount(points.config)
+    ranks = pd.DataFrame([np.bincount(points.config, row) / seeds for row in (*points.x, points.y)]).T.rank()
+    centred = (ranks - ranks.mean()).to_numpy()
+    x, y = centred[:, :-1], centred[:, -1]
+    slopes, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
+    dof, total, left = max(len(y) - rank - 1, 1), float(y @ y), float(((y - x @ slopes) ** 2).sum())
+    explained = (total - left) / rank / max(left / dof, 1e-12)
+    return (float(special.fdtrc(rank, dof, explained)) if total > 0 else 1.0), slopes
 
 
 def needs(law: Law) -> int:
@@ -126,6 +157,9 @@ def _logarithms(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] |
 def _in_budgets(n: Array, c: Array) -> bool:
     """Whether nearly all runs share their FLOPs with at least three other sizes, at three or more budgets."""
     budget = group_sizes(c, SAME_BUDGET)
-    sizes = [len(np.unique(group_sizes(n[budget == b]))) for b in range(budget.max() + 1)]
-    inside = sum(int((budget == b).sum()) for b, count in enumerate(sizes) if count >= 4)
-    return sum(count >= 4 for count in sizes) >= 3 and inside >= 0.8 * len(n)
+    parts = [(n[budget == b], c[budget == b]) for b in range(budget.max() + 1)]
+    gaps = [above.min() - below.max() for (_, below), (_, above) in pairwise(parts)]
+    apart = np.minimum([np.inf, *gaps], [*gaps, np.inf]) > SAME_BUDGET  # else C just varies
+    kept = [len(sizes) for (sizes, _), alone in zip(parts, apart, strict=True)
+            if alone and group_sizes(sizes).max() >= 3]  # fmt: skip
+    return len(kept) >= 3 and sum(kept) >= 0.8 * len(n)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import re
 
+import numpy as np
 import pandas as pd
+from scipy import special
 
 from tinyscale.fitting.estimate import estimates_json
+from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact, distinct, number
 
@@ -42,10 +45,21 @@ def verdict(record: Record) -> str:
     error, carried = abs(held.error_percent), abs(held.carry_forward_percent)
     what = "The largest size" if record.form.kind == "loss" else "The best size at the largest budget"
     better, shown = "better than" if error < carried else "no better than", distinct(error, carried)
+    if record.noise is not None and not tells(held, record.noise.sd):
+        better = "which at so near a size says little beside"
     return (
         f"{text} {what}, held out, was predicted with an error of {shown[0]} %, {better} the {shown[1]} % of "
         "carrying the last value forward."
     )
+
+
+def tells(held: HeldOut, sd: float) -> bool:
+    """Whether the size held out is so far from the last that the law predicts a fall beyond the noise of two runs.
+
+    sd: of the log loss of one run. Nearer, which of the two predicts it better is chance.
+    """
+    carried = held.actual * (1 + held.carry_forward_percent / 100)
+    return bool(abs(np.log(carried / held.predicted)) > special.ndtri(0.975) * np.sqrt(2) * sd)
 
 
 def as_html(record: Record) -> str:

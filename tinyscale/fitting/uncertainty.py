@@ -15,7 +15,7 @@ from scipy import special
 
 from tinyscale.fitting.arrays import Array, Index, Mask, Pair
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.points import Points
+from tinyscale.fitting.points import Points, group_settings
 from tinyscale.fitting.solve import Problem, Solutions, minimise
 
 LEVEL = 0.95
@@ -25,6 +25,7 @@ WIDEST = 1e3  # linear standard deviations that a profile is followed for
 LEAST_SD = 1e-12  # noiseless data still need a scale
 CURVED, NEIGHBOUR_STEPS = 6, 100  # laws of so many parameters have minima along bent curves, or several
 HOLD = 1e4  # against 1: how hard a quantity is held at a value; the end of its interval is off by the inverse
+EXACT = 1e-6  # logarithms that differ by less are of one number, counted twice in floating point
 LACK_OF_FIT_LEVEL = 0.25  # to pool or not, Bancroft 1964: at 5 % a missed lack of fit makes intervals too short
 
 Quantity = Callable[[Array], Pair]  # theta (B, P) -> its value (B,) and gradient (B, P)
@@ -46,8 +47,12 @@ class Noise:
 
 def estimate_noise(points: Points, residual: Array, params: int) -> Noise:
     """Split the residual sum of squares (n,) into seeds within a configuration and configurations about the law."""
-    _, config = np.unique(np.round(points.x.T, 6), axis=0, return_inverse=True)
-    config, n = config.ravel(), len(residual)
+    return noise_of(group_settings(points.x, EXACT), residual, params)
+
+
+def noise_of(config: Index, residual: Array, params: int) -> Noise:
+    """As `estimate_noise`, of points whose configuration is an index (n,)."""
+    config, n = np.unique(config, return_inverse=True)[1], len(residual)
     groups = int(config.max()) + 1
     means = np.bincount(config, residual) / np.bincount(config)
     within, total = float(((residual - means[config]) ** 2).sum()), float((residual**2).sum())
