@@ -32,6 +32,7 @@ from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws.optima import SETTINGS
+from tinyscale.fitting.points import COLUMNS, held_variables
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
 from tinyscale.storage import Folder
@@ -80,20 +81,36 @@ def find_laws(
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
     options: of `fit_law`.
     """
+    named = dict(columns or {})
     if convention and convention != "all":
         columns = {**CONVENTIONS[convention], **(columns or {})}
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
+    fits = tuple(_from(source, each) for each in outcomes if not isinstance(each, Refusal))
+    notes = [note for group in groups for note in group.notes] + unread(named, groups, fits)
     return Analysis(
-        fits=tuple(_from(source, each) for each in outcomes if not isinstance(each, Refusal)),
+        fits=fits,
         contrasts=tuple(each for each in contrasts if isinstance(each, Contrast)),
         refused=tuple(each for each in (*outcomes, *contrasts) if isinstance(each, Refusal)),
         dropped={(group.sweep, group.arm): group.dropped for group in groups},
         source=source,
-        reading=tuple(dict.fromkeys(note for group in groups for note in group.notes)),
+        reading=tuple(
+            dict.fromkeys([*(note for group in groups for note in group.notes), *unread(named, groups, fits)])
+        ),
     )
+
+
+def unread(named: Mapping[str, str], groups: Sequence[Group], fits: Sequence[AnyFit]) -> list[str]:
+    """A word on the variables that the user named (-> column) and that no fit reads, keeps apart or holds fixed."""
+    read = {name for found in fits for name in found.record.columns}
+    read |= {name for found in fits if isinstance(found, Fit) for name in held_variables(found.law)}
+    apart = {name for group in groups for name in free_settings(group.frame, columns=group.columns)}
+    idle = [f"{name} = {column}" for name, column in named.items()
+            if name in (*COLUMNS, "weight") and name not in read and column not in apart]  # fmt: skip
+    laws = ", ".join(dict.fromkeys(found.record.law for found in fits))
+    return [f"named and not used by {laws}: {', '.join(idle)}"] if fits and idle else []
 
 
 def _from(source: str, found: AnyFit) -> AnyFit:
@@ -170,6 +187,7 @@ def fit_frame(
     main = law or laws_for(whole.frame, whole.columns)[0]
     (found,) = fit_group(whole, main, every_convention=False, **options)
     notes = (*found.warnings, *untuned_note(whole.frame, whole.columns), *whole.notes[1:])
+    notes = (*notes, *unread(columns or {}, [whole], [found]))
     return replace(found, warnings=notes)
 
 
