@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from helpers.programs import invoke
-from tinyscale.analysis.study import Analysis, find_laws
+from tinyscale.analysis.study import Analysis, find_laws, fit_frame
 from tinyscale.analysis.table import read_table
 from tinyscale.analysis.table_file import read_file, to_number
 from tinyscale.errors import FitError, ResultsError
@@ -267,6 +267,32 @@ def test_rows_that_name_no_arm_are_an_arm_and_are_counted(tmp_path: Path) -> Non
 def test_every_column_is_used_or_said_not_to_be(tmp_path: Path) -> None:
     done = laws_of(tmp_path, grid().assign(note="x", gpu=8, train_loss=1.0))
     assert done.reading[0].endswith("not used: note, gpu, train_loss")
+
+
+@pytest.mark.parametrize("name", ["t", "u", "width", "depth"])
+def test_a_variable_that_was_named_is_used_or_said_not_to_be(tmp_path: Path, name: str) -> None:
+    frame = grid().assign(mine=128)
+    said = f"named and not used by chinchilla: {name} = mine"
+    assert said in laws_of(tmp_path, frame, columns={name: "mine"}).reading
+    assert said in fit_frame(frame, columns={name: "mine"}).warnings
+    assert not any("named and" in note for note in laws_of(tmp_path, frame, columns={"n": "N", "d": "D"}).reading)
+
+
+def test_a_named_context_that_keeps_curves_apart_or_says_the_slice_is_used(tmp_path: Path) -> None:
+    both = pd.concat([grid().assign(mine=length) for length in (128, 256)])
+    done = laws_of(tmp_path, both, columns={"t": "mine"})
+    assert len(done.fits) == 2
+    assert not any("named and" in note for note in done.reading)
+    frame = grid().query("D == D.min()").rename(columns={"D": "mine"})
+    done = laws_of(tmp_path, frame, columns={"d": "mine"})
+    assert "at fixed tokens" in done.fits[0].record.slice
+    assert not any("named and" in note for note in done.reading)
+
+
+def test_copies_of_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    done = laws_of(tmp_path, pd.concat([grid(), grid().head(10)]))
+    assert done.fits[0].record.points == 36
+    assert done.fits[0].origin.dropped == {"exact copy of another row": 10}
 
 
 @pytest.mark.parametrize("word", ["auto", "", "0"])

@@ -96,9 +96,7 @@ def find_laws(
         refused=tuple(each for each in (*outcomes, *contrasts) if isinstance(each, Refusal)),
         dropped={(group.sweep, group.arm): group.dropped for group in groups},
         source=source,
-        reading=tuple(
-            dict.fromkeys([*(note for group in groups for note in group.notes), *unread(named, groups, fits)])
-        ),
+        reading=tuple(dict.fromkeys(notes)),
     )
 
 

@@ -131,7 +131,7 @@ def exact_copies(frame: pd.DataFrame) -> pd.Series[bool]:
 def _names(frame: pd.DataFrame) -> Iterator[str]:
     """What a message calls each row: its trial or run, else where it stands."""
     for name in ("trial", "run"):
-        if name in frame and frame[name].is_unique:
+        if name in frame and frame[name].notna().all():
             return (f"{name} {value}" for value in frame[name])
     return (f"{frame.index.name or 'row'} {value}" for value in frame.index)
 

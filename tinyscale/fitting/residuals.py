@@ -6,7 +6,7 @@ known however few the runs. Divided by the number of places asked (Bonferroni), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from tinyscale.formatting import compact
 LEVEL = 0.01  # chance that a test says something of runs that follow the law
 LEAST_SHIFT = 1e-4  # of log loss: less is rounding of the losses
 FIXED = 1e-6  # share of its own residual that a point keeps after the fit, below which the law goes through it
+MOST_NAMED = 3
 MOST_RUNS, SHARE = 10, 10  # of the runs, at most a tenth and ten are asked after: more are another kind of runs
 
 
@@ -65,23 +66,34 @@ def residual_notes(points: Points, problem: Problem, theta: Array, *, fixed: tup
     slopes, residual = jacobian[0][free] * root, (problem.y - predicted[0]) * root
     runs = [(i, shift / root[i]) for i, shift in outlying(slopes, residual) if abs(shift) > LEAST_SHIFT]
     kept = np.delete(np.arange(len(points)), [i for i, _ in runs])
-    return [*_about_runs(points, runs), *_about_sizes(points, kept, slopes[:, kept], residual[kept], alike=alike)]
+    return [
+        *_about_runs(points, runs, problem.delta),
+        *_about_sizes(points, kept, slopes[:, kept], residual[kept], alike=alike),
+    ]
 
 
-def _about_runs(points: Points, found: list[tuple[int, float]]) -> list[str]:
+def _about_runs(points: Points, found: Sequence[tuple[int, float]], delta: float) -> list[str]:
     if not found:
         return []
     said = []
-    for i, shift in found[:3]:
+    for i, shift in found[:MOST_NAMED]:
         at = ", ".join(f"{name} = {compact(float(points.frame[name].iloc[i]))}" for name in _variables(points))
         said.append(f"{points.names[i]} ({at}) lies {off_by(shift)} the law of the others")
-    more = f", and so do {len(found) - 3} more" if len(found) > 3 else ""
-    return [f"{'; '.join(said)}{more}: look at it; leave its row out, or fit with --delta 1e-3, which bounds its pull"]
+    more = f", and so do {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    bound = f"the pull of each is bounded (delta = {delta:g})"
+    if np.isinf(delta):
+        bound = "or fit with --delta 1e-3, which bounds the pull of each"
+    return [f"{'; '.join(said)}{more}: look for the reason and leave such rows out; {bound}"]
 
 
 def off_by(shift: float) -> str:
     """A difference of log loss in words, such as `3.1 % above`."""
-    return f"{100 * abs(np.expm1(shift)):.2g} % {'above' if shift > 0 else 'below'}"
+    return f"{_percent(shift)} {'above' if shift > 0 else 'below'}"
+
+
+def _percent(shift: float) -> str:
+    percent = 100 * abs(float(np.expm1(shift)))
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def _variables(points: Points) -> list[str]:
@@ -147,7 +159,7 @@ def _about_step(line: _Line, settings: Mapping[str, Array], root: Array) -> Iter
         name, at, shift, t = max(steps, key=lambda each: abs(each[3]))
         if abs(t) > _limit(len(steps), line.dof) and abs(shift) > LEAST_SHIFT:
             yield (
-                f"the loss steps {'up' if shift > 0 else 'down'} by {100 * abs(np.expm1(shift)):.2g} % at "
+                f"the loss steps {'up' if shift > 0 else 'down'} by {_percent(shift)} at "
                 f"{name} = {compact(at)} against the law: two kinds of runs (another learning rate, text or code), or "
                 "a law that does not hold on both sides; fit each side by itself"
             )
@@ -157,7 +169,7 @@ def _about_scatter(line: _Line, name: str, x: Array, tests: int) -> Iterator[str
     """Rank correlation of the size of the residuals with x (n,)."""
     seen = line.freedom > FIXED
     size = np.abs(line.residual[seen]) / np.sqrt(line.freedom[seen])
-    if line.dof < 3 or np.ptp(x) == 0:
+    if line.dof < 3 or np.ptp(x) == 0 or np.sqrt((size**2).mean()) < LEAST_SHIFT:
         return
     r = np.corrcoef(_ranks(size), _ranks(x[seen]))[0, 1]
     t = r * np.sqrt((line.dof - 1) / max(1 - r * r, 1e-12))

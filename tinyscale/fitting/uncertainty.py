@@ -101,7 +101,7 @@ def profile(problem: Problem, theta: Array, noise: Noise) -> tuple[Array, Array]
     """
     assert np.isinf(problem.delta), "Huber's objective is no likelihood: it has no profile"
     spread = covariance(problem, theta, max(noise.sd, LEAST_SD))
-    unit = np.maximum(np.sqrt(np.diag(spread)), 1e-9 * (1 + np.abs(theta)))
+    unit = np.maximum(np.sqrt(np.maximum(np.diag(spread), 0.0)), 1e-9 * (1 + np.abs(theta)))
     root = partial(profile_root, problem, theta, spread)
     ends = []
     for side, bound in zip((-1, 1), problem.law.limits, strict=True):
