@@ -271,7 +271,7 @@ def test_every_column_is_used_or_said_not_to_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["t", "u", "width", "depth"])
 def test_a_variable_that_was_named_is_used_or_said_not_to_be(tmp_path: Path, name: str) -> None:
-    frame = grid().assign(mine=128)
+    frame = grid().assign(mine=1e15)
     said = f"named and not used by chinchilla: {name} = mine"
     assert said in laws_of(tmp_path, frame, columns={name: "mine"}).reading
     assert said in fit_frame(frame, columns={name: "mine"}).warnings
