@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 ASK_ABOVE_SECONDS = 600  # a launch that takes longer asks first
 
 
+select_option = click.option(
+    "--select",
+    multiple=True,
+    metavar="NAME=VALUE[,VALUE]",
+    help="Take a part of the grid: values of a varied field, arms or seeds. Repeatable.",
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
+)
+
+
 def sweep_options(command: Command) -> Command:
     """The options that choose the trials: SWEEP, --set, --select, --results, --address."""
     for decorate in (
@@ -29,19 +44,8 @@ def sweep_options(command: Command) -> Command:
             help="A running Ray cluster (host:port or auto).  [default: $RAY_ADDRESS, else a Ray started here]",
         ),
         results_option,
-        click.option(
-            "--select",
-            multiple=True,
-            metavar="NAME=VALUE[,VALUE]",
-            help="Take a part of the grid: values of a varied field, arms or seeds. Repeatable.",
-        ),
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="FIELD=VALUE",
-            help="Override a field of the file's base, e.g. model.n_layers=2; a budget replaces its own. Repeatable.",
-        ),
+        select_option,
+        set_option,
         click.option(
             "--price",
             type=click.FloatRange(0),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.table import Table
 
+from tinyscale.analysis.forecasts import Forecast, Registered, Registration, Score
 from tinyscale.data.corpora import NamedCorpus
 from tinyscale.formatting import compact, data_size, duration, plural
 from tinyscale.planning.plan import WHY, Plan, PlannedTrial
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 60
 MAX_REASONS = 12
 LEAST_WANTED = ("memory", "steps", "FLOPs", "tokens")  # columns of a plan that a narrow terminal leaves out
+SCORED = ("loss", "error", "inside")  # columns of forecasts of which some runs are there
+_SIZES = {"N": "n", "tokens": "d"}
 PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
 
 
@@ -177,3 +180,63 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
             f"overhead {summary.overhead_per_trial:.2f} s a trial"
         )
     return lines
+
+
+def forecasts_table(made: Registration, width: int | None = None) -> Table:
+    """One row per registered forecast; with its runs, where some are scored. width: as of `plan_table`."""
+    forecasts = made.registered.forecasts[:MAX_ROWS]
+    rows = [_forecast_row(forecast, made.scores_of(forecast)) for forecast in forecasts]
+    shown = [
+        name for name in rows[0] if name not in (*SCORED, "N", "tokens", "FLOPs") or any(row[name] for row in rows)
+    ]
+    for name in LEAST_WANTED:
+        if width is not None and name in shown and sum(_width(rows, column) + 2 for column in shown) > width + 2:
+            shown.remove(name)
+    table = Table(**PLAIN)
+    for name in shown:
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name != "run")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+    if len(made.registered.forecasts) > MAX_ROWS:
+        table.add_row(f"... and {len(made.registered.forecasts) - MAX_ROWS} more")
+    return table
+
+
+def _forecast_row(forecast: Forecast, scores: Sequence[Score]) -> dict[str, str]:
+    loss, times = forecast.loss, forecast.times_beyond
+    measured = sum(score.loss for score in scores) / len(scores) if scores else math.nan
+    return {
+        "run": forecast.label,
+        **{name: compact(forecast.sizes[key]) if key in forecast.sizes else "" for name, key in _SIZES.items()},
+        "FLOPs": compact(forecast.flops) if forecast.flops else "",
+        "x compute": f"{times:.3g}" if times else "",
+        "forecast": f"{loss.value:.4f}",
+        "95 % interval": f"{loss.low:.4f} to {loss.high:.4f}",
+        "loss": f"{measured:.4f}" if scores else "",
+        "error": f"{100 * (loss.value / measured - 1):+.2f} %" if scores else "",
+        "inside": f"{sum(score.inside for score in scores)} of {len(scores)}" if scores else "",
+    }
+
+
+def registration_lines(made: Registered) -> list[str]:
+    """Lines: what the forecasts rest on, and what to know before using them."""
+    lines = [
+        f"by {basis.fit}, fitted to {plural(basis.rows, 'row')}"
+        + (f", the largest of {compact(basis.flops)} FLOPs (x compute is of these)" if basis.flops else "")
+        for basis in made.bases
+    ]
+    averaged = [each.law_weights for each in made.forecasts if len(each.laws) > 1]
+    lines += [f"laws and their weights: {each}" for each in dict.fromkeys(averaged)]
+    said = [*(each.notes for each in made.forecasts), *(each.notes for each in made.bases)]
+    notes = list(dict.fromkeys(note for each in said for note in each))
+    more = [f"  ... and {len(notes) - MAX_REASONS} more notes, in the file"] if len(notes) > MAX_REASONS else []
+    return [*lines, *(f"  note: {note}" for note in notes[:MAX_REASONS]), *more]
+
+
+def calibration_lines(calibration: pd.DataFrame) -> list[str]:
+    """How many runs the intervals held and how large the errors were, by distance and in all."""
+    return [
+        f"{row['distance']}: {row['inside']} of {plural(row['runs'], 'run')} inside; "
+        f"error {row['mean_error_percent']:.2f} % in the mean, {row['largest_error_percent']:.2f} % at most"
+        for row in calibration.to_dict("records")
+    ]

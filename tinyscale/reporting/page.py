@@ -11,20 +11,25 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from tinyscale.analysis.forecasts import EDITED, Registration, read_registrations
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
+from tinyscale.analysis.score import score_all
 from tinyscale.analysis.study import Analysis, Refusal, find_laws
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.text import formula_with_numbers, verdict
 from tinyscale.reporting.figures import figures_of, stem_of, write_figure
+from tinyscale.reporting.plot_forecasts import plot_forecasts
 from tinyscale.reporting.plot_runs import plot_positions, plot_runs
 from tinyscale.reporting.tables import (
     Table,
+    calibration_of,
     contrasts_of,
     costs_of,
     dropped_of,
     evidence_of,
     final_losses,
+    forecasts_of,
     frontier_of,
     launches_of,
     parameters_of,
@@ -49,6 +54,10 @@ CURVES = {
     "flops": "The same against the compute spent so far, attention and head included.",
     "wall_seconds": "The same against the run's own training time, which depends on the machine and on its neighbours.",
 }
+FORECASTS = (
+    "Registered forecasts by distance: each 95 % interval, and each run as a circle, in percent of the forecast (zero: "
+    "exactly as forecast). An interval without a circle has no run yet."
+)
 POSITIONS = (
     "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
     "in bins that double; the last one ends at the context's length. A line is the mean over seeds, its band ± one "
@@ -108,7 +117,9 @@ def write_report(location: str) -> list[str]:
     origin: list[Block] = [page.table(provenance_of(store, sorted(frame["trial"].unique())))]
     if set_aside:
         origin.append(Notes("Files that could not be read", tuple(set_aside)))
-    html = _render(location=str(store.folder), sections=sections, origin=origin)
+    registered = read_registrations(store.folder)
+    forecasts = list(page.forecasts(score_all(store, registered))) if registered else []
+    html = _render(location=str(store.folder), sections=sections, forecasts=forecasts, origin=origin)
     store.folder.write(PAGE, html.encode())
     return [*done.written, *page.written, f"{store.folder}/{PAGE}"]
 
@@ -204,6 +215,22 @@ class _Page:
             yield self.table(dropped)
         if failures := replace(self.status, sweeps=(record,)).failures():
             yield Notes("Failed and diverged trials", tuple(failures))
+
+    def forecasts(self, made: list[Registration]) -> Iterator[Block]:
+        """All registered forecasts with what came of them, and their calibration."""
+        shown = [each for each in made if each.intact]
+        if edited := [f"forecasts/{each.name}.json: {EDITED}" for each in made if not each.intact]:
+            yield Notes("Not shown", tuple(edited))
+        if not shown:
+            return
+        table = forecasts_of(shown)
+        if table.frame["times_beyond"].notna().any():
+            yield self._draw("forecasts", partial(plot_forecasts, shown), f"{FORECASTS} Data: tables/forecasts.csv.")
+        if any(each.scores for each in shown):
+            yield self.table(calibration_of(shown))
+        yield self.table(table)
+        if notes := [f"{each.name}: {note}" for each in shown for note in each.notes]:
+            yield Notes("Without a score", tuple(notes))
 
     def table(self, table: Table) -> Table:
         """The table, its CSV written."""

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.analysis.compare import Contrast
+from tinyscale.analysis.forecasts import Registration, calibration_table, forecasts_table
 from tinyscale.analysis.records import contrasts_table, parameters_table
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.curve import Curve
@@ -236,6 +237,39 @@ def dropped_of(sweep: str, dropped: Mapping[tuple[str, str], Mapping[str, int]])
         "point of a finished trial counts."
     )
     return Table(f"{sweep}-dropped", frame, {"arm": "arm", "reason": "reason", "rows": "rows"}, caption)
+
+
+def forecasts_of(made: Sequence[Registration]) -> Table:
+    """Each registered forecast, and what came of it."""
+    frame = forecasts_table(made)
+    for name in ("n", "d", "flops"):
+        frame[name] = frame[name].astype(float)
+    columns = {
+        "name": "file", "registered": "registered (UTC)", "label": "run", "n": "N", "d": "D",
+        "times_beyond": "x compute", "forecast": "forecast", "low": "95 % low", "high": "95 % high",
+        "measured": "measured", "error_percent": "error (%)", "runs": "runs", "inside": "inside",
+    }  # fmt: skip
+    caption = (
+        "Losses that were written down before the runs, each with the hash of the rows it rests on, the commit and the "
+        "time, in forecasts/. x compute: the run's FLOPs over those of the largest fitted run. Measured: the mean over "
+        "the runs, empty before there are any. Error: forecast over measured, less one. Inside: how many of the runs "
+        "the 95 % interval holds; it is the interval of a single run."
+    )
+    return Table("forecasts", frame, columns, caption)
+
+
+def calibration_of(made: Sequence[Registration]) -> Table:
+    """How many runs the intervals of registered forecasts held, by distance in compute."""
+    columns = {
+        "distance": "x compute", "forecasts": "forecasts", "runs": "runs", "inside": "inside",
+        "inside_percent": "inside (%)", "mean_error_percent": "mean error (%)",
+        "largest_error_percent": "largest error (%)",
+    }  # fmt: skip
+    caption = (
+        "Calibration: of intervals that mean what they say, 95 % of the runs are inside at every distance. Errors are "
+        "without their sign. Runs of one forecast, such as seeds, share most of its error."
+    )
+    return Table("forecasts-calibration", calibration_table(made), columns, caption)
 
 
 def provenance_of(store: Results, trials: Sequence[str]) -> Table:
