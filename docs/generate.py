@@ -1,4 +1,4 @@
-"""Write docs/sweep-file.md and docs/results-schema.md from the code, and the README's exponents from results/.
+"""Write docs/sweep-file.md and docs/results-schema.md from the code, and the README's numbers from results/.
 
 python docs/generate.py
 """
@@ -11,10 +11,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, get_args, get_origin
 
+import pandas as pd
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from tinyscale.analysis.forecasts import Registration, forecasts_table, read_registrations
 from tinyscale.analysis.records import read_records
 from tinyscale.results.launches import FIELDS as LAUNCH_FIELDS
 from tinyscale.results.schema import COLUMNS, SCHEMA_VERSION
@@ -23,11 +25,13 @@ from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.search_space import SEARCHABLE, Search, Values
 from tinyscale.spec.sweep import SweepFile
+from tinyscale.storage import Folder
 
 DOCS, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- exponents: made by docs/generate.py from results/ -->", "<!-- end of exponents -->"
-BETWEEN = f"{re.escape(BEGIN)}.*{re.escape(END)}"
+FORECASTS_BEGIN = "<!-- forecasts: made by docs/generate.py from results/ -->"
+FORECASTS_END = "<!-- end of forecasts -->"
 MADE = "<!-- Made by docs/generate.py from the code: change it there. -->"
 
 SWEEP_FILE = """\
@@ -95,7 +99,8 @@ frame = pd.read_parquet("results/trials")
 
 The metadata of each file hold, as JSON, the full configuration (`tinyscale.config`), the facts of the text
 (`tinyscale.facts`) and the provenance (`tinyscale.provenance`: commit, packages, machine, command). Sweeps are in
-`results/sweeps/<name>.json`, fits in `results/fits/fits.json`.
+`results/sweeps/<name>.json`, fits in `results/fits/fits.json`, registered forecasts in `results/forecasts/`; the last
+two are described in [fitting.md](fitting.md).
 
 ## Launches
 
@@ -191,9 +196,42 @@ def _commits(store: Results, record: SweepRecord, arm: str | None) -> str:
     return ", ".join(sorted(f"`{commit[:7]}`" if commit else "unknown" for commit in found))
 
 
+def forecasts(results: Path) -> str:
+    """All committed forecasts under results/<study>/ that were registered before their runs, and what came of them."""
+    rows = [
+        row
+        for folder in sorted(results.iterdir())
+        if folder.is_dir()
+        for made in read_registrations(Folder.at(folder))
+        for row in _scored(folder.name, made)
+    ]
+    if not rows:
+        return "No forecast is registered under `results/` yet."
+    heads = ("text", "run", "x compute", "forecast, with 95 % interval", "measured", "error", "inside", "registered")
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *rows])
+
+
+def _scored(study: str, made: Registration) -> Iterator[str]:
+    """The rows of one file of forecasts."""
+    for row in forecasts_table([made]).to_dict("records"):
+        came = ("not run yet", "", "")
+        if row["runs"]:
+            came = (f"{row['measured']:.4f}", f"{row['error_percent']:+.2f} %", f"{row['inside']} of {row['runs']}")
+        times = "not known" if pd.isna(row["times_beyond"]) else f"{row['times_beyond']:.3g}"
+        loss = "{forecast:.4f} ({low:.4f} to {high:.4f})".format(**row)
+        cells = (study, f"{made.name}: {row['label']}", times, loss, *came)
+        yield f"| {' | '.join(cells)} | {row['registered'][:10]}, `{row['commit'][:7]}` |"
+
+
 def readme(results: Path = ROOT / "results") -> str:
-    """The README with the current exponents."""
-    return re.sub(BETWEEN, lambda _: f"{BEGIN}\n\n{exponents(results)}\n\n{END}", README.read_text(), flags=re.S)
+    """The README with the current exponents, and the registered forecasts where it has a place for them."""
+    text = _between(README.read_text(), BEGIN, END, exponents(results))
+    return _between(text, FORECASTS_BEGIN, FORECASTS_END, forecasts(results))
+
+
+def _between(text: str, begin: str, end: str, content: str) -> str:
+    """The text with what is between two marks replaced."""
+    return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n\n{content}\n\n{end}", text, flags=re.S)
 
 
 def pages() -> dict[Path, str]:

@@ -223,7 +223,7 @@ def register_sizes(
     name = name or file_stem(stem_of(file))
     require_free(store.folder, name)
     folder, records = read_records(store.location)
-    record = _of_file(folder, records, file, sizes, fit)
+    record = _of_file(store, records, file, sizes, fit)
     points = read_points_table(folder, record)
     basis = _basis(record, points)
     if rows := rows_at(file, basis, sizes):
@@ -240,7 +240,7 @@ def register_sizes(
 
 
 def _of_file(
-    folder: Folder, records: Sequence[Record], file: str, sizes: Mapping[str, float], fit: str | None
+    store: Results, records: Sequence[Record], file: str, sizes: Mapping[str, float], fit: str | None
 ) -> Record:
     """The fit of a file that predicts a loss from these sizes. FitError where none does, ResultsError without a fit."""
     of_file = [each for each in records if each.form.kind == "loss" and each.origin.source == source_of(file)]
@@ -248,9 +248,9 @@ def _of_file(
     if not named:
         there = ", ".join(each.name for each in of_file)
         raise ResultsError(
-            f"{folder}: no fit {fit!r} of {file}; there are {there}"
+            f"{store.folder}: no fit {fit!r} of {file}; there are {there}"
             if fit and of_file
-            else f"{folder}: no fit of {file}; run tinyscale fit {file} --results {folder} first"
+            else f"{store.folder}: no fit of {file}; run tinyscale fit {file} --results {store.folder} first"
         )
     found = [each for each in named if set(each.range) <= set(sizes)]
     if not found:

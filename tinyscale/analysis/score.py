@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -98,6 +99,8 @@ def _of_rows(made: Registration, file: str) -> Registration:
     scores, notes = [], []
     for forecast in made.registered.forecasts:
         found = rows_at(file, bases[forecast.fit], forecast.sizes)
+        if found:  # whose lines may have moved
+            made = replace(made, scores=tuple(each for each in made.scores if each.forecast != forecast.label))
         scores += [Score.of(forecast, run, loss) for run, loss in found.items()]
         notes += [] if found else [f"{forecast.label}: no row has these sizes yet"]
     return with_scores(made, scores, notes)

@@ -52,7 +52,7 @@ def register(
     from tinyscale.analysis.forecasts import Registration, folder_of
     from tinyscale.analysis.register import register_sizes
     from tinyscale.analysis.table_file import ending_of
-    from tinyscale.cli.tables import forecasts_table, registration_lines
+    from tinyscale.cli.tables import registered_table, registration_lines
     from tinyscale.reporting.terminal import open_console
 
     sizes = {key: value for key, value in given.items() if value is not None}
@@ -73,7 +73,7 @@ def register(
         click.echo(json.dumps(Registration(made).as_json(), indent=1))
         return
     console = open_console()
-    console.print(forecasts_table(Registration(made), console.width))
+    console.print(registered_table(Registration(made), console.width))
     for line in [*registration_lines(made), *said]:
         console.print(line)
     console.print(f"wrote {folder_of(store.folder)}/{made.name}.json")
@@ -83,8 +83,12 @@ def register(
 def _register_sweep(
     store: Results, path: Path, select: tuple[str, ...], overrides: tuple[str, ...], **options: Any
 ) -> tuple[Registered, list[str]]:
-    """Register the trials of a sweep, resolved as `tinyscale plan` does; ConfigError for one that searches."""
+    """Register the trials of a sweep, resolved as `tinyscale plan` does; ConfigError for one that searches.
+
+    The machine's speed is measured only where a precision is chosen by it: no other identity depends on it.
+    """
     from tinyscale.analysis.register import register_trials
+    from tinyscale.planning.auto import PRECISION
     from tinyscale.planning.plan import make_plan
     from tinyscale.spec.sweep import load_sweep
 
@@ -93,7 +97,7 @@ def _register_sweep(
         raise ConfigError(
             f"{path}: a search samples its trials while it runs, so none can be forecast; fix their values"
         )
-    made = make_plan(sweep, store)
+    made = make_plan(sweep, store, measure=any(PRECISION in variant.autos for variant in sweep.variants))
     registered, left_out = register_trials(
         store, sweep.name, [(each.cell, each.trial) for each in made.trials], **options
     )
@@ -113,7 +117,7 @@ def score(path: str | None, results: str | None, as_json: bool) -> None:
     from tinyscale.analysis.forecasts import EDITED, calibration_table, folder_of
     from tinyscale.analysis.score import score as score_forecasts
     from tinyscale.analysis.table_file import ending_of
-    from tinyscale.cli.tables import calibration_lines, forecasts_table
+    from tinyscale.cli.tables import calibration_lines, registered_table
     from tinyscale.reporting.terminal import open_console
 
     of_file = path is not None and bool(ending_of(path))
@@ -123,9 +127,9 @@ def score(path: str | None, results: str | None, as_json: bool) -> None:
         click.echo(json.dumps([each.as_json() for each in made], indent=1))
     else:
         console = open_console()
-        for each in made:
+        for each in (each for each in made if each.intact):
             console.print(f"{each.name}, {each.registered.origin}")
-            console.print(forecasts_table(each, console.width))
+            console.print(registered_table(each, console.width))
             for note in each.notes:
                 console.print(f"  {note}")
         for line in calibration_lines(calibration_table(made)):

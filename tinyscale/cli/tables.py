@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.table import Table
 
-from tinyscale.analysis.forecasts import Forecast, Registered, Registration, Score
+from tinyscale.analysis.forecasts import Registered, Registration, forecasts_table
 from tinyscale.data.corpora import NamedCorpus
 from tinyscale.formatting import compact, data_size, duration, plural
 from tinyscale.planning.plan import WHY, Plan, PlannedTrial
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 MAX_ROWS = 60
 MAX_REASONS = 12
 LEAST_WANTED = ("memory", "steps", "FLOPs", "tokens")  # columns of a plan that a narrow terminal leaves out
-SCORED = ("loss", "error", "inside")  # columns of forecasts of which some runs are there
-_SIZES = {"N": "n", "tokens": "d"}
 PLAIN: dict[str, Any] = {"box": None, "header_style": "bold", "pad_edge": False}
 
 
@@ -182,39 +180,35 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
     return lines
 
 
-def forecasts_table(made: Registration, width: int | None = None) -> Table:
+def registered_table(made: Registration, width: int | None = None) -> Table:
     """One row per registered forecast; with its runs, where some are scored. width: as of `plan_table`."""
-    forecasts = made.registered.forecasts[:MAX_ROWS]
-    rows = [_forecast_row(forecast, made.scores_of(forecast)) for forecast in forecasts]
-    shown = [
-        name for name in rows[0] if name not in (*SCORED, "N", "tokens", "FLOPs") or any(row[name] for row in rows)
-    ]
-    for name in LEAST_WANTED:
+    forecasts = forecasts_table([made]).to_dict("records")
+    rows = [_forecast_row(row) for row in forecasts[:MAX_ROWS]]
+    shown = [name for name in rows[0] if any(row[name] for row in rows)]
+    for name in ("FLOPs", "tokens", "N"):
         if width is not None and name in shown and sum(_width(rows, column) + 2 for column in shown) > width + 2:
             shown.remove(name)
     table = Table(**PLAIN)
     for name in shown:
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name != "run")
-    for row in rows:
-        table.add_row(*(row[name] for name in shown))
-    if len(made.registered.forecasts) > MAX_ROWS:
-        table.add_row(f"... and {len(made.registered.forecasts) - MAX_ROWS} more")
+    for each in rows:
+        table.add_row(*(each[name] for name in shown))
+    if len(forecasts) > MAX_ROWS:
+        table.add_row(f"... and {len(forecasts) - MAX_ROWS} more")
     return table
 
 
-def _forecast_row(forecast: Forecast, scores: Sequence[Score]) -> dict[str, str]:
-    loss, times = forecast.loss, forecast.times_beyond
-    measured = sum(score.loss for score in scores) / len(scores) if scores else math.nan
+def _forecast_row(row: dict[Any, Any]) -> dict[str, str]:
+    counted = {"N": "n", "tokens": "d", "FLOPs": "flops", "x compute": "times_beyond"}
+    scored = bool(row["runs"])
     return {
-        "run": forecast.label,
-        **{name: compact(forecast.sizes[key]) if key in forecast.sizes else "" for name, key in _SIZES.items()},
-        "FLOPs": compact(forecast.flops) if forecast.flops else "",
-        "x compute": f"{times:.3g}" if times else "",
-        "forecast": f"{loss.value:.4f}",
-        "95 % interval": f"{loss.low:.4f} to {loss.high:.4f}",
-        "loss": f"{measured:.4f}" if scores else "",
-        "error": f"{100 * (loss.value / measured - 1):+.2f} %" if scores else "",
-        "inside": f"{sum(score.inside for score in scores)} of {len(scores)}" if scores else "",
+        "run": row["label"],
+        **{name: "" if pd.isna(row[column]) else compact(row[column]) for name, column in counted.items()},
+        "forecast": f"{row['forecast']:.4f}",
+        "95 % interval": f"{row['low']:.4f} to {row['high']:.4f}",
+        "loss": f"{row['measured']:.4f}" if scored else "",
+        "error": f"{row['error_percent']:+.2f} %" if scored else "",
+        "inside": f"{row['inside']} of {row['runs']}" if scored else "",
     }
 
 
@@ -222,7 +216,7 @@ def registration_lines(made: Registered) -> list[str]:
     """Lines: what the forecasts rest on, and what to know before using them."""
     lines = [
         f"by {basis.fit}, fitted to {plural(basis.rows, 'row')}"
-        + (f", the largest of {compact(basis.flops)} FLOPs (x compute is of these)" if basis.flops else "")
+        + (f", the largest of {compact(basis.flops)} FLOPs (x compute: times these)" if basis.flops else "")
         for basis in made.bases
     ]
     averaged = [each.law_weights for each in made.forecasts if len(each.laws) > 1]

@@ -242,8 +242,7 @@ def dropped_of(sweep: str, dropped: Mapping[tuple[str, str], Mapping[str, int]])
 def forecasts_of(made: Sequence[Registration]) -> Table:
     """Each registered forecast, and what came of it."""
     frame = forecasts_table(made)
-    for name in ("n", "d", "flops"):
-        frame[name] = frame[name].astype(float)
+    frame["registered"] = frame["registered"].str.removesuffix("+00:00").str.replace("T", " ")
     columns = {
         "name": "file", "registered": "registered (UTC)", "label": "run", "n": "N", "d": "D",
         "times_beyond": "x compute", "forecast": "forecast", "low": "95 % low", "high": "95 % high",
