@@ -16,9 +16,13 @@ import pytest
 from helpers.runs import runs_of_sizes
 from helpers.sweeps import SWEEPS
 from helpers.trials import known_trial
+from tinyscale.analysis.forecasts import calibration_table, read_registrations
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import read_fit, read_records
+from tinyscale.analysis.register import register_trials
 from tinyscale.analysis.runs import read_groups
+from tinyscale.analysis.score import score_all
+from tinyscale.cli.tables import registered_table, registration_lines
 from tinyscale.data.files import read_files
 from tinyscale.errors import TinyscaleError
 from tinyscale.fitting.text import describe
@@ -28,6 +32,7 @@ from tinyscale.results.launches import read_launches
 from tinyscale.results.leases import Lease, clear_void, held_trials
 from tinyscale.results.schema import SCHEMA
 from tinyscale.results.store import Results
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder
 
@@ -92,6 +97,15 @@ def of_refits(path: Path) -> None:
     read_fit(folder, next(record for record in records if record.name == name))
 
 
+def of_forecasts(path: Path) -> None:
+    made = read_registrations(Folder.at(path.parents[1]))
+    calibration_table(made)
+    for each in made:
+        registered_table(each, 80)
+        registration_lines(each.registered)
+    score_all(Results(str(path.parents[1])), made)
+
+
 def of_leases(path: Path) -> None:
     folder = Folder.at(path.parent)
     Lease(folder, path.stem).claim()
@@ -112,6 +126,7 @@ READERS: dict[str, tuple[str, Read]] = {
     "snapshot": (snapshot.NAME, lambda path: snapshot.load(Folder.at(path.parent), {"a": "a"}, SCHEMA)),
     "fits": ("fits/fits.json", of_fits),
     "points of a fit": ("tables/width-power-n.parquet", of_refits),
+    "forecasts": ("forecasts/width.json", of_forecasts),
     "refits": ("fits/grid-chinchilla.draws.parquet", of_refits),
     "table as csv": ("r.csv", lambda path: read_groups(str(path))),
     "table as jsonl": ("r.jsonl", lambda path: read_groups(str(path))),
@@ -127,7 +142,10 @@ READERS: dict[str, tuple[str, Read]] = {
 def whole(fitted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a whole file for each reader, to be copied."""
     folder = tmp_path_factory.mktemp("whole") / "r"
-    shutil.copytree(fitted, folder, ignore=shutil.ignore_patterns("plots", "trials"))
+    shutil.copytree(fitted, folder, ignore=shutil.ignore_patterns("plots"))
+    cell = (Cell("base", {"d_model": 256}, 0), known_trial(d_model=256, tokens_budget=512_000, repeats=True))
+    register_trials(Results(str(folder)), "width", [cell])
+    shutil.rmtree(folder / "trials")
     results = Results(fitted)
     (folder / "trials").mkdir()
     first = results.read_sweeps()[0].trials[0]

@@ -47,6 +47,15 @@ class Basis:
     flops: float | None = None
     notes: tuple[str, ...] = ()
 
+    def rests_on(self, rows: pd.DataFrame) -> bool:
+        """Whether these are the rows that the fit was made of."""
+        return rows_hash(rows, self.hashed) == self.sha256
+
+    @property
+    def hashed(self) -> list[str]:
+        """The columns that the hash is of."""
+        return [*self.columns.values(), *(["trial"] if self.trials else [])]
+
 
 @dataclass(frozen=True)
 class Forecast:

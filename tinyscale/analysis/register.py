@@ -119,6 +119,11 @@ class _Fitted:
                 if "trial" not in points:
                     raise ResultsError(f"{folder}: the points of {name} name no trials; run tinyscale fit again")
                 known[name] = cls(record, folder, points, final[final["trial"].isin(points["trial"])])
+                if not known[name].basis.rests_on(known[name].rows):
+                    raise ResultsError(
+                        f"{store.trials}: the {len(points)} rows behind {name} are not those that are there now; run "
+                        "tinyscale fit again"
+                    )
             return known[name]
 
         return read
@@ -281,10 +286,9 @@ def _forecast(
 def _basis(record: Record, points: pd.DataFrame) -> Basis:
     """What is written of a fit and the rows behind it."""
     columns = {name: column for name, column in record.columns.items() if column in points}
-    hashed = [*columns.values(), *(name for name in ("trial",) if name in points)]
     product = points[columns["n"]] * points[columns["d"]] * 6 if {"n", "d"} <= set(record.range) else None
     flops = points[columns["c"]] if "c" in columns else product
-    return Basis(
+    basis = Basis(
         fit=record.name,
         sweep=record.origin.sweep,
         arm=record.origin.arm,
@@ -292,11 +296,12 @@ def _basis(record: Record, points: pd.DataFrame) -> Basis:
         formula=record.formula,
         columns=columns,
         rows=len(points),
-        sha256=rows_hash(points, hashed),
+        sha256="",
         trials=tuple(map(str, dict.fromkeys(points["trial"]))) if "trial" in points else (),
         flops=None if flops is None else float(flops.max()),
         notes=record.warnings,
     )
+    return replace(basis, sha256=rows_hash(points, basis.hashed))
 
 
 def _registered(

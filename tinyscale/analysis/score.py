@@ -15,7 +15,6 @@ from tinyscale.analysis.forecasts import (
     Registration,
     Score,
     read_registrations,
-    rows_hash,
     with_scores,
     write_scores,
 )
@@ -86,9 +85,9 @@ def _launched_before(store: Results, trial: str, time: str) -> str:
 
 def _changed(frame: pd.DataFrame, basis: Basis) -> list[str]:
     """A note where the rows that a fit rested on are not those that are there now."""
-    rows = frame[is_final(frame) & frame["trial"].isin(basis.trials)]
-    same = rows_hash(rows, [*basis.columns.values(), "trial"]) == basis.sha256
-    return [] if same else [f"the {basis.rows} rows behind {basis.fit} are not those that are there now"]
+    if basis.rests_on(frame[is_final(frame) & frame["trial"].isin(basis.trials)]):
+        return []
+    return [f"the {basis.rows} rows behind {basis.fit} are not those that are there now"]
 
 
 def _of_rows(made: Registration, file: str) -> Registration:
