@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from tinyscale.analysis.forecasts import (
 )
 from tinyscale.analysis.runs import read_groups
 from tinyscale.analysis.table import given_columns
-from tinyscale.errors import ResultsError
+from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.points import SAME_SIZE
 from tinyscale.results.store import Results, is_final
 
@@ -90,11 +90,18 @@ def _changed(frame: pd.DataFrame, basis: Basis) -> list[str]:
     return [f"the {basis.rows} rows behind {basis.fit} are not those that are there now"]
 
 
+def _of_file(made: Registration, file: str | None) -> Registration:
+    """The registration scored by the rows of a file that have its sizes; None: the file that it names, if it can be."""
+    try:
+        return _of_rows(made, file or made.registered.source)
+    except (FitError, ResultsError) as error:
+        if file:
+            raise
+        return replace(made, notes=(f"{error} (tinyscale score FILE reads another place)",))
+
+
 def _of_rows(made: Registration, file: str) -> Registration:
-    """The registration scored by the rows of a file that have its sizes."""
     bases = {basis.fit: basis for basis in made.registered.bases}
-    if "://" not in file and not Path(file).exists():
-        return with_scores(made, [], [f"{file} is not here: tinyscale score FILE reads it elsewhere"])
     scores, notes = [], []
     for forecast in made.registered.forecasts:
         found = rows_at(file, bases[forecast.fit], forecast.sizes)

@@ -123,11 +123,12 @@ def score(path: str | None, results: str | None, as_json: bool) -> None:
     of_file = path is not None and bool(ending_of(path))
     store = _store(None if of_file else path, results)
     made = score_forecasts(store, path if of_file else None)
+    intact = [each for each in made if each.intact]
     if as_json:
-        click.echo(json.dumps([each.as_json() for each in made], indent=1))
+        click.echo(json.dumps([each.as_json() for each in intact], indent=1))
     else:
         console = open_console()
-        for each in (each for each in made if each.intact):
+        for each in intact:
             console.print(f"{each.name}, {each.registered.origin}")
             console.print(registered_table(each, console.width))
             for note in each.notes:
