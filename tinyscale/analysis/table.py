@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tinyscale.analysis.table_checks import doubts
-from tinyscale.analysis.table_file import SCALES, numbers
+from tinyscale.analysis.table_file import SCALES, has_unit, numbers, powers_raised
 from tinyscale.errors import FitError
 from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.formatting import plural
 
 # Headers that people use, the first found is taken; without case, spaces and punctuation. Those of the results lead.
 VARIABLES = {
-    "n": "nnonembedding n params nparams numparams parameters nparameters numparameters numberofparameters paramcount "
-    "parametercount modelparams modelparameters nonembeddingparams nonembeddingparameters nonembparams "
+    "n": "nnonembedding n params nparams numparams parameters parameter nparameters numparameters numberofparameters "
+    "paramcount parametercount modelparams modelparameters nonembeddingparams nonembeddingparameters nonembparams "
     "paramsnonembedding nonembedding modelsize trainableparams trainableparameters activeparams totalparams "
     "totalparameters paramstotal ntotal size",
     "d": "tokens d ntokens numtokens numberoftokens tokencount trainingtokens traintokens tokenstrained trainedtokens "
@@ -55,8 +56,19 @@ TASKS = (
     "modality tokenizer family modelfamily architecture arch modeltype model"
 )  # fmt: skip
 
+_FLOPS = re.compile(r"(giga|tera|peta|exa|zetta|[gtpez])flops?")
+_UNIT_WORD = re.compile(r"(?:10\s*(?:\^|\*\*)|\b1?e)\s*([+-]?\d+)|\d[\d.]*|[^\W\d_]+|%")
+
 NAMEABLE = (*COLUMNS, "weight", *SETTINGS)
 COUNTS = ("n", "d", "c", "t", "u")
+MEASURED = ("lr", "batch_tokens", "weight_decay")  # settings that are numbers
+UNITS = {**SCALES, "hundred": 1e2, "hundreds": 1e2}
+PREFIXES = {"giga": 1e9, "tera": 1e12, "peta": 1e15, "exa": 1e18, "zetta": 1e21}  # of flops, or their first letter
+# What a unit may say that moves no number.
+NO_UNIT = (
+    "count counts number token tokens param params parameter parameters non embedding nonembedding total train "
+    "training val validation test final nat nats loss flop flops per in of x s e"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,9 @@ def read_table(frame: pd.DataFrame, named: Mapping[str, str], known: Sequence[st
     refuse_misnamed(frame, named)
     original = list(map(str, frame.columns))
     frame, found, notes = _with_variables(frame.copy(), named)
-    frame, renamed = _with_settings(frame, named, set(found.values()))
+    frame, renamed = _with_settings(frame, named, set(found.values()), notes)
+    if "loss" not in found and len(frame):
+        column_of(frame, "loss", named)  # while the frame has its own columns only
     found, derived = _third_size(frame, found)
     used = {*found.values(), *renamed.values()}
     tasks = tuple(name for name in _named_as(frame, TASKS, used) if _splits(frame, name, found))
@@ -130,31 +144,45 @@ def _key(header: str) -> str:
     return re.sub(r"[^a-z0-9]", "", header.lower())
 
 
-def _read_header(header: str) -> tuple[str, str, float]:
-    """Its key, the key of what follows the last dot or slash, and the scale that its unit says: `Params (M)` 1e6."""
+def _read_header(header: str) -> tuple[str, str, str]:
+    """Its key, the key of what follows the last dot or slash, and its unit: `m` of `Params (M)` and of `n_params_m`."""
     unit = " ".join(re.findall(r"[(\[{]([^)\]}]*)[)\]}]", header)).lower()
     bare = re.sub(r"[(\[{][^)\]}]*[)\]}]", " ", header)
     words = re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).lower())
-    if len(words) > 1 and words[-1] in SCALES and _is_count("".join(words[:-1]).removesuffix("in")):
-        unit, words = f"{unit} {words[-1]}", [word for word in words[:-1] if word != "in"]
-    last = _key(re.split(r"[./]", bare)[-1])
-    return "".join(words), last, _scale_of(unit, "".join(words))
+    for place, rest in ((-1, words[:-1]), (0, words[1:])):
+        if rest and words[place] in SCALES and _is_count("".join(rest).removesuffix("in")):
+            unit, words = f"{unit} {words[place]}", [word for word in rest if word != "in"]
+            break
+    unit = " ".join([unit, *filter(_FLOPS.fullmatch, words)])
+    return "".join(words), _key(re.split(r"[./]", bare)[-1]), powers_raised(unit).strip()
 
 
 def _is_count(key: str) -> bool:
     return any(key in VARIABLES[name].split() for name in COUNTS)
 
 
-def _scale_of(unit: str, key: str) -> float:
-    """1e6 of `M`, `in millions`, `1e6`, `x 10^6`; 8.64e19 of PF-days; 1 of any other unit."""
-    squeezed = re.sub(r"[\s×x*-]", "", unit)
-    if "pfday" in squeezed + key or re.search(r"petaflops?(/s)?days?", squeezed + key):
-        return 8.64e19
-    if power := re.search(r"(?:10\^|10\*\*|1e\+?)(\d+)", re.sub(r"\s", "", unit)):
-        return 10.0 ** int(power[1])
-    if prefix := re.search(r"\b(giga|tera|peta|exa|zetta|g|t|p|e|z)flops?\b", unit):
-        return {"g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21}[prefix[1][0]]
-    return next((SCALES[word] for word in re.findall(r"[a-z]+", unit) if word in SCALES), 1.0)
+def _scale_of(unit: str, key: str) -> tuple[float, str]:
+    """What 1 stands for, and the words of the unit that say nothing of it or are not known.
+
+    1e6 of `M`, `in millions`, `1e6`, `x 10^6`; 1e9 of `thousand million`; 1e8 of `hundreds of millions`; 8.64e19 of
+    PF-days.
+    """
+    squeezed = re.sub(r"[\s×x*-]", "", unit) + key
+    if "pfday" in squeezed or re.search(r"petaflops?(/s)?days?", squeezed):
+        return 8.64e19, ""
+    scale, unknown = 1.0, []
+    for found in _UNIT_WORD.finditer(re.sub(r"(?<=\d),(?=\d{3})", "", unit)):
+        word, power = found[0], found[1]
+        flops = _FLOPS.fullmatch(word)
+        if power or re.fullmatch("10*", word):
+            scale *= 10.0 ** int(power) if power else float(word)
+        elif flops:
+            scale *= next(value for name, value in PREFIXES.items() if name.startswith(flops[1]))
+        elif word in UNITS:
+            scale *= UNITS[word]
+        elif word not in NO_UNIT.split():
+            unknown.append(word)
+    return scale, " ".join(unknown)
 
 
 def _named_as(frame: pd.DataFrame, keys: str, taken: set[str]) -> list[str]:
@@ -179,20 +207,48 @@ def _with_variables(frame: pd.DataFrame, named: Mapping[str, str]) -> tuple[pd.D
             found[name] = named[name]
         elif name in VARIABLES and (likely := _numeric(frame, _named_as(frame, VARIABLES[name], taken))):
             found[name] = likely[0]
+    notes += _not_numbers(frame, found)
     if "loss" not in found and (likely := _numeric(frame, _named_as(frame, PERPLEXITY, set(found.values())))):
         found["loss"] = likely[0]
     for name, column in found.items():
-        frame[column] = numbers(frame[column])
-        _, _, scale = _read_header(column)
-        if name in COUNTS and scale != 1 and frame[column].dtype.kind in "iuf":
-            frame[column] = frame[column].to_numpy(float) * scale
-            notes.append(f"{column}: its header says a unit, so its numbers are taken times {scale:g}")
+        frame[column] = _in_units(frame[column], name, column, notes)
     loss = found.get("loss")
     if loss and _named_as(frame[[loss]], PERPLEXITY, set()) and frame[loss].dtype.kind in "iuf":
         found["loss"] = f"ln {loss}"
         frame[found["loss"]] = np.log(frame[loss].where(frame[loss] > 0))
         notes.append(f"{loss} is a perplexity: the loss is taken as its logarithm")
     return frame, found, notes
+
+
+def _not_numbers(frame: pd.DataFrame, found: Mapping[str, str]) -> list[str]:
+    """Of each size that was not found: which column has its header, but no numbers."""
+    notes = []
+    for name in ("n", "d", "c"):
+        for column in _named_as(frame, VARIABLES[name], set(found.values())) if name not in found else ():
+            if _key(column) not in TASKS.split() and len(cells := frame[column].dropna()):
+                notes.append(f"{column}: not read as {name}, its cells are no numbers, the first is {cells.iloc[0]!r}")
+    return notes
+
+
+def _in_units(cells: pd.Series[Any], name: str, header: str, notes: list[str]) -> pd.Series[Any]:
+    """The numbers of a variable or setting, times what its header's unit stands for; `notes` receives what was done."""
+    key, _, unit = _read_header(header)
+    scale, unknown = _scale_of(unit, key)
+    if name in (*COUNTS, *MEASURED):
+        own = any(isinstance(cell, str) and has_unit(cell) for cell in cells)
+        if scale != 1:
+            notes.append(
+                f"{header}: its header says a unit, so its numbers are taken times {scale:g}"
+                + (", but for those with a unit of their own" if own else "")
+            )
+    else:
+        scale, unknown = 1.0, "" if scale == 1 and not unknown else unit
+        if name == "loss" and re.search(r"\b(bits?|log2)\b", unit) and not re.search("byte|char|word", unit):
+            scale, unknown = float(np.log(2)), ""
+            notes.append(f"{header}: in bits, so its numbers are taken times ln 2, as nats")
+    if unknown:
+        notes.append(f"{header}: what {unknown!r} means in its header is not known; its numbers are taken as they are")
+    return numbers(cells, scale)
 
 
 def _numeric(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
@@ -206,9 +262,9 @@ def _numeric(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def _with_settings(
-    frame: pd.DataFrame, named: Mapping[str, str], taken: set[str]
+    frame: pd.DataFrame, named: Mapping[str, str], taken: set[str], notes: list[str]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The frame with settings and labels under the results' own names, and header -> that name."""
+    """The frame with settings and labels under the results' own names, and header -> that name; notes: added to."""
     renamed: dict[str, str] = {}
     for name, keys in SETTINGS.items():
         likely = [named[name]] if name in named else _named_as(frame, keys, {*taken, *renamed, *named.values()})
@@ -219,8 +275,8 @@ def _with_settings(
             frame = frame.rename(columns={name: f"{name} (of the file)"})
         frame = frame.rename(columns={header: name})
         renamed[header] = name
-        if name in ("lr", "batch_tokens", "weight_decay"):
-            frame[name] = numbers(frame[name])
+        if name in MEASURED:
+            frame[name] = _in_units(frame[name], name, header, notes)
     return frame, renamed
 
 

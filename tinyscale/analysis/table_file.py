@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,8 +24,8 @@ ENDINGS = (".csv", ".tsv", ".parquet", ".json", ".jsonl")  # and those compresse
 BLANK = {"", "nan", "na", "n/a", "#n/a", "null", "none", "-", "--", "?"}
 SCALES = {
     **dict.fromkeys(("k", "thousand", "thousands"), 1e3),
-    **dict.fromkeys(("m", "mn", "mio", "million", "millions"), 1e6),
-    **dict.fromkeys(("b", "bn", "g", "mrd", "billion", "billions"), 1e9),
+    **dict.fromkeys(("m", "mn", "mio", "mil", "million", "millions"), 1e6),
+    **dict.fromkeys(("b", "bn", "g", "mrd", "bil", "billion", "billions"), 1e9),
     **dict.fromkeys(("t", "tn", "trillion", "trillions"), 1e12),
 }
 
@@ -35,7 +36,18 @@ _GROUPED = {mark: re.compile(rf"[+-]?\d{{1,3}}(?:\{mark}\d{{3}})+(?:\{other}\d+)
 _GROUPED_TWICE = {mark: re.compile(rf"[+-]?\d{{1,3}}(?:\{mark}\d{{3}}){{2,}}") for mark in ",."}
 _FRACTION = {mark: re.compile(rf"[+-]?\d*\{mark}\d+(?:[eE][+-]?\d+)?\s*[A-Za-z]*") for mark in ",."}
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[ _'\u00a0\u2009\u202f](?=\d)")
-_BYTE_ORDER = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+_NO_VALUE = re.compile(r"^[~≈]\s*|\s*(?:±|\+/-).*$")  # about 50M; 3.21 ± 0.01
+_RULE = re.compile(r"[\s:=+-]*-[\s:=+-]*")  # a cell of the line below the header of a table in Markdown
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_SEPARATOR = re.compile(r"\ufeff?sep=(.)\s*\n")  # what Excel writes before the header
+_FORMATS = {b"PK\x03\x04": "an Excel workbook or a zip", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"PAR1": "Parquet"}
+_BYTE_ORDER = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"\xef\xbb\xbf": "utf-8-sig",
+}
 
 
 def ending_of(location: str) -> str:
@@ -83,7 +95,7 @@ def to_number(text: str, decimal: str = ".") -> float | None:
 
     decimal: "." or ","; the other one may then stand between groups of three digits.
     """
-    text = _BETWEEN_DIGITS.sub("", text.strip())
+    text = _BETWEEN_DIGITS.sub("", _NO_VALUE.sub("", powers_raised(text.strip())))
     scaled = _SCALED.fullmatch(text)
     digits, scale = (scaled[1], SCALES.get(scaled[2].lower())) if scaled else (text, 1.0)
     if scale is None:
@@ -100,16 +112,32 @@ def to_number(text: str, decimal: str = ".") -> float | None:
         return None
 
 
-def numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    """The column with text that is a number as people write it in place of the text; other text stays."""
+def powers_raised(text: str) -> str:
+    """10^7 for 10⁷."""
+    return re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda raised: f"^{raised[0].translate(_RAISED)}", text)
+
+
+def has_unit(cell: str) -> bool:
+    """Whether a cell says itself what it counts in, as 50M does."""
+    scaled = _SCALED.fullmatch(cell.strip())
+    return scaled is not None and scaled[2].lower() in SCALES
+
+
+def numbers(column: pd.Series[Any], unit: float = 1.0) -> pd.Series[Any]:
+    """The column with text that is a number as people write it in place of the text; other text stays.
+
+    unit: what its header says that 1 stands for; a cell with a unit of its own, such as 50M, says it itself.
+    """
     if column.dtype.kind in "iufb":
-        return column
+        return column if unit == 1 else column.astype(float) * unit
     cells = [cell if isinstance(cell, str) else "" for cell in column]
     decimal = _decimal_of(cells) or "."
-    found = [to_number(cell, decimal) if cell else None for cell in cells]
-    both = [cell if value is None else value for cell, value in zip(column, found, strict=True)]
-    texts = any(isinstance(each, str) for each in both)
-    return pd.Series(both, column.index, object if texts else float, name=column.name)
+    both = []
+    for cell, text in zip(column, cells, strict=True):
+        value = to_number(text, decimal) if text else float(cell) if isinstance(cell, int | float | Decimal) else None
+        both.append(cell if value is None else value if has_unit(text) else value * unit)
+    known = all(each is None or isinstance(each, float) for each in both)
+    return pd.Series(both, column.index, float if known else object, name=column.name)
 
 
 def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -158,13 +186,19 @@ def _decoded(content: bytes) -> str:
 
 
 def _read_delimited(content: bytes) -> pd.DataFrame:
+    for begin, what in _FORMATS.items():
+        if content.startswith(begin):
+            raise ValueError(f"it is {what}, and no text")
     text = _decoded(content)
+    said = _SEPARATOR.match(text)
+    if said:
+        text = "\n" + text[said.end() :]
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         return pd.DataFrame()
     counts = {mark: lines[0].count(mark) for mark in "\t;,|"}
-    separator = max(counts, key=lambda mark: counts[mark])
-    if not counts[separator]:
+    separator = said[1] if said else max(counts, key=lambda mark: counts[mark])
+    if not counts.get(separator):
         separator = " "
     numbered, comment = _rows_of(text, separator)
     if all(to_number(cell) is not None for cell in numbered[0][1] if cell.strip()):
@@ -176,13 +210,29 @@ def _read_delimited(content: bytes) -> pd.DataFrame:
         if any(cell.strip() for cell in row[len(header) :]):
             raise ValueError(
                 f"line {line} has {len(row)} cells and the header {len(header)}; "
-                "write numbers without thousands separators, or in quotes"
+                "write numbers without thousands separators and decimal commas, or in quotes"
             )
+    header, rows = _with_units(header, rows)
     width = len(header)
     cells = [[*row, *[""] * width][:width] for _, row in rows]
     names = [name.strip() or f"column {number}" for number, name in enumerate(header, 1)]
     frame = pd.DataFrame(cells, index=pd.Index([line for line, _ in rows], name="line"), columns=names, dtype=object)
     return _points_for_commas(frame, separator)
+
+
+def _with_units(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header with the units that a line of their own below it holds, and the rows without that line."""
+    if len(rows) < 2 or any(to_number(cell) is not None for cell in rows[0][1]):
+        return header, rows
+    counted = [place for place, cell in enumerate(rows[1][1]) if to_number(cell) is not None]
+    units = [rows[0][1][place].strip(" ()[]") if place in counted else "" for place in range(len(rows[0][1]))]
+    if (
+        not any(units)
+        or not all(header[place].strip() for place in counted)
+        or any(unit.lower() in BLANK - {""} for unit in units)
+    ):
+        return header, rows
+    return [f"{name} ({unit})" if unit else name for name, unit in zip(header, units, strict=False)], rows[1:]
 
 
 def _rows_of(text: str, separator: str) -> tuple[list[tuple[int, list[str]]], list[str]]:
@@ -194,7 +244,7 @@ def _rows_of(text: str, separator: str) -> tuple[list[tuple[int, list[str]]], li
     for row in reader:
         if row and row[0].lstrip().startswith("#"):
             comment = comment if rows else [row[0].lstrip("# "), *row[1:]]
-        elif any(cell.strip() for cell in row):
+        elif any(cell.strip() for cell in row) and not all(_RULE.fullmatch(cell) for cell in row if cell.strip()):
             rows.append((start, [cell for cell in row if cell] if separator == " " else row))
         start = reader.line_num + 1
     return rows, comment
@@ -204,7 +254,7 @@ def _points_for_commas(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
     """The frame with decimal points, where the file writes decimal commas; columns may differ, text stays."""
     marks = [_decimal_of(frame.iloc[:, place]) for place in range(frame.shape[1])]
     shown = {mark for mark in marks if mark}
-    common = shown.pop() if len(shown) == 1 else "," if separator == ";" else "."
+    common = shown.pop() if len(shown) == 1 else "," if separator == ";" and _has_commas(frame) else "."
     for place, mark in enumerate(marks):
         if (mark or common) == ",":
             cells = list(frame.iloc[:, place])
@@ -214,14 +264,26 @@ def _points_for_commas(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
     return frame
 
 
+def _has_commas(frame: pd.DataFrame) -> bool:
+    """Whether any number of a file is written with a comma."""
+    return any(
+        "," in cell and to_number(cell, ",") is not None
+        for name in range(frame.shape[1])
+        for cell in frame.iloc[:, name]
+    )
+
+
 def _read_json(content: bytes) -> pd.DataFrame:
     """A list of runs, an object of columns, or an object that holds one of these; objects in runs become columns."""
     found = json.loads(_decoded(content))
+    if isinstance(found, dict) and set(found) >= {"columns", "data"}:  # as pandas splits a frame
+        found = [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
     while isinstance(found, dict) and not any(isinstance(value, list) for value in found.values()):
         inner = [value for value in found.values() if isinstance(value, dict)]
         if len(inner) != len(found):
             raise ValueError("no list of runs in it")
-        found = inner  # of runs by name, or (pandas) of columns by row
+        by_row = all(name.isdecimal() for value in inner for name in value)  # columns, as pandas writes a frame
+        found = pd.DataFrame(found).to_dict("records") if by_row else inner  # else runs, by name
     if isinstance(found, dict):
         lists = {name: value for name, value in found.items() if isinstance(value, list)}
         runs = next((value for value in lists.values() if value and isinstance(value[0], dict)), None)
@@ -252,7 +314,9 @@ def _of_records(records: Sequence[Any], places: Sequence[int], name: str) -> pd.
 
 def _read_parquet(content: bytes) -> pd.DataFrame:
     frame = read_frame(content)
-    frame = frame.reset_index() if frame.index.name is not None else frame
+    frame = frame.reset_index() if any(name is not None for name in frame.index.names) else frame
+    for name in [name for name in frame if len(frame) and isinstance(frame[name].iloc[0], dict)]:
+        frame = frame.drop(columns=name).join(pd.json_normalize(list(frame[name])).add_prefix(f"{name}."))
     frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
     return frame
 

@@ -96,7 +96,7 @@ def positive(column: pd.Series[Any]) -> Array:
     bad = column[~(np.isfinite(values) & (values > 0))]
     if len(bad):
         first = "blank" if pd.isna(bad.iloc[0]) else repr(bad.iloc[0]) if isinstance(bad.iloc[0], str) else bad.iloc[0]
-        remedy = "mend or remove those rows" if len(bad) < len(column) else "write them as 50000000, 5e7 or 50M"
+        remedy = "mend or remove those rows" if len(bad) < len(column) else "write them as 3.21, 50000000, 5e7 or 50M"
         raise FitError(
             f"column {column.name}: {len(bad)} of {len(column)} values are not positive numbers, the first is {first} "
             f"in {column.index.name or 'row'} {bad.index[0]}; {remedy}"
