@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -147,10 +148,13 @@ def test_a_traceback_comes_only_with_debug(tmp_path: Path) -> None:
     done = tinyscale("--debug", "fit", "nowhere", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
-    assert done.stderr.splitlines()[-1].startswith("error: nowhere/trials: no trials to fit")
+    assert done.stderr.splitlines()[-1].startswith("error: nowhere: no such folder")
 
 
-@pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("retry", "--state", "failed")])
+@pytest.mark.parametrize("command", [
+    ("status",), ("status", "--json"), ("retry", "--state", "failed"),
+    ("fit",), ("report",), ("plot", "--out", "a.svg"),
+])  # fmt: skip
 def test_a_results_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path, command: tuple[str, ...]) -> None:
     name, *options = command
     done = tinyscale(name, "rseults", *options, cwd=tmp_path)
@@ -273,6 +277,23 @@ def test_a_value_that_means_nothing_is_wrong_usage(tmp_path: Path, arguments: tu
     done = tinyscale(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr
+
+
+def test_a_folder_without_trials_has_none_to_sample_from(tmp_path: Path) -> None:
+    done = tinyscale("sample", "abc", cwd=tmp_path)
+    assert done.stderr.startswith("error: no trials in results/trials; launch a sweep into it")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_in_the_help_of_a_command_are_that_command_and_parse(name: str) -> None:
+    command = cli.commands[name]
+    assert command.epilog
+    lines = re.findall(r"^  tinyscale (.*)", command.epilog, re.MULTILINE)
+    assert lines
+    for line in lines:
+        called, *words = shlex.split(line)
+        assert called == name
+        command.make_context(name, words)
 
 
 def test_a_folder_without_sweeps_is_said_to_be_one(tmp_path: Path) -> None:

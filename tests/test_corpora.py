@@ -176,13 +176,15 @@ def test_one_document_holds_out_its_tail_at_a_character() -> None:
 @pytest.mark.parametrize(
     ("texts", "val_bytes", "message"),
     [
-        (["x" * 1000], 600, "would leave 400 of the corpus's 1,000 .* to at most 500"),
-        ([f"{number:03}" for number in range(10)], 20, "would leave 9 of the corpus's 30 .* to at most 15"),
-        (["x" * 100, "y"], 50, "no val_bytes is legal"),
-        (["same", "same"], 4, "no val_bytes is legal"),
+        (["x" * 10**6], 600_000, "would leave 400,000 of the corpus's 1,000,000 .* to at most 500000"),
+        ([f"{i:06}" * 10**4 for i in range(10)], 400_000, "would leave 180,000 of the .* 600,000 .* to at most 300000"),
+        (["x" * 10**6, "y"], 50, "no val_bytes is legal"),
+        (["same" * 10**5] * 2, 4, "no val_bytes is legal"),
+        (["x" * 60_000], 50_000, "at least 100,000 tokens: give at least 200,000 bytes"),
+        (["word"] * 10_000, 50_000, "at least 100,000 tokens: give at least 200,000 bytes"),
     ],
 )
-def test_a_validation_set_larger_than_training_is_refused_with_what_is_legal(
+def test_a_validation_set_larger_than_training_is_refused_with_a_remedy_that_is_legal(
     texts: list[str], val_bytes: int, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):

@@ -172,6 +172,17 @@ def ones_own(folder: Path, **change: Any) -> Path:
     return path
 
 
+def test_fits_that_other_options_replace_are_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "runs.csv")
+    n = np.geomspace(1e6, 1e8, 8)
+    pd.DataFrame({"n": n, "loss": 1.7 + 400 * n**-0.34}).to_csv(path, index=False)
+    fitted = [
+        analyse(path, str(tmp_path), draws=100, **options)
+        for options in ({}, {}, {"holdout": 3}, {"law": "power-n-no-floor"})
+    ]
+    assert [done.replaced for done in fitted] == [(), (), ("runs-power-n",), ("runs-power-n",)]
+
+
 def test_fits_to_a_file_leave_those_of_the_study_in_the_same_folder(tmp_path: Path) -> None:
     write_results(tmp_path / "study")
     own = ones_own(tmp_path)

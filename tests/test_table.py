@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,119 @@ def test_three_sizes_are_checked_against_each_other(tmp_path: Path) -> None:
     assert "c is 0.33 times 6 n d throughout" in "\n".join(laws_of(tmp_path, frame.assign(C=frame["C"] / 3)).reading)
 
 
-@pytest.mark.parametrize(("head", "scale"), [("Params (M)", 1e6), ("n_params_b", 1e9), ("N [1e6]", 1e6)])
+@pytest.mark.parametrize(
+    ("head", "scale"),
+    [
+        ("Params (M)", 1e6),
+        ("n_params_b", 1e9),
+        ("N [1e6]", 1e6),
+        ("N (×10⁶)", 1e6),
+        ("M params", 1e6),
+        ("Parameter (Mio.)", 1e6),
+        ("params (hundreds of millions)", 1e8),
+        ("params (1,000s)", 1e3),
+        ("params (thousand million)", 1e9),
+    ],
+)
 def test_a_unit_in_the_header_is_applied_and_said(tmp_path: Path, head: str, scale: float) -> None:
     frame = grid().rename(columns={"N": head})
     done = laws_of(tmp_path, frame.assign(**{head: frame[head] / scale}))
     assert is_the_law(done.fits[0])
     assert f"{head}: its header says a unit" in done.reading[1]
+
+
+def read(folder: Path, text: str | bytes, name: str = "runs.csv") -> Any:
+    """A file's reading, and its n, d and loss."""
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    reading = read_table(read_file(str(folder / name)), {})
+    values = [reading.frame[reading.columns[each]].to_numpy() for each in ("n", "d", "loss") if each in reading.columns]
+    return reading, np.array(values, dtype=float).T
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("params (MM),tokens,loss", "params (MM): what 'mm' means in its header is not known"),
+        ("params,tokens,loss (nats per byte)", "loss (nats per byte): what 'nats per byte' means in its header is not"),
+        ("params,tokens,loss (bits/token)", "in bits, so its numbers are taken times ln 2"),
+        ("params,tokens,loss,lr (1e-3)", "lr (1e-3): its header says a unit, so its numbers are taken times 0.001"),
+    ],
+)
+def test_no_unit_in_a_header_is_passed_over_in_silence(tmp_path: Path, head: str, said: str) -> None:
+    rows = [(5e7, 1e9, 3.5, 2), (6e7, 1e9, 3.25, 4)]
+    lines = [",".join(map(str, row[: head.count(",") + 1])) for row in rows]
+    reading, values = read(tmp_path, "\n".join([head, *lines]))
+    assert said in "\n".join(reading.notes)
+    assert values[0, 2] == pytest.approx(3.5 * np.log(2) if "bits" in head else 3.5)
+    assert "lr" not in head or reading.frame["lr"].tolist() == [2e-3, 4e-3]
+
+
+def test_a_cell_with_a_unit_of_its_own_does_not_take_its_headers_as_well(tmp_path: Path) -> None:
+    _, values = read(tmp_path, "params (M),tokens,loss\n50M,1e9,3.5\n60,1e9,3.25\n")
+    assert values[:, 0].tolist() == [50e6, 60e6]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "params,tokens,loss\n(M),(B),(nats)\n50,1,3.5\n60,1,3.25\n",
+        "| params | tokens | loss |\n|---|---:|:---|\n| 50M | 1B | 3.5 |\n| 60M | 1B | 3.25 |\n",
+        "sep=;\nparams;tokens;loss\n50000000;1000000000;3,500\n60000000;1000000000;3,250\n",
+        "params;tokens;loss\n50000000;1000000000;3.500\n60000000;1000000000;3.250\n",
+        "params,tokens,loss\n~5×10⁷,10⁹,3.5 ± 0.01\n~6×10⁷,10⁹,3.25 ± 0.01\n",
+        "params,tokens,loss\n5e7,1e9,3.5\n6e7,1e9,3.25\n".encode("utf-32"),
+    ],
+)
+def test_what_stands_around_the_numbers_of_a_table_is_understood(tmp_path: Path, text: str | bytes) -> None:
+    assert read(tmp_path, text)[1].tolist() == [[5e7, 1e9, 3.5], [6e7, 1e9, 3.25]]
+
+
+@pytest.mark.parametrize("orient", ["columns", "split", "index", "records", "table"])
+def test_json_is_read_in_every_form_that_pandas_writes(tmp_path: Path, orient: Any) -> None:
+    text = pd.DataFrame({"n": [5e7, 6e7], "d": 1e9, "loss": [3.5, 3.25]}).to_json(orient=orient)
+    assert read(tmp_path, text, "runs.json")[1].tolist() == [[5e7, 1e9, 3.5], [6e7, 1e9, 3.25]]
+
+
+def test_parquet_is_read_with_its_indices_and_nested_and_exact_columns(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "n": [5e7, 6e7],
+            "tokens": pd.Categorical(["1000000000"] * 2),
+            "final": [{"val_loss": Decimal("3.5")}, {"val_loss": Decimal("3.25")}],
+            "seed": [0, 0],
+        }
+    )
+    buffer = io.BytesIO()
+    frame.set_index(["n", "seed"]).to_parquet(buffer)
+    assert read(tmp_path, buffer.getvalue(), "runs.parquet")[1].tolist() == [[5e7, 1e9, 3.5], [6e7, 1e9, 3.25]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a,5e7,1e9,3\nb,6e7,1e9,2\nc,7e7,1e9,2\n", "loss holds whole numbers only"),
+        ("a,5e7,1e9,3.5\nb,6e7,1e9,3.25\nmean,5.5e7,1e9,3.375\n", "line 4 is 'mean' in name: no run"),
+    ],
+)
+def test_numbers_that_no_runs_have_are_refused(tmp_path: Path, rows: str, said: str) -> None:
+    with pytest.raises(FitError, match=said):
+        read(tmp_path, f"name,params,tokens,loss\n{rows}")
+
+
+def test_sizes_far_from_all_others_and_headers_without_numbers_are_named(tmp_path: Path) -> None:
+    frame = grid().drop(columns="C")
+    frame.loc[7, "N"] /= 1e6
+    reading, _ = read(tmp_path, frame.assign(flops="$5").to_csv(index=False))
+    assert any(note.startswith("N is 125.594 in line 9, 4e+05 times away from all") for note in reading.notes)
+    assert "flops: not read as c, its cells are no numbers, the first is '$5'" in reading.notes
+
+
+def test_a_column_that_the_loss_goes_with_at_equal_sizes_is_named(tmp_path: Path) -> None:
+    frame = grid()
+    (found,) = laws_of(tmp_path, frame.assign(hours=frame["C"] / 1e15 + np.arange(36)).drop(columns=["C", "D"])).fits
+    assert any(
+        "the loss goes with hours; if that is a size, name it, as in --columns d=hours" in w for w in found.warnings
+    )
 
 
 def test_counts_that_look_like_billions_are_refused(tmp_path: Path) -> None:
@@ -171,6 +279,7 @@ def test_comments_are_left_out_and_errors_name_the_line_of_the_file(tmp_path: Pa
         ("n,d,loss\n", "holds no rows"),
         ("1e6,1e7,3.2\n2e6,1e7,3.1\n", "numbers where the columns' names belong"),
         ("params,loss\n50,000,000,3.2\n", "line 2 has 4 cells and the header 2"),
+        ("PK\x03\x04 and more", "an Excel workbook"),
     ],
 )
 def test_what_is_no_table_is_refused_in_words(tmp_path: Path, text: str, said: str) -> None:
@@ -338,6 +447,8 @@ def test_the_fits_of_a_file_can_be_drawn_from_the_folder_and_from_the_file(tmp_p
     drawn = ("--figure", "curves", "--out", str(tmp_path / "curves.svg"))
     for command in ((out, "--fit", "runs-isoflop"), (str(path), *columns, "--law", "isoflop")):
         assert "curves.svg: runs-isoflop, fitted now" in invoke("plot", *command, *drawn).stdout
+    with pytest.raises(FitError, match="no fit nope to draw; there are runs-isoflop, runs-chinchilla"):
+        invoke("plot", out, "--fit", "nope", *drawn)
 
 
 def test_points_of_one_run_are_no_new_evidence_however_few_the_runs(tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
     return _write(folder / "fits", {FITS: text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
 
 
+def replaced_by(folder: Folder, fits: Sequence[AnyFit], source: str) -> tuple[str, ...]:
+    """Names of the fits to the same runs that `write_fits` would replace by fits with other options, or drop."""
+    now = {found.record.name: found.record for found in fits}
+
+    def options(record: Record) -> tuple[Any, ...]:
+        held = record.held_out
+        return record.method, record.objective.get("delta"), held and (dict(held.size), held.fitted_sizes)
+
+    return tuple(
+        each.name
+        for each in _other_records(folder / "fits")
+        if each.origin.source == source
+        and (
+            each.name not in now or (each.points == now[each.name].points and options(each) != options(now[each.name]))
+        )
+    )
+
+
 def _other_records(folder: Folder) -> list[Record]:
     """The records that are there; none where fits.json is missing. ResultsError where it is damaged."""
     try:

@@ -104,6 +104,7 @@ def _shown(value: Any) -> str:
 
 
 def _folder_groups(results: Results, columns: Mapping[str, str]) -> list[Group]:
+    results.folder.require_there()
     frame, set_aside = results.read()
     if frame.empty:
         raise ResultsError(

@@ -55,7 +55,7 @@ class Analysis:
     """fits: of every group that supports a law; contrasts: of arms; dropped: (sweep, arm) -> rows left out, by reason.
 
     source: the file the runs came from, or TRIALS; reading: how the file's columns were read, in sentences; written:
-    paths, empty until `write_analysis`.
+    paths; replaced: fits that were there, made otherwise; both are empty until `write_analysis`.
     """
 
     fits: tuple[AnyFit, ...]
@@ -65,6 +65,7 @@ class Analysis:
     source: str
     reading: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
 
 def find_laws(
@@ -295,6 +296,8 @@ def fit_to_draw(
         return read_fit(folder, asked[0]), f"read from {folder}/fits.json"
     if len(asked) > 1:
         raise _which(asked)
+    if name and records and not asked:
+        raise FitError(f"no fit {name} to draw; there are {', '.join(each.name for each in records)}")
     if asked and asked[0].origin.source != TRIALS:
         location, columns = asked[0].origin.source, columns or given_columns(asked[0].columns)
     done = find_laws(location, law=asked[0].law if asked else law, columns=columns)

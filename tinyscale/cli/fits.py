@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tinyscale.cli.options import echo, read_quantity, results_argument
+from tinyscale.cli.options import echo, examples, read_quantity, results_argument
 from tinyscale.errors import ResultsError
 
 SUGGESTED = "# Written by tinyscale suggest."  # first line of its files: only those are overwritten
@@ -32,7 +32,7 @@ _columns_option = click.option(
 )
 
 
-@click.command()
+@click.command(epilog=examples("fit results", "fit runs.csv --columns n=params,d=tokens,loss=val --results fits"))
 @click.argument("path", required=False)
 @click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
 @click.option("--law", help="Law to fit.  [default: chosen by what varies]")
@@ -98,11 +98,15 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
         verdicts = [f"{each.sweep}: {each.verdict}" for each in done.contrasts]
         wrote = [f"wrote {name}" for name in done.written]
         echo("\n\n".join([*map(describe, records), *verdicts, "\n".join(wrote)]))
+    if done.replaced:
+        echo(f"fits made with other options or laws are replaced: {', '.join(done.replaced)}", err=True)
     for line in done.refused:
         echo(str(line), err=True)
 
 
-@click.command()
+@click.command(
+    epilog=examples("predict results --n 10M --tokens 200M", "predict results --flops 1e18 --fit width-chinchilla")
+)
 @results_argument("fits", "[FITS]")
 @click.option("--n", callback=read_quantity, help="Parameters, counted as the fit counted them, for example 10M.")
 @click.option("--tokens", "d", callback=read_quantity, help="Training tokens, for example 200M.")
@@ -136,7 +140,7 @@ def predict(fits: str, name: str | None, as_json: bool, **sizes: float | None) -
         echo("\n\n".join(map(describe_prediction, made)))
 
 
-@click.command()
+@click.command(epilog=examples("suggest results --flops 1e17 --out next.yaml"))
 @results_argument("fits", "[FITS]")
 @click.option(
     "--flops", "budget", required=True, callback=read_quantity, help="Training FLOPs to spend, for example 1e17."
@@ -200,7 +204,9 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     return path
 
 
-@click.command()
+@click.command(
+    epilog=examples("plot results --law power-n --out law.pdf", "plot runs.csv --columns n=params --out law.svg")
+)
 @results_argument("folder", "[RESULTS]")
 @click.option("--law", help="Plot the fit of this law.")
 @click.option("--fit", "name", help="Plot this fit, by its name in fits.json.")
@@ -233,7 +239,7 @@ def plot(folder: str, law: str | None, name: str | None, columns: dict[str, str]
     echo(f"wrote {out}: {found.record.name}, {origin}")
 
 
-@click.command()
+@click.command(epilog=examples("report results"))
 @results_argument("folder", "[RESULTS]")
 def report(folder: str) -> None:
     """Write one HTML page about a results folder.

@@ -8,10 +8,10 @@ from itertools import chain
 
 import click
 
-from tinyscale.cli.options import DONE, ERROR, echo, results_option
+from tinyscale.cli.options import DONE, ERROR, echo, examples, results_option
 
 
-@click.command()
+@click.command(epilog=examples("corpora"))
 def corpora() -> None:
     """List the named corpora.
 
@@ -25,7 +25,7 @@ def corpora() -> None:
     open_console().print(corpora_table(named_corpora()))
 
 
-@click.command()
+@click.command(epilog=examples("doctor", "doctor --address auto --results runs"))
 @results_option
 @click.option("--address", envvar="RAY_ADDRESS", help="Check the nodes of a running Ray cluster as well.")
 @click.option("--no-ray", is_flag=True, help="Do not start Ray, which takes some seconds.")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from tinyscale.cli.options import echo, results_option
+from tinyscale.cli.options import echo, examples, results_option
 
 
-@click.command()
+@click.command(epilog=examples('sample 3f2a --prompt "The cat" --tokens 50'))
 @click.argument("trial")
 @click.option("--prompt", default="", help="Text to continue.  [default: the beginning of a document]")
 @click.option(
@@ -35,7 +35,7 @@ def sample(
     click.echo(sample_text(trained, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
 
 
-@click.command("eval")
+@click.command("eval", epilog=examples("eval 3f2a --corpus other.txt"))
 @click.argument("trial")
 @click.option("--corpus", required=True, help="A named corpus, or a path to .txt, .jsonl, .parquet or a folder.")
 @click.option("--max-bytes", type=click.IntRange(1), help="Read only this many bytes of a corpus of the hub.")
@@ -61,7 +61,7 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
     )
 
 
-@click.command()
+@click.command(epilog=examples("export 3f2a model"))
 @click.argument("trial")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @results_option

@@ -15,6 +15,14 @@ DONE, ERROR, SOME_FAILED, STOPPED = 0, 1, 3, 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def examples(*commands: str) -> str:
+    """The epilog of a command's help: lines to copy."""
+    return "\n".join(
+        ["\b", "Examples:" if len(commands) > 1 else "Example:", *(f"  tinyscale {each}" for each in commands)]
+    )
+
+
 results_option = click.option(
     "--results", "results", default="results", show_default=True, help="Results folder: a path, s3:// or gs://."
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinyscale.cli.options import DONE, SOME_FAILED, STOPPED, Command, echo, results_argument, results_option
+from tinyscale.cli.options import DONE, SOME_FAILED, STOPPED, Command, echo, examples, results_argument, results_option
 from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def sweep_options(command: Command) -> Command:
     return command
 
 
-@click.command()
+@click.command(
+    epilog=examples("plan sweeps/width.yaml", "plan sweeps/width.yaml --select arm=small --set gpu=0 --price 2.5")
+)
 @sweep_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with a list `trials` and nothing else.")
 def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
@@ -76,7 +78,9 @@ def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
         console.print(line)
 
 
-@click.command()
+@click.command(
+    epilog=examples("launch sweeps/quickstart.yaml", "launch -y sweeps/width.yaml --select seed=0,1 --results runs")
+)
 @sweep_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before a launch that takes more than 10 minutes.")
 @click.option("--dry-run", is_flag=True, help="Show what would run and why, and exit.")
@@ -138,7 +142,8 @@ def launch(
     if made.sweep.search:
         console.print("the best trial of each cell:")
         points = best_samples(points, made.sweep.search, made.sweep.axes)
-    console.print(results_table(points, record.axes))
+    if points["decayed"].any():
+        console.print(results_table(points, record.axes))
     for line in launch_summary(summary, len(made.to_run)):
         console.print(line)
     console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
@@ -152,7 +157,7 @@ def launch_status(summary: Summary) -> int:
     return STOPPED if summary.stopped else SOME_FAILED if summary.failed else DONE
 
 
-@click.command()
+@click.command(epilog=examples("status results"))
 @results_argument("folder", "[RESULTS]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def status(folder: str, as_json: bool) -> None:
@@ -177,7 +182,7 @@ def status(folder: str, as_json: bool) -> None:
         console.print(line)
 
 
-@click.command()
+@click.command(epilog=examples("retry results --state failed --sweep width"))
 @results_argument("folder", "[RESULTS]")
 @click.option(
     "--state",

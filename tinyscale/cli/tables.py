@@ -99,7 +99,12 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     """Lines: what will run, why, how long it takes, and what it costs at `price` dollars per device-hour."""
     to_run = plan.to_run
     done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
-    lines = [f"{plural(len(plan.trials), 'trial')}: {done} done, {len(to_run)} to run, {plan.at_once} at a time"]
+    diverged = sum(planned.state == State.DIVERGED for planned in plan.trials)
+    counts = [f"{done - diverged} done", f"{len(to_run)} to run"]
+    counts += [f"{plan.at_once} at a time" if plan.at_once else "none of which fits here"] if to_run else []
+    lines = [f"{plural(len(plan.trials), 'trial')}: {', '.join(counts)}"]
+    if diverged:
+        lines.append(f"  {diverged} diverged, and would again: train with a lower rate, or see tinyscale retry")
     whys = Counter(": ".join(filter(None, [WHY[planned.state], planned.reason])) for planned in to_run)
     if set(whys) != {WHY[State.NEW]}:
         lines += [f"  {number}: {why}" for why, number in whys.most_common(MAX_REASONS)]
@@ -163,7 +168,7 @@ def _spread(row: dict[Any, Any], name: str) -> str:
 def launch_summary(summary: Summary, launched: int) -> list[str]:
     """Lines after a launch: the states of its trials, and how its slots used their time."""
     if not launched:
-        return ["nothing to run: every trial was done before"]
+        return ["nothing to run: every trial had ended before"]
     states = list(summary.states.values())
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
     lines = [f"{plural(launched, 'trial')}: {counted}"]

@@ -1,9 +1,8 @@
 """From text to tokens on disk, without torch."""
 
 from tinyscale.data.corpora import documents
-from tinyscale.data.split import SPLIT_RULE, content_hash
+from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE, content_hash
 from tinyscale.data.tokenized import (
-    MIN_VAL_TOKENS,
     TokenizedCorpus,
     prepare,
     require_enough_validation,

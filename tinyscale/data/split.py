@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from tinyscale.errors import DataError
 
+MIN_VAL_TOKENS = 100_000  # with fewer, evaluation noise hides the differences that laws are fitted to
 SPLIT_RULE = "sha256-1"  # the number is raised when the same text is split differently
 
 
@@ -58,11 +59,15 @@ def _tail(text: str, val_bytes: int) -> tuple[list[str], list[str]]:
 
 
 def _too_much(held_out: int, total: int, legal: int) -> DataError:
-    remedy = (
-        f"set data.val_bytes to at most {legal}"
-        if legal
-        else "its first document is more than half of it, so no val_bytes is legal: give more documents"
-    )
+    if total < 2 * MIN_VAL_TOKENS:  # a token takes a byte at least
+        remedy = (
+            f"and validation alone takes at least {MIN_VAL_TOKENS:,} tokens: give at least {2 * MIN_VAL_TOKENS:,} "
+            "bytes, and several times that with a bpe tokenizer"
+        )
+    elif legal:
+        remedy = f"set data.val_bytes to at most {legal}"
+    else:
+        remedy = "its first document is more than half of it, so no val_bytes is legal: give more documents"
     message = (
         f"holding out {held_out:,} bytes would leave {total - held_out:,} of the corpus's {total:,} for training, "
         f"less than validation; {remedy}"

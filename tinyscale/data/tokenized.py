@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from tinyscale.data.corpora import open_source
 from tinyscale.data.source import Split
-from tinyscale.data.split import SPLIT_RULE
+from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
@@ -32,7 +32,6 @@ from tinyscale.spec.config import DataConfig
 from tinyscale.spec.facts import TextFacts
 from tinyscale.storage import sync
 
-MIN_VAL_TOKENS = 100_000  # with fewer, evaluation noise hides the differences that laws are fitted to
 _LAYOUT = 1  # version of the files in a cached folder
 _META, _DIGESTS = "meta.json", "sha256.json"
 
@@ -168,7 +167,8 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
     remedy = (
         f"set data.val_bytes to {wanted}"
         if 2 * wanted <= total
-        else f"that takes about {wanted:,} bytes, more than half of the corpus's {total:,}: use a longer corpus"
+        else f"that takes about {wanted:,} bytes, more than half of the corpus's {total:,}: use a longer corpus, of "
+        f"about {2 * wanted:,} bytes or more"
     )
     raise DataError(
         f"data.val_bytes {config.val_bytes} holds out {corpus.val_tokens:,} tokens of {config.corpus}; "

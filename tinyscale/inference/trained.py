@@ -59,9 +59,11 @@ def load_trained(results: Results, prefix: str) -> Trained:
     tokenizer.
     """
     identities = [name.removesuffix(".parquet") for name in results.trials.names(".parquet")]
+    if not identities:
+        raise ResultsError(f"no trials in {results.trials}; launch a sweep into it, or name another with --results")
     found = [identity for identity in identities if identity.startswith(prefix)]
     if len(found) != 1:
-        some = ", ".join((found or identities)[:5]) or "none"
+        some = ", ".join((found or identities)[:5])
         what = f"{len(found)} trials begin with" if found else "no trial begins with"
         raise ResultsError(f"{what} {prefix!r} in {results.trials}; give more of an identity, such as: {some}")
     (identity,) = found

@@ -39,12 +39,14 @@ def slots(config: TrialConfig, capacity: Capacity) -> int:
 def lacking(resources: Resources, capacity: Capacity) -> str | None:
     """The resource that one such trial lacks, and the remedy, as text for an error; None if the trial fits."""
     for what, field, each, available in (
-        ("CPU cores", "cpu", resources.cpu, capacity.cpus),
-        ("GPUs", "gpu", resources.gpu, capacity.gpus),
+        ("CPU core", "cpu", resources.cpu, capacity.cpus),
+        ("GPU", "gpu", resources.gpu, capacity.gpus),
     ):
-        if each * resources.workers > available:
-            wanted = f"{each * resources.workers:g} {what} at once"
-            return f"needs {wanted} where there are {available:g}: lower them with --set resources.{field}=..."
+        wanted = each * resources.workers
+        if wanted > available:
+            needs = f"{wanted:g} {what}{'s' if wanted > 1 else ''} at once"
+            there = f"there are {available:g}" if available else "there is none"
+            return f"needs {needs} where {there}: lower them with --set resources.{field}=..."
     return None
 
 

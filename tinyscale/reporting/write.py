@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tinyscale.analysis.records import write_contrasts, write_fits
+from tinyscale.analysis.records import replaced_by, write_contrasts, write_fits
 from tinyscale.analysis.study import Analysis, find_laws
 from tinyscale.errors import FitError
 from tinyscale.fitting.record import TRIALS
@@ -26,9 +26,10 @@ def analyse(location: str, results: str, **options: Any) -> Analysis:
 
 def write_analysis(folder: Folder, done: Analysis) -> Analysis:
     """Write fits/, tables/ and plots/ under a results folder; the analysis with the paths written."""
+    replaced = replaced_by(folder, done.fits, done.source)
     files = (
         *write_fits(folder, done.fits, done.source),
         *write_contrasts(folder, done.contrasts),
         *write_plots(folder, done.fits),
     )
-    return replace(done, written=files)
+    return replace(done, written=files, replaced=replaced)

@@ -137,6 +137,7 @@ KINDS = {
     "list_type": "a list in brackets, such as [1, 2]",
     "dict_type": "fields with values, such as {lr: 3e-3}",
     "missing": "a longer list",
+    "string_pattern_mismatch": "letters, digits, - and _ only, with a letter first",
 }
 
 

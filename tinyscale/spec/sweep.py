@@ -380,6 +380,8 @@ def _select(variants: list[Variant], select: Sequence[str]) -> list[Variant]:
         variants = [v for v, value in zip(variants, values, strict=True) if value in chosen]
         missing = [item for item in chosen if item not in present]
         if missing:
+            if name == "arm" and present == [DEFAULT_ARM]:
+                raise ConfigError(f"--select {text}: this sweep has no arms; leave it out, or add arms to the file")
             legal = ", ".join(map(str, present))
             raise ConfigError(f"--select {text}: {name} never is {missing[0]!r}; it is {legal}")
     return variants
