@@ -197,7 +197,10 @@ def test_slots_follow_the_most_demanding_trial(planned: Planner) -> None:
 
 @pytest.mark.parametrize(
     ("resources", "lack"),
-    [("{gpu: 1}", "needs 1 GPUs at once where there are 0: .*--set resources.gpu="), ("{cpu: 9}", "needs 9 CPU cores")],
+    [
+        ("{gpu: 1}", "needs 1 GPU at once where there is none: .*--set resources.gpu="),
+        ("{cpu: 9}", "needs 9 CPU cores"),
+    ],
 )
 def test_a_plan_of_which_nothing_can_run_says_which_resource_is_missing(
     planned: Planner, resources: str, lack: str

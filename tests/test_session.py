@@ -33,7 +33,7 @@ def test_an_address_where_no_ray_listens_is_an_error_that_says_what_to_do():
 @pytest.mark.parametrize(
     ("overrides", "missing"),
     [
-        (["resources.gpu=1"], "needs 1 GPUs at once where there are 0: .*or use a larger cluster"),
+        (["resources.gpu=1"], "needs 1 GPU at once where there is none: .*or use a larger cluster"),
         (["resources.cpu=9"], "needs 9 CPU cores at once where there are 8"),
         (["resources.cpu=6"], "needs 6 CPU cores and 0 GPUs on one node"),
     ],
