@@ -48,11 +48,7 @@ def score_all(store: Results, made: list[Registration], file: str | None = None)
     of_trials = any(not each.registered.of_file for each in made)
     frame = store.read()[0] if of_trials else pd.DataFrame()
     return [
-        each
-        if not each.intact
-        else _of_rows(each, file or each.registered.source)
-        if each.registered.of_file
-        else _of_trials(store, frame, each)
+        each if not each.intact else _of_file(each, file) if each.registered.of_file else _of_trials(store, frame, each)
         for each in made
     ]
 
