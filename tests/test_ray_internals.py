@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
+import psutil
 import pytest
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -42,6 +45,23 @@ def private_names(source: Path) -> list[str]:
 def test_rays_private_interfaces_are_used_in_one_file_only() -> None:
     found = {source.name: private_names(source) for source in (ROOT / "tinyscale").rglob("*.py")}
     assert [name for name, used in found.items() if used] == [DOOR]
+
+
+def test_a_ray_of_our_own_listens_on_loopback_only(cluster: Cluster) -> None:
+    (worker,) = ray.get([ray.remote(num_cpus=0)(lambda: os.getpid()).remote()])
+    here = psutil.Process()
+    ours = [here, *here.children(recursive=True)]
+    listening = [each for process in ours for each in _sockets(process) if each.status == psutil.CONN_LISTEN]
+    assert worker in {process.pid for process in ours}
+    assert len(listening) > 5, "those of Ray's processes are among them"
+    assert {each.laddr.ip.removeprefix("::ffff:") for each in listening} <= {"127.0.0.1", "::1"}
+
+
+def _sockets(process: psutil.Process) -> list[Any]:
+    try:
+        return process.net_connections("inet")
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_a_flag_is_read_by_every_process_of_the_cluster_until_it_is_cleared(cluster: Cluster) -> None:

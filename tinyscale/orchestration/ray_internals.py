@@ -19,15 +19,24 @@ NAMESPACE = b"tinyscale"  # of our flags in the cluster's key-value store
 
 
 def start(**settings: Any) -> Any:
-    """`ray.init`, whose bare Exception, of processes that did not come up in time, becomes a RuntimeError."""
-    import ray
+    """`ray.init`, whose bare Exception, of processes that did not come up in time, becomes a RuntimeError.
 
+    A Ray that is started here (address: local) listens on loopback only, as Ray does by itself on macOS and Windows;
+    elsewhere `ray.init` replaces a loopback address that it is given by the machine's own.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = clusters and settings.get("address") != "local"
     try:
         return ray.init(**settings)
     except Exception as error:
         if type(error) is not Exception:
             raise
         raise RuntimeError(str(error)) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def set_flag(key: bytes, value: bytes) -> None:
