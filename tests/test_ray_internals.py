@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -48,7 +47,7 @@ def test_rays_private_interfaces_are_used_in_one_file_only() -> None:
 
 
 def test_a_ray_of_our_own_listens_on_loopback_only(cluster: Cluster) -> None:
-    (worker,) = ray.get([ray.remote(num_cpus=0)(lambda: os.getpid()).remote()])
+    worker = ray.get(ray.remote(num_cpus=0)(lambda: psutil.Process().pid).remote())
     here = psutil.Process()
     ours = [here, *here.children(recursive=True)]
     listening = [each for process in ours for each in _sockets(process) if each.status == psutil.CONN_LISTEN]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
 from helpers.trials import known_trial
-from tinyscale.results import snapshot
+from tinyscale.results import snapshot, store
 from tinyscale.results.store import Results
 
 POINT = {"step": 1, "tokens": 512, "val_loss": 2.0, "decayed": True}
@@ -18,7 +20,8 @@ def results(tmp_path, monkeypatch) -> Results:
     monkeypatch.setattr(snapshot, "FEWEST", 4)
     made = Results(str(tmp_path / "results"))
     for seed in range(4):
-        made.write_trial(known_trial(seed=seed), [POINT, POINT], "running" if seed == 3 else "finished", None, {})
+        state = "running" if seed == 3 else "finished"
+        made.write_trial(known_trial(seed=seed), [POINT, POINT], state, None, {"host": str(seed)})
     return made
 
 
@@ -40,6 +43,31 @@ def test_states_come_from_it_too(results):
     assert sorted(state for state, _ in results.states().values()) == ["finished"] * 3 + ["running"]
     assert results.cache.exists(snapshot.NAME)
     assert sorted(state for state, _ in results.states().values()) == ["finished"] * 3 + ["running"]
+
+
+def test_a_file_whose_rows_are_in_it_is_not_opened_again_by_a_read_nor_by_a_report_of_where_rows_come_from(
+    results, monkeypatch
+):
+    results.keep_snapshot()
+    opened = []
+    rows_in = store._rows_in
+    monkeypatch.setattr(store, "_rows_in", lambda *given: opened.append(1) or rows_in(*given))
+    assert len(results.read()[0]) == 8
+    assert sorted(json.loads(text)["host"] for text in results.provenances()) == ["0", "1", "2", "3"]
+    assert len(opened) == 2, "the trial that runs, twice"
+
+
+def test_provenances_are_counted_by_trials_in_the_order_of_their_files_with_and_without_it(results):
+    without, again = results.provenances(), results.provenances()
+    first = results.read_trial(results.trials.names(".parquet")[0].removesuffix(".parquet"))[1]["provenance"]
+    assert list(without.items()) == list(again.items())
+    assert [json.loads(next(iter(without))), sum(without.values())] == [first, 4]
+
+
+def test_many_files_are_read_some_at_a_time_to_the_same_rows(results, monkeypatch):
+    whole = without_snapshot(results)
+    monkeypatch.setattr(store, "FILES_AT_ONCE", 3)
+    pd.testing.assert_frame_equal(whole, without_snapshot(results))
 
 
 def test_a_file_that_changed_or_went_is_not_taken_from_it(results):

@@ -21,6 +21,7 @@ from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 
+TRIALS_PER_SNAPSHOT = 500  # that ended, after which the snapshot is brought up to date, in about a second
 LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
 
 
@@ -105,6 +106,9 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         if reason:
             self.summary.reasons[identity] = reason
         self.monitor.end(planned, state, reason)
+        if len(self.ended) % TRIALS_PER_SNAPSHOT == 0:
+            with suppress(ResultsError):  # the store is away
+                self.results.keep_snapshot()
 
 
 def _reason(trial: Any) -> str:

@@ -114,7 +114,7 @@ def write_report(location: str) -> list[str]:
     page = _Page(store, done, status)
     records = status.sweeps or (_nameless(frame),)
     sections = [page.section(record, sweep_points(frame, record)) for record in records]
-    origin: list[Block] = [page.table(provenance_of(store, sorted(frame["trial"].unique())))]
+    origin: list[Block] = [page.table(provenance_of(store))]
     if set_aside:
         origin.append(Notes("Files that could not be read", tuple(set_aside)))
     registered = read_registrations(store.folder)

@@ -15,7 +15,6 @@ import pandas as pd
 from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import Registration, calibration_table, forecasts_table
 from tinyscale.analysis.records import contrasts_table, parameters_table
-from tinyscale.errors import ResultsError
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.record import Record
@@ -271,15 +270,10 @@ def calibration_of(made: Sequence[Registration]) -> Table:
     return Table("forecasts-calibration", calibration_table(made), columns, caption)
 
 
-def provenance_of(store: Results, trials: Sequence[str]) -> Table:
+def provenance_of(store: Results) -> Table:
     """Where the rows come from: what all share, then what differs between launches and machines that trained trials."""
-    found: Counter[str] = Counter()
-    for trial in trials:
-        try:
-            found[json.dumps(store.read_trial(trial)[1].get("provenance", {}))] += 1
-        except ResultsError:
-            continue  # said elsewhere on the page
-    origins = [{"trials": times, **_origin(json.loads(text))} for text, times in found.items()]
+    found = store.provenances().items()
+    origins = [{"trials": times, **_origin(json.loads(text))} for text, times in found]
     names = dict.fromkeys(name for origin in origins for name in origin)
     differing = {name for name in names if len({origin.get(name) for origin in origins}) > 1}
     differing |= {"trials"} if len(origins) > 1 else set()

@@ -1,7 +1,8 @@
 """Rows of trials that ended, of thousands of files in one, so that each file is opened once.
 
 Only a cache: a file whose size or time of change differs is read again, and without the snapshot everything works as
-before. It lies next to `trials/`, never in it.
+before. It lies next to `trials/`, never in it: the files there cannot be joined while others read the folder, since
+one who listed it before would miss the rows of the files that went, or find them twice where they were still there.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from tinyscale.spec.state import State
 from tinyscale.storage import Folder
 
 FEWEST = 200  # files worth a new snapshot; below, reading them takes a moment
-NAME, STAMP = "rows.parquet", "_stamp"  # the file, and its column that says which file a row is of, as it was then
+NAME = "rows.parquet"
+STAMP = "_stamp"  # the column that says which file a row is of, as it was then
+PROVENANCE = "_provenance"  # the column with that file's provenance, in its first row
+OWN = pa.schema([(STAMP, pa.string()), (PROVENANCE, pa.string())])
 
 
 def load(folder: Folder, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Table:
-    """The columns of `schema`, and `_stamp`, of the files that are as they were when the snapshot was made."""
-    wanted = schema.append(pa.field(STAMP, pa.string()))
+    """The columns of `schema`, and those of `OWN`, of the files that are as they were when the snapshot was made."""
+    wanted = pa.schema([*schema, *OWN])
     try:
         table = open_parquet(folder.read(NAME)).read(columns=wanted.names, use_threads=False).cast(wanted)
         table.validate(full=True)
@@ -39,6 +43,12 @@ def save(folder: Folder, table: pa.Table) -> None:
         folder.write(NAME, content)
 
 
+def labelled(rows: pa.Table, stamp: str, provenance: str | None) -> pa.Table:
+    """One file's rows with the columns of `OWN`."""
+    own = [[stamp] * len(rows), [provenance] + [None] * (len(rows) - 1)]
+    return pa.table([*rows.columns, *own], schema=pa.schema([*rows.schema, *OWN]))
+
+
 def by_file(table: pa.Table) -> pa.Table:
-    """The rows in the order of the files' names, without the stamps; within a file as they were."""
-    return table.take(pc.sort_indices(table, sort_keys=[(STAMP, "ascending")])).drop_columns(STAMP)
+    """The rows in the order of the files' names; within a file as they were."""
+    return table.take(pc.sort_indices(table, sort_keys=[(STAMP, "ascending")]))

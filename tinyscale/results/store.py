@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -35,7 +36,7 @@ from tinyscale.storage import Folder
 
 FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
-READERS = 16  # files that are read at a time
+READERS, FILES_AT_ONCE = 16, 500  # threads that read files; files that are held before their rows are joined
 
 RECORDED = tuple(state.value for state in State if state.is_recorded)
 FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}  # they would double a small file
@@ -147,6 +148,20 @@ class Results:
 
     def read(self, columns: list[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
         """Every trial's rows in one frame, and what was set aside: a line for each file that could not be read."""
+        table, set_aside = self._read(columns)
+        return table.drop_columns(snapshot.OWN.names).to_pandas(use_threads=False), set_aside
+
+    def provenances(self) -> Counter[str]:
+        """How many trials each provenance is that of, as JSON, in the order of their files."""
+        table, _ = self._read(["trial", "state"])
+        return Counter(table[snapshot.PROVENANCE].drop_null().to_pylist())
+
+    def keep_snapshot(self) -> None:
+        """Bring the snapshot up to date, so that the next one to read the folder opens few files."""
+        self._read(["trial", "state"])
+
+    def _read(self, columns: list[str] | None) -> tuple[pa.Table, list[str]]:
+        """The rows with the columns of `snapshot.OWN`, and what was set aside."""
         wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
         set_aside: list[str] = []
         stamps = self.trials.stamps(".parquet")
@@ -154,43 +169,42 @@ class Results:
         seen = set(known[snapshot.STAMP].unique().to_pylist())
         unseen = sorted(name for name, stamp in stamps.items() if stamp not in seen)
         if columns and len(unseen) >= snapshot.FEWEST:  # worth a snapshot, of all columns
-            frame, set_aside = self.read()
-            return frame[columns], set_aside
-        tables = [known]
-        for name, rows in self._read_files(unseen, columns, wanted):
-            if isinstance(rows, FileNotFoundError):
-                continue  # forgotten since the folder was listed
-            if isinstance(rows, Exception):
-                set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(rows)}")
-            else:
-                tables.append(rows.append_column(snapshot.STAMP, pa.repeat(stamps[name], len(rows))))
-        table = pa.concat_tables(tables).combine_chunks()
+            table, set_aside = self._read(None)
+            return table.select([*wanted.names, *snapshot.OWN.names]), set_aside
+        table = pa.concat_tables([known, *self._read_files(unseen, stamps, wanted, set_aside)]).combine_chunks()
         if len(unseen) >= snapshot.FEWEST:
             snapshot.save(self.cache, table)
-        return snapshot.by_file(table).to_pandas(use_threads=False), set_aside
+        return snapshot.by_file(table), set_aside
 
     def _read_files(
-        self, names: Sequence[str], columns: list[str] | None, wanted: pa.Schema
-    ) -> Iterator[tuple[str, pa.Table | Exception]]:
-        """Each file's rows, or what is wrong with it; many at a time, since most of it is waiting for the store."""
+        self, names: Sequence[str], stamps: Mapping[str, str], wanted: pa.Schema, set_aside: list[str]
+    ) -> Iterator[pa.Table]:
+        """The rows of files, those of FILES_AT_ONCE joined: a table of each would take much memory.
 
-        def read(name: str) -> pa.Table | Exception:
-            try:
-                return self._read_rows(name, columns, wanted)
-            except DAMAGE as error:
-                return error
+        set_aside: gets a line for each file that cannot be read. One that went since the folder was listed is left out.
+        """
+        for begin in range(0, len(names), FILES_AT_ONCE):
+            some = names[begin : begin + FILES_AT_ONCE]
+            with ThreadPoolExecutor(READERS) as pool:  # for the store's sake: parsing is faster without
+                contents = list(pool.map(self._content, some))
+            tables = []
+            for name, content in zip(some, contents, strict=True):
+                try:
+                    rows, provenance = _rows_in(content, wanted)
+                    tables.append(snapshot.labelled(rows, stamps[name], provenance))
+                except FileNotFoundError:
+                    continue
+                except DAMAGE as error:
+                    set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(error)}")
+            if tables:
+                yield pa.concat_tables(tables).combine_chunks()
 
-        with ThreadPoolExecutor(READERS) as pool:
-            yield from zip(names, pool.map(read, names), strict=True)
-
-    def _read_rows(self, name: str, columns: list[str] | None, wanted: pa.Schema) -> pa.Table:
-        """One file's rows; one of `DAMAGE` when it is no trial's."""
-        file = open_parquet(self.trials.read(name))
-        if not {"trial", "state", "schema_version"} <= set(file.schema_arrow.names):
-            raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
-        table = _unify(file.read(columns=columns, use_threads=False), wanted)
-        _require_trials(table)
-        return table
+    def _content(self, name: str) -> bytes | OSError:
+        """A trial's file, or why it cannot be read."""
+        try:
+            return self.trials.read(name)
+        except OSError as error:
+            return error
 
     def write_sweep(self, record: SweepRecord) -> None:
         """Record which trials a sweep consists of."""
@@ -215,6 +229,21 @@ def _facts_in(row: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of the text as far as rows hold them: of a trial on a part of it, train_tokens is the part's."""
     facts = {name: row[name] for name in ("corpus_hash", "tokenizer_hash", "vocab_size")}
     return {**facts, "split_rule": FIRST_SPLIT_RULE, "train_tokens": row["unique_tokens"]}
+
+
+def _rows_in(content: bytes | OSError, wanted: pa.Schema) -> tuple[pa.Table, str]:
+    """The rows of a trial's file in these columns, and its provenance as JSON; one of `DAMAGE` if it is no trial's."""
+    if isinstance(content, OSError):
+        raise content
+    file = open_parquet(content)
+    there = file.schema_arrow
+    if not {"trial", "state", "schema_version"} <= set(there.names):
+        raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
+    table = _unify(file.read(columns=wanted.names, use_threads=False), wanted)
+    _require_trials(table)
+    provenance = (there.metadata or {}).get(b"tinyscale.provenance", b"{}").decode()
+    json.loads(provenance)
+    return table, provenance
 
 
 def _require_trials(table: pa.Table) -> None:
