@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from helpers.text import words
 from tinyscale.machine import Capacity
-from tinyscale.orchestration.record import record_sweep
+from tinyscale.orchestration.record import record_sampled, record_sweep
 from tinyscale.orchestration.studies import CellStudy
 from tinyscale.planning.plan import Plan, PlannedTrial, make_plan
 from tinyscale.results.leases import Lease
@@ -53,7 +53,7 @@ def plan_of(folder: Path, results: Results, field: str = RANGE) -> Plan:
 
 def study_of(plan: Plan, results: Results, storage: BaseStorage) -> CellStudy:
     assert plan.sweep.search is not None
-    return CellStudy(plan.sweep.search, plan.trials, storage, results)
+    return CellStudy(plan.sweep.search, plan.trials, storage, results, plan.sweep.name)
 
 
 def finish(results: Results, planned: PlannedTrial, state: State = State.FINISHED) -> float:
@@ -128,6 +128,36 @@ def test_a_trial_that_another_launch_is_training_stays_open(tmp_path, results, s
     assert planned is not None
     assert Lease(results.leases, planned.trial.identity).claim()
     assert [trial.state.name for trial in study_of(plan, results, storage).study.get_trials()] == ["RUNNING"]
+
+
+def test_what_another_launch_has_sampled_since_counts_also_when_it_has_ended_by_then(tmp_path, results, storage):
+    plan = plan_of(tmp_path, results)
+    record_sweep(plan, results, {})
+    trained = run_all(study_of(plan, results, storage), results)[:7]
+    for planned in trained:
+        record_sampled(plan, results, planned)
+    later = study_of(plan, results, storage)  # planned before any of them
+    assert later.suggest("last") is not None
+    assert later.suggest("more") is None
+
+
+def test_a_trial_that_another_launch_trains_keeps_the_end_that_the_other_one_records(tmp_path, results, storage):
+    plan = plan_of(tmp_path, results)
+    mine = study_of(plan, results, storage)
+    planned = mine.suggest("mine")
+    assert planned is not None
+    record_sweep(Plan(plan.sweep, (planned,), 2, ()), results, {})
+    lease = Lease(results.leases, planned.trial.identity)
+    assert lease.claim()
+    other = study_of(plan_of(tmp_path, results), results, storage)
+    again = other.suggest("again")
+    assert again is not None
+    assert again.trial.identity == planned.trial.identity
+    other.end("again")  # it was elsewhere
+    finish(results, planned)
+    lease.release()
+    mine.end("mine")
+    assert [trial.state.name for trial in other.study.get_trials()] == ["COMPLETE"]
 
 
 def test_a_study_that_is_lost_is_made_again_from_the_results(tmp_path, results):

@@ -51,7 +51,7 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
             assert planned.sample is not None, "each trial of a search belongs to a study"
             by_study.setdefault(planned.sample.study, []).append(planned)
         self.studies = [
-            CellStudy(search, trials, self.file.storage, results)
+            CellStudy(search, trials, self.file.storage, results, plan.sweep.name)
             for trials in by_study.values()
             if any(planned.will_run for planned in trials)
         ]
@@ -61,16 +61,22 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
         """The configuration of the next trial; its assignment is in it, since no launcher knew it before."""
         while not self.stop.requested and (open_ := [study for study in self.studies if study.work_left]):
             study = min(open_, key=lambda study: (len(study.running), -study.work_left))
-            planned = study.suggest(trial_id)
+            planned = self._suggested_by(study, trial_id)
             if planned is not None:
                 self.study_of[trial_id] = study
-                if planned.trial.identity not in self.sets:
-                    self.sets[planned.trial.identity] = [planned]
-                    record_sampled(self.plan, self.results, planned)
                 assignment = Assignment((planned.trial,), self.settings)
                 ticket = Ticket.of(planned.trial, planned.label)
                 return {"ticket": ticket.as_json(), "assignment": assignment.as_json()}
         return Searcher.FINISHED
+
+    def _suggested_by(self, study: CellStudy, trial_id: str) -> PlannedTrial | None:
+        """The study's next trial, if any, and a new one in the sweep's record; launches sample one after another."""
+        with self.file.folder.lock():
+            planned = study.suggest(trial_id)
+            if planned is not None and planned.trial.identity not in self.sets:
+                self.sets[planned.trial.identity] = [planned]
+                record_sampled(self.plan, self.results, planned)
+        return planned
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "val_loss" in result:

@@ -26,6 +26,7 @@ from tinyscale.errors import ResultsError
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.results.leases import held_trials
 from tinyscale.results.store import Results
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.search_space import Search, Values
 from tinyscale.spec.state import State
 
@@ -58,12 +59,16 @@ class CellStudy:
     """The study of one cell of a sweep: which values its next trial gets. It knows Optuna and the results, and no Ray.
 
     It first hands out trials that an earlier launch sampled and did not end, then samples values for the stand-ins.
-    key: a caller's own name for a trial, from `suggest` to `end`.
+    sweep: its name in the results, whose record says what other launches have sampled. key: a caller's own name for a
+    trial, from `suggest` to `end`.
     """
 
-    def __init__(self, search: Search, trials: Sequence[PlannedTrial], storage: BaseStorage, results: Results) -> None:
+    def __init__(
+        self, search: Search, trials: Sequence[PlannedTrial], storage: BaseStorage, results: Results, sweep: str
+    ) -> None:
         assert trials[0].sample is not None, "each trial of a search belongs to a study"
-        self.search, self.results, self.wanted = search, results, len(trials)
+        self.search, self.results, self.sweep, self.wanted = search, results, sweep, len(trials)
+        self.cell = self._cell_of(trials[0].cell)
         self.distributions = {path: _distribution(values) for path, values in search.fields.items()}
         self.study: Study = optuna.create_study(
             storage=storage,
@@ -79,8 +84,8 @@ class CellStudy:
         self.asked: dict[str, optuna.Trial] = {}
         self.reported: dict[str, int] = {}  # tokens at the last loss
         self._catch_up()
-        self.trials_before = len(self.study.trials)
-        seed = zlib.crc32(f"{self.study.study_name} {self.trials_before}".encode())  # a fixed one would repeat samples
+        before = f"{self.study.study_name} {len(self.study.trials)}"
+        seed = zlib.crc32(before.encode())  # a fixed one would repeat samples
         self.study.sampler = RoundedTPE(search, seed)
 
     @property
@@ -89,11 +94,14 @@ class CellStudy:
         return sum(planned.seconds or planned.trial.flops for planned in (*self.unfinished, *self.stand_ins))
 
     def suggest(self, key: str) -> PlannedTrial | None:
-        """The trial to train next; None when the cell has its trials."""
+        """The trial to train next; None when the cell has its trials.
+
+        Another launch must not sample for the same cell before this trial is in the sweep's record.
+        """
         if self.unfinished:
             self.running[key] = self.unfinished.pop(0)
-        elif self.stand_ins and len(self._identities()) < self.wanted:
-            self._sample(key)
+        elif self.stand_ins and len(known := self._identities()) < self.wanted:
+            self._sample(key, known)
         else:
             self.stand_ins.clear()
         return self.running.get(key)
@@ -110,13 +118,13 @@ class CellStudy:
         """Record in the study how a trial ended, as its rows say."""
         self._record(self.running.pop(key), self.asked.pop(key, None))
 
-    def _sample(self, key: str) -> None:
+    def _sample(self, key: str, known: set[str]) -> None:
         """Sample until the trial is a new one. One that another sweep has trained is recorded and not trained."""
         for _ in range(REPEATS):
             asked = self.study.ask(self.distributions)
             planned = self.stand_ins[0].with_sample({path: asked.params[path] for path in self.search.fields})
             asked.set_user_attr("trial", planned.trial.identity)
-            if planned.trial.identity not in self.sampled:
+            if planned.trial.identity not in known:
                 self.sampled[planned.trial.identity] = self.running[key] = planned
                 self.asked[key] = asked
                 self.stand_ins.pop(0)
@@ -126,12 +134,13 @@ class CellStudy:
 
     def _identities(self) -> set[str]:
         """Trials sampled so far, by this launch or by another one that runs at the same time."""
-        others = [
-            trial.user_attrs.get("trial", "")
-            for trial in self.study.get_trials(False, (*ENDED, TrialState.RUNNING))
-            if trial.number >= self.trials_before or trial.state == TrialState.RUNNING
-        ]
-        return {*self.sampled, *others}
+        records = [record for record in self.results.read_sweeps() if record.name == self.sweep]
+        entries = [entry for record in records for entry in record.entries]
+        return {*self.sampled, *(entry.trial for entry in entries if self._cell_of(entry.cell) == self.cell)}
+
+    def _cell_of(self, cell: Cell) -> str:
+        """What the trials of a study share."""
+        return cell.without(self.search.names).key_of_seeds
 
     def _catch_up(self) -> None:
         """Close what a killed launch left open, and add trials that ended and the study does not know."""
@@ -141,19 +150,24 @@ class CellStudy:
             if identity not in held:
                 state, value, _ = ending(self.results, identity)
                 self.study.tell(left.number, value, state, skip_if_finished=True)
-        known = {trial.user_attrs.get("trial") for trial in self.study.get_trials(False, ENDED)}
-        for identity, planned in self.sampled.items():
-            if identity not in known and not planned.will_run:
+        for planned in self.sampled.values():
+            if not planned.will_run:
                 self._record(planned, None)
 
     def _record(self, planned: PlannedTrial, asked: optuna.Trial | None) -> None:
-        """Record how a trial ended; one that no launch asked this study for is added to it."""
+        """Record how a trial ended; one that no launch asked this study for is added to it.
+
+        Of a trial that another launch is training, that launch records the end, wherever it is open.
+        """
         identity = planned.trial.identity
         state, value, on_the_way = ending(self.results, identity)
-        still_open = [trial.number for trial in self._open() if trial.user_attrs.get("trial") == identity]
-        if asked is not None or still_open:
-            self.study.tell(still_open[0] if asked is None else asked, value, state, skip_if_finished=True)
-        elif state in ENDED:
+        if state not in ENDED and identity in held_trials(self.results.leases):
+            return
+        still_open = {trial.number for trial in self._open() if trial.user_attrs.get("trial") == identity}
+        for number in still_open | ({asked.number} if asked else set()):
+            self.study.tell(number, value, state, skip_if_finished=True)
+        known = {trial.user_attrs.get("trial") for trial in self.study.get_trials(False, ENDED)}
+        if state in ENDED and identity not in known:
             self.study.add_trial(
                 optuna.trial.create_trial(
                     state=state,
