@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from helpers.programs import invoke
 from helpers.sweeps import write_sweep
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
@@ -55,6 +56,16 @@ def test_forgotten_trials_are_new_again_and_the_others_stay(tmp_path, results, p
     assert [each.state for each in planned(tmp_path, results).trials] == [
         "finished", "failed", "new", "running", "running", "new",
     ]  # fmt: skip
+
+
+def test_retry_leaves_the_trials_that_a_launch_is_training(results, plan):
+    interrupted, running = (each.trial.identity for each in plan.trials[3:5])
+    printed = invoke("retry", results.location, "--state", "running").output
+    assert "deleted 1 trials" in printed
+    assert "left 1 that a launch is training" in printed
+    assert results.state(interrupted) is None
+    assert results.state(running) == "running"
+    assert (results.folder / "leases").names(".json") == [f"{running}.json"]
 
 
 def test_trials_can_be_chosen_by_sweep(results, plan):

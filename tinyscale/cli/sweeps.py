@@ -198,7 +198,8 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
     """Delete the trials in a state, to train them again.
 
     Deletes their rows and checkpoints, so that the next launch trains them from the start. The next launch trains
-    failed trials also without this command, from their last checkpoint if there is one.
+    failed trials also without this command, from their last checkpoint if there is one. Those that a launch is
+    training are left.
     """
     from tinyscale.results.status import read_status
     from tinyscale.results.store import Results
@@ -212,9 +213,10 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
     trials = status.trials_in(states, sweep)
     if State.FINISHED in states and trials and not yes:
         click.confirm(f"Delete {len(trials)} trials, finished ones included?", abort=True)
-    for trial in trials:
-        store.forget(trial)
-    echo(f"deleted {len(trials)} trials in {store.trials}; launch their sweeps again to train them")
+    deleted = sum([store.forget(trial) for trial in trials])
+    echo(f"deleted {deleted} trials in {store.trials}; launch their sweeps again to train them")
+    if deleted < len(trials):
+        echo(f"left {len(trials) - deleted} that a launch is training; stop it first, with Ctrl-C, to delete them too")
 
 
 def _plan(

@@ -13,6 +13,7 @@ replaced its file in between; `read_results` takes each file whole, and need not
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ import pyarrow as pa
 
 from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
+from tinyscale.results.leases import Lease
 from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
 from tinyscale.results.schema import IDENTITY, SCHEMA, SCHEMA_VERSION, trial_columns
 from tinyscale.results.sweep_record import SweepRecord
@@ -37,6 +39,7 @@ from tinyscale.storage import Folder
 FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
 READERS, FILES_AT_ONCE = 16, 500  # threads that read files; files that are held before their rows are joined
+MANY = 2000  # files that take seconds to read, which is said
 
 RECORDED = tuple(state.value for state in State if state.is_recorded)
 FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}  # they would double a small file
@@ -127,12 +130,17 @@ class Results:
             return None
         return State(rows[-1]["state"])
 
-    def forget(self, identity: str) -> None:
-        """Remove a trial's rows and what it kept."""
+    def forget(self, identity: str) -> bool:
+        """Remove a trial's rows and what it kept; False, and nothing is removed, while a launch is training it."""
+        lease = Lease(self.leases, identity)
+        if not lease.claim():
+            return False
         kept = self.checkpoints(identity)
         for name in [] if kept.is_link else kept.names():
             kept.delete(name)
         self.trials.delete(f"{identity}.parquet")
+        lease.release()
+        return True
 
     def states(self) -> dict[str, tuple[State, str | None]]:
         """State and reason of every trial that has a file, by identity."""
@@ -171,6 +179,10 @@ class Results:
         if columns and len(unseen) >= snapshot.FEWEST:  # worth a snapshot, of all columns
             table, set_aside = self._read(None)
             return table.select([*wanted.names, *snapshot.OWN.names]), set_aside
+        if len(unseen) >= MANY:
+            logging.getLogger(__name__).warning(
+                "reading %d files of %s, next time only new ones", len(unseen), self.trials
+            )
         table = pa.concat_tables([known, *self._read_files(unseen, stamps, wanted, set_aside)]).combine_chunks()
         if len(unseen) >= snapshot.FEWEST:
             snapshot.save(self.cache, table)
