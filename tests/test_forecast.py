@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.programs import trap
+from helpers.programs import tinyscale, trap
+from helpers.sweeps import write_sweep
 from helpers.trials import known_trial, make_trial, trial_config
 from tinyscale.errors import ForecastError, ResultsError
 from tinyscale.machine import Capacity
@@ -199,6 +202,21 @@ def test_a_worker_of_several_is_measured_on_its_part_of_the_batch() -> None:
     shared = known_trial(batch_tokens=4096, resources={"workers": 4})
     assert lighten(shared, lambda _: 0.0).config.train.batch_tokens == 1024
     assert lighten(known_trial(), lambda _: 0.0).config == known_trial().config
+
+
+@pytest.mark.slow
+def test_a_plan_that_waits_for_another_process_to_measure_says_so_and_ctrl_c_ends_it(
+    tmp_path: Path, own_cache: Path
+) -> None:
+    path = write_sweep(tmp_path)
+    with Folder.at(own_cache).lock():
+        program = tinyscale("plan", str(path), cwd=tmp_path)
+        assert program.stdout is not None
+        line = program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+        rest, _ = program.communicate(timeout=60)
+    assert f"waiting for process {os.getpid()}, which measures this machine's speed and holds " in line
+    assert (program.returncode, rest.strip()) == (130, "stopped")
 
 
 def test_a_cache_without_room_for_what_was_measured_stops_nothing(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
+from tinyscale import storage
 from tinyscale.errors import ResultsError
 from tinyscale.storage import Folder
 
@@ -122,7 +124,7 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_the_old_file(tmp_path: Path
         "(Folder.at(sys.argv[1]) / 'trials').write('a', bytes(100_000))"
     )
     done = subprocess.run([sys.executable, "-c", write, tmp_path / "results"], capture_output=True, text=True)
-    assert "ResultsError" in done.stderr.splitlines()[-1]
+    assert "UnusableError" in done.stderr.splitlines()[-1]
     assert "File too large" in done.stderr
     assert "free space there, or give another folder" in done.stderr
     assert folder.read("a") == b"old"
@@ -175,6 +177,25 @@ def test_one_process_at_a_time_holds_a_folders_lock(tmp_path: Path) -> None:
         assert not held.wait(0.3)
     other.join()
     assert held.is_set()
+
+
+def test_who_waits_for_a_lock_hears_once_which_process_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "MOMENT", 0.1)
+    heard: list[str] = []
+
+    def wait() -> None:
+        with Folder.at(tmp_path).lock(heard.append):
+            pass
+
+    with Folder.at(tmp_path).lock(heard.append):
+        other = threading.Thread(target=wait)
+        other.start()
+        while not heard:
+            time.sleep(0.02)
+    other.join()
+    assert heard == [f"process {os.getpid()}" if Path("/proc/locks").exists() else "another process"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "/etc/passwd", "a\\b", "a\0b"])

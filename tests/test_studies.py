@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -22,6 +23,7 @@ from tinyscale.results.leases import held_trials
 from tinyscale.results.status import read_status
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepRecord
+from tinyscale.training.progress import Outcome
 
 pytestmark = RAY_WARNS
 
@@ -102,13 +104,13 @@ def test_a_draw_that_diverges_is_pruned_and_is_a_result(tmp_path: Path, cluster:
 @pytest.mark.slow
 def test_a_draw_that_fails_is_told_so_and_trained_again_as_it_was_drawn(tmp_path: Path, cluster: Cluster) -> None:
     results, path = Results(str(tmp_path / "results")), write_search(tmp_path, trials=2)
-    in_the_way = tmp_path / "results/checkpoints"  # a file where the weights' folders must go
-    in_the_way.parent.mkdir()
-    in_the_way.write_text("")
-    assert set(run(planned(path, results), results, cluster).states.values()) == {"failed"}
+
+    def fail(*_: Any, **__: Any) -> Outcome:
+        raise ValueError("no such thing")
+
+    assert set(run(planned(path, results), results, cluster, train=fail).states.values()) == {"failed"}
     drawn = record_of(results).trials
     assert [state for study in studies_of(tmp_path).values() for _, state, _ in told(study)] == ["FAIL"] * 4
-    in_the_way.unlink()
     again = planned(path, results)
     assert sorted(each.trial.identity for each in again.to_run) == sorted(drawn)
     assert {each.state for each in again.to_run} == {"failed"}
@@ -134,6 +136,19 @@ def test_what_a_killed_launch_left_open_is_told_fail_and_goes_on(tmp_path: Path,
     assert set(left) < set(summary.states)
     for study in studies_of(tmp_path).values():
         assert sorted(state for _, state, _ in told(study)) == ["COMPLETE", "COMPLETE", "FAIL"]
+
+
+@pytest.mark.slow
+def test_two_launches_of_one_search_at_once_train_as_many_trials_as_it_asks_for(tmp_path: Path) -> None:
+    path, results = write_search(tmp_path, tokens="50K", trials=4), Results(str(tmp_path / "results"))
+    both = [tinyscale("launch", "-y", "--quiet", str(path), cwd=tmp_path) for _ in range(2)]
+    outputs = [program.communicate(timeout=300)[0] for program in both]
+    assert [program.returncode for program in both] == [0, 0], outputs
+    sampled = record_of(results).trials
+    assert len(sampled) == len(set(sampled)) == 8
+    assert {trial: state for trial, (state, _) in results.states().items()} == dict.fromkeys(sampled, "finished")
+    ended = [each for study in studies_of(tmp_path).values() for each in told(study)]
+    assert sorted((trial, state) for trial, state, _ in ended) == sorted((trial, "COMPLETE") for trial in sampled)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
     ├── ConfigError      a sweep file, an option or a field is not legal
     ├── DataError        a corpus or a tokenizer cannot be used
     ├── ResultsError     a results folder cannot be read or written
+    │   └── UnusableError    as a whole, now: no room, no right, no answer
     ├── FitError         the points do not support the law that was asked for
     ├── ForecastError    the speed of this machine cannot be measured
     └── LaunchError      Ray cannot be reached or cannot schedule the trials
@@ -37,6 +38,10 @@ class DataError(TinyscaleError):
 
 class ResultsError(TinyscaleError):
     """A results folder cannot be read or written."""
+
+
+class UnusableError(ResultsError):
+    """A folder takes no files now: there is no room or no right, or its store does not answer."""
 
 
 class FitError(TinyscaleError):

@@ -20,15 +20,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pyarrow import ArrowInvalid
 from pyarrow import fs as pafs
 from pydantic import TypeAdapter, ValidationError
 
-from tinyscale.errors import ResultsError
+from tinyscale.errors import ResultsError, UnusableError
 
 PATIENCE_SECONDS = 120.0  # of retries while a store does not answer
 RETRY_SECONDS = 1.0  # between the end of a try and the next one
+MOMENT = 1.0  # seconds that a lock may take without a word
 
 ADDRESS = re.compile(r"(s3|gs|gcs|file):", re.IGNORECASE)  # what a path hardly begins with
 
@@ -119,15 +120,22 @@ class Folder:
                 raise self._unusable(error) from error
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """While no other process holds this folder's lock; on an object store, which has none, at once."""
+    def lock(self, on_wait: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """While no other process holds this folder's lock; on an object store, which has none, at once.
+
+        on_wait: called once where that takes more than a moment, with who holds it.
+        """
         if not self.is_local:
             yield
             return
         self.make()
         lock = FileLock(f"{self.path}/.lock")
         try:
-            lock.acquire()
+            try:
+                lock.acquire(timeout=MOMENT)
+            except Timeout:
+                on_wait(_holder_of(Path(lock.lock_file)))
+                lock.acquire()
         except (OSError, NotImplementedError) as error:  # the latter where a file system cannot lock
             raise self._unusable(error) from error
         try:
@@ -186,7 +194,7 @@ class Folder:
         return get() if self.is_local else self._reach(get)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, replacing an older one. ResultsError if it cannot be written."""
+        """Write a whole file, replacing an older one. UnusableError if it cannot be written."""
         path = self._path_of(name)
         try:
             self._reach(lambda: self._put(path, content))
@@ -236,12 +244,12 @@ class Folder:
                     raise self._unusable(error) from error
             time.sleep(RETRY_SECONDS)
 
-    def _unusable(self, error: OSError | NotImplementedError) -> ResultsError:
+    def _unusable(self, error: OSError | NotImplementedError) -> UnusableError:
         if not self.is_local:
-            return ResultsError(f"{self}: cannot be used ({error}); check the address and the network")
+            return UnusableError(f"{self}: cannot be used ({error}); check the address and the network")
         number = error.errno if isinstance(error, OSError) else None
         why, remedy = os.strerror(number) if number else str(error), REMEDIES.get(number or 0, "")
-        return ResultsError(f"{self}: cannot be used ({why}); {remedy}give another folder: what finished is kept")
+        return UnusableError(f"{self}: cannot be used ({why}); {remedy}give another folder: what finished is kept")
 
 
 def validated(kind: type[Result], written: Any) -> Result:
@@ -280,6 +288,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _holder_of(lock: Path) -> str:
+    """The process that holds a lock, as Linux knows it; where that is not known, another one."""
+    with suppress(OSError):
+        file = lock.stat().st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            _, kind, *_, pid, place, _, _ = line.split()
+            if kind == "FLOCK" and place.endswith(f":{file}") and pid != "0":  # 0: of another space of numbers
+                return f"process {pid}"
+    return "another process"
 
 
 def _nearest_there(path: Path) -> Path:

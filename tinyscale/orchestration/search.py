@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
+from tinyscale.errors import UnusableError
 from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket
 from tinyscale.orchestration.record import record_sampled
 from tinyscale.orchestration.stop import Stop, clear_stop, stop_trial
 from tinyscale.orchestration.studies import CellStudy, StudyFile
 from tinyscale.planning.plan import Plan, PlannedTrial
+from tinyscale.results.leases import Lease
 from tinyscale.results.store import Results
 
 
@@ -50,18 +53,21 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
         for planned in plan.trials:
             assert planned.sample is not None, "each trial of a search belongs to a study"
             by_study.setdefault(planned.sample.study, []).append(planned)
-        self.studies = [
-            CellStudy(search, trials, self.file.storage, results, plan.sweep.name)
-            for trials in by_study.values()
-            if any(planned.will_run for planned in trials)
-        ]
+        with self.file.folder.lock():  # while no other launch samples
+            self.studies = [
+                CellStudy(search, trials, self.file.storage, results, plan.sweep.name)
+                for trials in by_study.values()
+                if any(planned.will_run for planned in trials)
+            ]
         self.study_of: dict[str, CellStudy] = {}  # by Tune's name for a trial
 
     def suggest(self, trial_id: str) -> Any:
         """The configuration of the next trial; its assignment is in it, since no launcher knew it before."""
         while not self.stop.requested and (open_ := [study for study in self.studies if study.work_left]):
             study = min(open_, key=lambda study: (len(study.running), -study.work_left))
-            planned = self._suggested_by(study, trial_id)
+            planned = None
+            with self._writing():
+                planned = self._suggested_by(study, trial_id)
             if planned is not None:
                 self.study_of[trial_id] = study
                 assignment = Assignment((planned.trial,), self.settings)
@@ -70,21 +76,37 @@ class SweepSearch(Searcher):  # type: ignore[misc,unused-ignore]
         return Searcher.FINISHED
 
     def _suggested_by(self, study: CellStudy, trial_id: str) -> PlannedTrial | None:
-        """The study's next trial, if any, and a new one in the sweep's record; launches sample one after another."""
+        """The study's next trial, if any, and a new one in the sweep's record; launches sample one after another.
+
+        Until its process claims the trial, the lease is the launcher's, so that no other launch takes it for left open.
+        """
         with self.file.folder.lock():
             planned = study.suggest(trial_id)
-            if planned is not None and planned.trial.identity not in self.sets:
+            if planned is None:
+                return None
+            Lease(self.results.leases, planned.trial.identity, self.settings.launch).claim()
+            if planned.trial.identity not in self.sets:
                 self.sets[planned.trial.identity] = [planned]
                 record_sampled(self.plan, self.results, planned)
         return planned
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "val_loss" in result:
-            self.study_of[trial_id].report(trial_id, result["val_loss"], result["tokens"])
+            with self._writing():
+                self.study_of[trial_id].report(trial_id, result["val_loss"], result["tokens"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.study_of.pop(trial_id).end(trial_id)
-        self.file.keep()
+        with self._writing():
+            self.study_of.pop(trial_id).end(trial_id)
+            self.file.keep()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Where the studies or the sweep's record cannot be written, the launch stops; the results are the truth."""
+        try:
+            yield
+        except (UnusableError, OSError) as error:  # the latter from Optuna
+            self.stop.refuse(str(error))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the studies are kept with the results."""

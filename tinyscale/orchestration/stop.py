@@ -1,4 +1,4 @@
-"""Stopping: how Ctrl-C, SIGTERM, or a search that has seen enough, reaches running trials."""
+"""Stopping: how Ctrl-C, SIGTERM, a full disk, or a search that has seen enough, reaches running trials."""
 
 from __future__ import annotations
 
@@ -20,13 +20,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # of the user's terminal; of a schedu
 
 @dataclass
 class Stop:
-    """Whether the user asked to stop. (Tune saves what its search holds, and cannot save a threading.Event.)"""
+    """Whether a sweep's launch is to stop. (Tune saves what its search holds, and cannot save a threading.Event.)
 
+    refused: why the results take no more rows, if that is the reason.
+    """
+
+    sweep: str
     requested: bool = False
+    refused: str | None = None
+
+    def request(self) -> None:
+        """Begin no more trials, and have those that run write a checkpoint and end."""
+        self.requested = True
+        set_flag(STOP_FLAG, self.sweep.encode())
+
+    def refuse(self, reason: str) -> None:
+        """Stop because nothing can be written any more."""
+        self.refused = self.refused or reason
+        self.request()
 
 
 class Grid(BasicVariantGenerator):  # type: ignore[misc,unused-ignore]
-    """Tune's grid, which ends early once the user asked to stop."""
+    """Tune's grid, which ends early once the launch is to stop."""
 
     def __init__(self, stop: Stop, **settings: Any) -> None:
         super().__init__(**settings)
@@ -42,13 +57,12 @@ class Grid(BasicVariantGenerator):  # type: ignore[misc,unused-ignore]
 @contextmanager
 def interruptible(sweep: str, console: Console) -> Iterator[Stop]:
     """First Ctrl-C or SIGTERM: running trials write a checkpoint and stop. Second: stop now. Ray is shut down too."""
-    stop = Stop()
+    stop = Stop(sweep)
 
     def on_interrupt(*_: object) -> None:
         if stop.requested:
             raise KeyboardInterrupt
-        stop.requested = True
-        set_flag(STOP_FLAG, sweep.encode())
+        stop.request()
         console.print("stopping: running trials write a checkpoint first (Ctrl-C again: stop now)")
 
     on_main_thread = threading.current_thread() is threading.main_thread()

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -99,7 +100,13 @@ class _Measured:
 def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
     """The cached measurements: shape key -> seconds of a step, an evaluation and a start. Changes are written back."""
     folder = Folder.at(cache_folder())
-    with folder.lock():
+
+    def say(holder: str) -> None:
+        logging.getLogger(__name__).warning(
+            "waiting for %s, which measures this machine's speed and holds %s/.lock; Ctrl-C stops", holder, folder
+        )
+
+    with folder.lock(say):
         try:
             kept = validated(dict[str, _Measured], json.loads(folder.read(CALIBRATION)))
             known = {shape: asdict(measured) for shape, measured in kept.items()}
