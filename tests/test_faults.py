@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import signal
@@ -13,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from helpers.launches import (
     RAY_WARNS,
@@ -25,6 +28,8 @@ from helpers.launches import (
 )
 from helpers.programs import tinyscale, wait_for
 from helpers.sweeps import write_sweep
+from tinyscale import storage
+from tinyscale.errors import ResultsError
 from tinyscale.machine import Capacity
 from tinyscale.orchestration import session
 from tinyscale.orchestration.session import ray_session
@@ -32,7 +37,7 @@ from tinyscale.planning.plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial
-from tinyscale.training.loop import RESUME
+from tinyscale.training.loop import RESUME, train
 from tinyscale.training.progress import Outcome
 
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
@@ -200,6 +205,43 @@ def test_launching_again_after_the_launcher_was_killed_finishes_the_sweep(tmp_pa
     assert stamps == {name: Path(killed.trials.path, f"{name}.parquet").stat().st_mtime_ns for name in stamps}
     assert (killed.folder / "leases").names(".json") == []
     pd.testing.assert_series_equal(final_losses(tmp_path / "killed"), undisturbed(path))
+
+
+def test_a_disk_that_fills_up_stops_the_launch_with_one_error_and_nothing_is_lost(tmp_path, cluster):
+    """Simulated: a process whose second trial has begun finds no room for what it writes."""
+    path = write_sweep(tmp_path, tokens=LONG, widths="[8]", seeds="[0, 1, 2, 3, 4, 5, 6, 7]")
+    results, begun, out = Results(str(tmp_path / "results")), tmp_path / "begun", io.StringIO()
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def train_on_a_small_disk(trial: Trial, *arguments: Any, **options: Any) -> Outcome:
+        with begun.open("a") as file:
+            file.write(f"{os.getpid()} {trial.identity}\n")
+        if begun.read_text().count(f"{os.getpid()} ") > 1:
+            storage.sync = full
+        return train(trial, *arguments, **options)
+
+    says = r"cannot be used \(No space left on device\); free space there.*\n  [1-4] of 8 trials finished; launch again"
+    with pytest.raises(ResultsError, match=says):
+        run(planned(path, results), results, cluster, train=train_on_a_small_disk, console=Console(file=out))
+    assert "failed" not in out.getvalue()
+    assert len(begun.read_text().splitlines()) <= 5, "two at once, their successors, and at most one more"
+    states = [state for state, _ in results.states().values()]
+    assert set(states) <= {"finished", "running"}
+    assert "finished" in states
+    assert set(run(planned(path, results), results, cluster).states.values()) == {"finished"}
+    pd.testing.assert_series_equal(final_losses(tmp_path / "results"), undisturbed(path))
+
+
+def test_the_user_sees_that_a_checkpoint_was_damaged_and_its_trial_begins_again(tmp_path, cluster):
+    path, results, out = write_sweep(tmp_path, widths="[8]"), Results(str(tmp_path / "results")), io.StringIO()
+    plan = planned(path, results)
+    (planned_trial,) = plan.trials
+    results.checkpoints(planned_trial.trial.identity).write(RESUME, b"no checkpoint")
+    assert set(run(plan, results, cluster, console=Console(file=out, width=400)).states.values()) == {"finished"}
+    assert out.getvalue().count("the trial begins again") == 1
+    assert f"{planned_trial.label}: " in out.getvalue()
 
 
 def test_two_launches_of_one_sweep_at_once_train_no_trial_twice(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from helpers.launches import RAY_WARNS
 from helpers.trials import known_trial
-from tinyscale.errors import lack_of_memory
+from tinyscale.errors import UnusableError, lack_of_memory
 from tinyscale.orchestration import recorder as recorder_module
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.recorder import Recorder, Recorders
@@ -104,6 +105,28 @@ def test_memory_that_runs_out_in_any_words_asks_for_a_larger_share(
 def test_other_errors_are_no_lack_of_a_gpus_memory() -> None:
     assert lack_of_memory(ValueError("out of memory")) is None
     assert lack_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")) is None
+
+
+def test_what_tinyscale_warns_of_in_a_worker_reaches_the_user_with_the_next_report(
+    recorders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.undo()
+    monkeypatch.setattr(recorder_module.tune, "report", sent.append)
+    with recorders:
+        logging.getLogger("tinyscale.training.loop").warning("%s: damaged", "resume.pt")
+        recorders.first.report({"tokens": 1})
+        recorders.first.report({"tokens": 2})
+    logging.getLogger("tinyscale.training.loop").warning("after its end")
+    recorders.first.report({"tokens": 3})
+    assert sent == [{"tokens": 1, "note": "resume.pt: damaged"}, {"tokens": 2}, {"tokens": 3}]
+
+
+def test_where_rows_cannot_be_written_the_launcher_hears_why_and_the_trial_has_not_failed(recorders: Any) -> None:
+    with recorders:
+        raise UnusableError("results: cannot be used (No space left on device)")
+    assert recorders.reported_to_tune == [{"refused": "results: cannot be used (No space left on device)"}]
+    assert recorders.first.results.state(recorders.first.trial.identity) is None
 
 
 def taken_over(recorders: Recorders) -> Results:

@@ -46,7 +46,7 @@ def planned(path: Path, results: Results, *overrides: str) -> Plan:
 
 def run(plan: Plan, results: Results, cluster: Cluster, **options: Any) -> Summary:
     """Launch a plan without showing anything."""
-    return launch(plan, results, cluster, console=Console(quiet=True), quiet=True, **options)
+    return launch(plan, results, cluster, **{"console": Console(quiet=True), "quiet": True, **options})
 
 
 def final_losses(results: Path) -> pd.Series:

@@ -13,7 +13,8 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from tinyscale.errors import LaunchError, ResultsError
+from tinyscale.errors import LaunchError, ResultsError, UnusableError
+from tinyscale.formatting import plural
 from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket
 from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.monitor import Monitor
@@ -49,6 +50,7 @@ def launch(
 ) -> Summary:
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
+    UnusableError where the results take no more rows: what finished is kept, and the next launch goes on from there.
     cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, besides the
     rows. train: what trains a trial, called as `tinyscale.training.loop.train` is.
     """
@@ -69,6 +71,9 @@ def launch(
             keep_events(Path(scratch), plan.sweep.name, results)
     with suppress(ResultsError):  # the rows are there, and the summary is still to be shown
         write_launch(results.launches, _record(summary, plan.sweep.name, len(to_run), provenance))
+    if summary.refused:
+        kept = f"{len(summary.finished)} of {plural(len(to_run), 'trial')} finished; launch again to go on"
+        raise UnusableError(f"{summary.refused}\n  {kept}")
     return summary
 
 
@@ -99,7 +104,7 @@ class Launch:
                 labels = ", ".join(planned.label for planned in resized)
                 self.console.print(f"training again with a larger share of a GPU: {labels}")
                 self._grid(self._sets_of(resized), stop)
-        self.summary.stopped = stop.requested
+        self.summary.stopped, self.summary.refused = stop.requested, stop.refused
         self.summary.wall_seconds = time.monotonic() - began
         self._teach_forecast({planned.trial.identity for planned in resized})
         return self.summary
@@ -111,19 +116,20 @@ class Launch:
         assignments = {key: Assignment(trials, self.settings).as_json() for key, trials in trials_of.items()}
         order = {"search_alg": Grid(stop, max_concurrent=self._most_at_once())}
         planned = [each for together in sets.values() for each in together]
-        return self._tune(planned, sets, order, assignments, {"ticket": tune.grid_search(tickets)})
+        return self._tune(planned, sets, stop, order, assignments, {"ticket": tune.grid_search(tickets)})
 
     def _search(self, stop: Stop) -> list[PlannedTrial]:
         """Train what the sweep's search samples, as `_grid` trains sets."""
         from tinyscale.orchestration.search import search_order  # with optuna
 
         order = search_order(self.plan, self.results, self.sets, self.settings, stop)
-        return self._tune(self.to_run, self.sets, order)
+        return self._tune(self.to_run, self.sets, stop, order)
 
     def _tune(
         self,
         trials: Sequence[PlannedTrial],
         sets: Sets,
+        stop: Stop,
         order: Mapping[str, Any],
         assignments: Mapping[str, str] | None = None,
         configs: Mapping[str, Any] | None = None,
@@ -131,7 +137,7 @@ class Launch:
         """Run Ray Tune. order: its settings for which trial comes next. assignments, configs: of a grid."""
         machine = machine_provenance() if self.cluster.own else {}  # of several, none knows where a process died
         with Monitor(list(trials), self.console, quiet=self.quiet) as monitor:
-            watch = Watch(sets, monitor, self.summary, self.results, self.settings, machine)
+            watch = Watch(sets, monitor, self.summary, self.results, self.settings, machine, stop)
             worker = tune.with_parameters(run_trial, assignments=assignments or {}, train=self.train)
             tune.Tuner(
                 tune.with_resources(worker, _reserved),

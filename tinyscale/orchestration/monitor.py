@@ -112,6 +112,10 @@ class Monitor:
         elif not self.live.is_started and not self.quiet:
             self.console.print(f"{len(self.ended)}/{self.total} {state}: {planned.label}, {self.time_left()} left")
 
+    def note(self, planned: PlannedTrial, text: str) -> None:
+        """A trial's process warned of something; it is shown at once, above the live part."""
+        self.console.print(f"{planned.label}: {text}", style="yellow")
+
     def time_left(self) -> str:
         """Words for the time that the rest takes at the rate of the work so far."""
         done = self.work_done + sum(_work(running.planned) * running.share for running in self.running.values())

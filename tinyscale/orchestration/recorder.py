@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from ray import train as ray_train
 from ray import tune
 
 from tinyscale.data import TokenizedCorpus
-from tinyscale.errors import ResultsError, lack_of_memory
+from tinyscale.errors import ResultsError, UnusableError, lack_of_memory
 from tinyscale.machine import driver_version, gpu_bytes
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.ray_internals import draining_nodes
@@ -41,6 +42,20 @@ BYTES = {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}  # units in torch's mes
 TRACEBACK = "error.txt"  # in the folder of the weights
 
 
+OURS = logging.getLogger("tinyscale")
+
+
+class Warnings(logging.Handler):
+    """Keeps what tinyscale warns of, for the user: nobody looks into the logs of Ray's processes."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.notes.append(record.getMessage())
+
+
 class NodeDrainedError(Exception):
     """The node is about to go; the trial has written a checkpoint, and Tune starts it again on another one."""
 
@@ -51,20 +66,27 @@ class Recorders:
     As a context manager it writes `failed` rows, on an exception, for each trial that has not ended. In a process that
     trains alone the exception ends there: it would come again, and one that leaves a process makes Ray start a new one.
     Where the process has lost its GPU, every later trial in it would fail: there it leaves, and Ray starts a new one.
-    Of a trial that another process has taken over nothing is written; Tune is told that it is elsewhere.
+    Of a trial that another process has taken over nothing is written; Tune is told that it is elsewhere. Where the
+    results take no more rows, the launcher is told why, and stops.
     """
 
     def __init__(self, each: Sequence[Recorder]) -> None:
         self.each, self.first = each, each[0]
         self.draining = self.behind = False
         self.reported = self.looked = time.monotonic()
+        self.warnings = Warnings(self.first.notes)
 
     def __enter__(self) -> Recorders:
+        OURS.addHandler(self.warnings)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        OURS.removeHandler(self.warnings)
+        if isinstance(error, UnusableError) and self.first.world == 1:
+            self.first.report({"refused": str(error)})
+            return True
         if not isinstance(error, Exception) or isinstance(error, NodeDrainedError | ResultsError):
             return False  # Tune places the trial again; where rows cannot be written, none can say that it failed
         active = [recorder for recorder in self.each if not recorder.ended and not recorder.left()]
@@ -138,6 +160,7 @@ class Recorder:
         self.rank, self.world = rank_and_world()
         self.corpus: TokenizedCorpus | None = None
         self.points: list[Point] = []
+        self.notes: list[str] = []  # for the user, with the next report
         self.ended = False
 
     def point(self, point: Point) -> None:
@@ -172,10 +195,10 @@ class Recorder:
 
         metrics: what is true of `trial`, or, where none is named, of all that the process trains.
         """
-        if self.world == 1:
-            tune.report(dict(metrics))
-        else:
-            ray_train.report(dict(metrics))
+        note = {"note": "\n".join(self.notes)} if self.notes else {}
+        self.notes.clear()
+        report = tune.report if self.world == 1 else ray_train.report
+        report({**metrics, **note})
 
     def write(self, state: State, reason: str | None) -> None:
         """Write the trial's rows as they are by now."""

@@ -39,6 +39,7 @@ class Summary:
     wall_seconds: float = 0.0
     expected_seconds: float | None = None
     stopped: bool = False
+    refused: str | None = None  # why the results took no more rows, if that stopped it
 
     def __repr__(self) -> str:
         counted = Counter(self.states.values()).items()

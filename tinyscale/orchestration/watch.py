@@ -10,9 +10,10 @@ from typing import Any
 
 from ray import tune
 
-from tinyscale.errors import ResultsError
+from tinyscale.errors import ResultsError, UnusableError
 from tinyscale.orchestration.assignment import LaunchSettings, Ticket
 from tinyscale.orchestration.monitor import Monitor
+from tinyscale.orchestration.stop import Stop
 from tinyscale.orchestration.summary import Summary, Timing
 from tinyscale.orchestration.worker import MAX_RESTARTS
 from tinyscale.planning.plan import PlannedTrial
@@ -22,6 +23,7 @@ from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 
 TRIALS_PER_SNAPSHOT = 500  # that ended, after which the snapshot is brought up to date, in about a second
+REFUSED = re.compile(rf"{UnusableError.__name__}: (.*)")  # in the traceback of a worker group
 LOW_MEMORY = re.compile(r"node running low on memory.*? was (\S+) used / (\S+) limit")  # Ray's memory monitor's words
 
 
@@ -40,8 +42,9 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
         results: Results,
         settings: LaunchSettings,
         machine: Mapping[str, Any],
+        stop: Stop,
     ) -> None:
-        self.sets, self.monitor, self.summary, self.results = sets, monitor, summary, results
+        self.sets, self.monitor, self.summary, self.results, self.stop = sets, monitor, summary, results, stop
         self.launch, self.provenance = settings.launch, {**settings.provenance, **machine}
         self.resized: list[PlannedTrial] = []
         self.ended: set[str] = set()  # in this run; a resized trial has a state from the run before
@@ -57,6 +60,10 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        if "note" in result:
+            self.monitor.note(self.sets[Ticket.in_config(trial.config).key][0], result["note"])
+        if "refused" in result:
+            self._refused(trial, result["refused"])
         for planned in self._active(trial):
             if result.get("trial", planned.trial.identity) == planned.trial.identity:  # without one: it is true of all
                 self._on_report(planned, result)
@@ -67,19 +74,27 @@ class Watch(tune.Callback):  # type: ignore[misc,unused-ignore]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = _reason(trial)
+        if refused := REFUSED.search(reason):
+            self._refused(trial, refused[1])
         for planned in self._active(trial):
             self._end(planned, *self._mark_failed(planned.trial, reason))
+
+    def _refused(self, trial: Any, reason: str) -> None:
+        """No more of a trial can be written: the launch stops, and the next one goes on with what is there."""
+        self.stop.refuse(reason)
+        for planned in self._active(trial):
+            self._end(planned, State.RUNNING, None)
 
     def _mark_failed(self, trial: Trial, reason: str) -> tuple[State, str | None]:
         """Record that a trial failed, unless another launch has it or its rows say that it is done; how it ended."""
         lease = Lease(self.results.leases, trial.identity, self.launch)
-        if not lease.claim():
-            return State.ELSEWHERE, "another launch is training it"
-        state = self.results.state(trial.identity)
-        if state is not None and state.is_kept:
-            lease.release()
-            return state, None
         with suppress(ResultsError):  # the store is away: the reason is in the summary, the next launch tries again
+            if not lease.claim():
+                return State.ELSEWHERE, "another launch is training it"
+            state = self.results.state(trial.identity)
+            if state is not None and state.is_kept:
+                lease.release()
+                return state, None
             self.results.mark_failed(trial, reason, self.provenance)
             lease.release()
         return State.FAILED, reason
