@@ -40,6 +40,9 @@ REMEDIES = {
     errno.ENAMETOOLONG: "shorten the name, or ",
 }
 
+# Errors that every other file there would meet as well.
+CONCERNS_ALL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
 # Words of names whose values are secrets: AWS_SECRET_ACCESS_KEY, --api-key, hfToken.
 SECRETS = {"auth", "authorization", "credential", "credentials", "key", "apikey", "passphrase", "passwd", "password"}
 SECRETS |= {"pwd", "secret", "sig", "signature", "token"}
@@ -194,7 +197,7 @@ class Folder:
         return get() if self.is_local else self._reach(get)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, replacing an older one. UnusableError if it cannot be written."""
+        """Write a whole file, replacing an older one. ResultsError if it cannot be written."""
         path = self._path_of(name)
         try:
             self._reach(lambda: self._put(path, content))
@@ -244,12 +247,13 @@ class Folder:
                     raise self._unusable(error) from error
             time.sleep(RETRY_SECONDS)
 
-    def _unusable(self, error: OSError | NotImplementedError) -> UnusableError:
+    def _unusable(self, error: OSError | NotImplementedError) -> ResultsError:
         if not self.is_local:
             return UnusableError(f"{self}: cannot be used ({error}); check the address and the network")
         number = error.errno if isinstance(error, OSError) else None
         why, remedy = os.strerror(number) if number else str(error), REMEDIES.get(number or 0, "")
-        return UnusableError(f"{self}: cannot be used ({why}); {remedy}give another folder: what finished is kept")
+        kind = UnusableError if number in CONCERNS_ALL else ResultsError
+        return kind(f"{self}: cannot be used ({why}); {remedy}give another folder: what finished is kept")
 
 
 def validated(kind: type[Result], written: Any) -> Result:
