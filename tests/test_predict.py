@@ -98,7 +98,10 @@ def test_saved_fits_have_the_intervals_of_the_frontier_that_were_fitted(tmp_path
     best = frontier(fit_law(few_runs(), "chinchilla", draws=100, holdout=0).curve, 1e21).iloc[0]
     (made,) = json.loads(invoke("predict", str(tmp_path / "out"), "--flops", "1e21", "--json").stdout)
     assert made["values"]["N*"]["low"] == pytest.approx(best["n_low"], rel=1e-6)
-    assert made["values"]["loss"]["high"] == pytest.approx(best["loss_high"], rel=1e-6)
+    (run,) = json.loads(
+        invoke("predict", str(tmp_path / "out"), "--n", str(best["n"]), "--tokens", str(best["d"]), "--json").stdout
+    )
+    assert made["values"]["loss"]["high"] == pytest.approx(run["values"]["loss"]["high"], rel=1e-6)
 
 
 def test_isoflop_finds_the_true_optima_and_refuses_a_budget_whose_bottom_is_not_inside() -> None:
@@ -126,7 +129,9 @@ def test_predict_gives_the_loss_of_a_run_with_its_interval(joint: str) -> None:
     (made,) = json.loads(invoke("predict", joint, "--n", "1B", "--tokens", "20B", "--json").stdout)
     truth = HOFFMANN["E"] + HOFFMANN["A"] * 1e9 ** -HOFFMANN["alpha"] + HOFFMANN["B"] * 2e10 ** -HOFFMANN["beta"]
     assert made["values"]["loss"]["low"] < truth < made["values"]["loss"]["high"]
-    assert made["notes"] == []
+    (note,) = made["notes"]
+    assert "the forecast of 5 laws" in note
+    assert [row["likelihood"] for row in made["floors"]].count(1.0) == 1
 
 
 def test_predict_gives_the_best_run_of_a_budget_and_says_how_far_out_it_lies(joint: str) -> None:

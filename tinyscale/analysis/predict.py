@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tinyscale.analysis.records import read_curve
+from tinyscale.analysis.records import read_curve, read_fit
 from tinyscale.errors import FitError
 from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.isoflop import optimum_line
+from tinyscale.fitting.laws import Law
 from tinyscale.fitting.record import Record
+from tinyscale.fitting.text import describe_members
 from tinyscale.formatting import compact
 from tinyscale.storage import Folder
 
@@ -24,17 +26,21 @@ FAR = 10.0  # times the fitted range; beyond, nothing in the data speaks for the
 
 @dataclass(frozen=True)
 class Prediction:
-    """name: of the fit; values: quantity -> its estimate; notes: what to know before using it."""
+    """name: of the fit; values: quantity -> its estimate; notes: what to know before using it; floors: of a law with a
+    floor, the loss with the floor held at values across its interval, and their likelihoods.
+    """
 
     name: str
     formula: str
     values: Mapping[str, Estimate]
     notes: tuple[str, ...]
+    floors: pd.DataFrame | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end is null."""
         values = estimates_json(self.values)
-        return {"name": self.name, "formula": self.formula, "values": values, "notes": list(self.notes)}
+        floors = {} if self.floors is None else {"floors": self.floors.to_dict("records")}
+        return {"name": self.name, "formula": self.formula, "values": values, "notes": list(self.notes), **floors}
 
 
 def predict_all(folder: Folder, records: Sequence[Record], asked: Mapping[str, float]) -> list[Prediction]:
@@ -68,21 +74,36 @@ def _predict(folder: Folder, record: Record, asked: Mapping[str, float]) -> Pred
         return _from_optima(record, asked["c"]) if of_budget else None
     if record.form.kind == "sizes":
         return None
+    sizes, values = {name: asked[name] for name in record.range if name in asked}, {}
     if of_budget and record.form.has_frontier:
-        row = frontier(read_curve(folder, record), asked["c"]).iloc[0]
-        values = {name: _estimate(row, key, f"{key}_low", f"{key}_high") for name, key in _FRONTIER.items()}
-        sizes = {"n": row["n"], "d": row["d"]}
-    elif set(record.range) <= set(asked):
-        sizes = {name: asked[name] for name in record.range}
-        row = read_curve(folder, record).predict(**sizes).iloc[0]
-        values = {"loss": _estimate(row, "loss", "low", "high")}
-    else:
+        best = frontier(read_curve(folder, record), asked["c"]).iloc[0]
+        sizes = {"n": best["n"], "d": best["d"]}
+        values = {name: _estimate(best, key, f"{key}_low", f"{key}_high") for name, key in _FRONTIER.items()}
+    if set(sizes) != set(record.range):
         return None
-    notes = (*_distance(record.range, sizes), *_slice(record, asked), *record.warnings)
-    return Prediction(record.name, record.formula, values, notes)
+    found = read_fit(folder, record)
+    row = found.predict(noise=True, **sizes).iloc[0]
+    values["loss"] = _estimate(row, "loss", "low", "high")
+    floors = found.floors(**sizes) if _has_free_floor(record) else None
+    notes = (*_distance(record.range, sizes), *_slice(record, asked), *_laws(record), *record.warnings)
+    return Prediction(record.name, record.formula, values, notes, floors)
 
 
-_FRONTIER = {"N*": "n", "D*": "d", "loss": "loss"}
+def _has_free_floor(record: Record) -> bool:
+    """Whether the law has a floor, with an interval to choose others from."""
+    floor = record.form.irreducible if isinstance(record.form, Law) else None
+    ends = record.estimates[floor].ends if floor else (0.0, 0.0)
+    return bool(np.isfinite(ends).all() and ends[0] < ends[1])
+
+
+def _laws(record: Record) -> list[str]:
+    """Which laws the forecast averages."""
+    if len(record.forecast) < 2:
+        return []
+    return [f"the loss is the forecast of {describe_members(record)}, not this law's alone"]
+
+
+_FRONTIER = {"N*": "n", "D*": "d"}
 
 
 def _estimate(row: pd.Series[float], *columns: str) -> Estimate:
@@ -123,4 +144,11 @@ def describe_prediction(made: Prediction) -> str:
     for name, each in made.values.items():
         show = (lambda v: f"{v:.4f}") if name == "loss" else compact
         lines.append(f"  {name:5} {show(each.value):>10}   95 %: {show(each.low)} to {show(each.high)}")
+    if made.floors is not None:
+        lines += ["  by the law's own floor:", *map("  ".join, _floor_rows(made.floors))]
     return "\n".join(lines + [f"  note: {note}" for note in made.notes])
+
+
+def _floor_rows(floors: pd.DataFrame) -> list[tuple[str, ...]]:
+    heads = [("", f"{'floor':>10}", f"{'loss':>10}", f"{'likelihood':>10}")]
+    return heads + [("", *(f"{value:>10.4g}" for value in row)) for row in floors.itertuples(index=False)]

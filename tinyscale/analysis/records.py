@@ -18,11 +18,12 @@ from tinyscale.errors import ResultsError
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.forecast import Forecast
 from tinyscale.fitting.holdout import HeldOut
-from tinyscale.fitting.laws import find_law
-from tinyscale.fitting.points import read_points
+from tinyscale.fitting.laws import Law, find_law
+from tinyscale.fitting.points import Points, read_points
 from tinyscale.fitting.record import TRIALS, Record
-from tinyscale.fitting.solve import Certificate
+from tinyscale.fitting.solve import Certificate, Problem
 from tinyscale.fitting.uncertainty import Noise
 from tinyscale.results.parquet import read_frame, to_parquet
 from tinyscale.storage import Folder, validated
@@ -114,12 +115,23 @@ class _Objective:
     kind: str
     value: float | None = None
     delta: float | None = None
+    held: dict[str, float] = field(default_factory=dict)
+    prior: dict[str, tuple[float, float]] = field(default_factory=dict)
+    above: float = 1.0
 
 
 @dataclass(frozen=True)
 class _Rival:
     law: str
     held_out_rms_percent: float
+
+
+@dataclass(frozen=True)
+class _Member:
+    law: str
+    weight: float
+    error_percent: float
+    params: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,7 @@ class _WrittenFit:
     certificate: dict[str, Any] = field(default_factory=dict)
     noise: Noise | None = None
     influence: list[dict[str, float | None]] = field(default_factory=list)
+    forecast: list[_Member] = field(default_factory=list)
     rivals: list[_Rival] = field(default_factory=list)
     conventions: list[_Convention] = field(default_factory=list)
     range: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -279,14 +292,13 @@ def read_points_table(folder: Folder, record: Record) -> pd.DataFrame:
 
 def read_fit(folder: Folder, record: Record) -> Fit:
     """The fit of a law of the loss as it was before it was written: nothing is fitted again."""
-    law, delta = find_law(record.law), record.objective["delta"]
+    points, problem = _read_problem(folder, record)
     assert record.certificate is not None and record.noise is not None
-    columns = {name: column for name, column in record.columns.items() if name in (*law.variables, "loss", "weight")}
     return Fit(
-        law=law,
+        law=problem.law,
         curve=read_curve(folder, record),
         estimates=MappingProxyType(dict(record.estimates)),
-        delta=np.inf if delta is None else delta,
+        delta=problem.delta,
         objective=record.objective["value"],
         certificate=record.certificate,
         noise=record.noise,
@@ -297,23 +309,37 @@ def read_fit(folder: Folder, record: Record) -> Fit:
         alternatives=record.alternatives,
         slice=record.slice,
         warnings=record.warnings,
-        points=read_points(read_points_table(folder, record), law, columns),
+        points=points,
         derived=MappingProxyType(dict(record.derived)),
         conventions=record.conventions,
         origin=record.origin,
+        forecast=Forecast.of_json(record.forecast, points, problem) if record.forecast else None,
+        above=problem.above,
     )
+
+
+def _read_problem(folder: Folder, record: Record) -> tuple[Points, Problem]:
+    """The points of a record of a law of the loss, and what was solved for them."""
+    law, delta = _law_of(record), record.objective["delta"]
+    columns = {name: column for name, column in record.columns.items() if name in (*law.variables, "loss", "weight")}
+    points = read_points(read_points_table(folder, record), law, columns)
+    return points, points.problem(law, np.inf if delta is None else delta, record.objective.get("above", 1.0))
+
+
+def _law_of(record: Record) -> Law:
+    """The law with what was held of it, and its prior."""
+    prior = {name: tuple(each) for name, each in record.objective.get("prior", {}).items()}
+    return replace(find_law(record.law), held=record.objective.get("held", {}), prior=prior)
 
 
 def read_curve(folder: Folder, record: Record) -> Curve:
     """The curve of a record of a law of the loss, with its refits."""
-    law, noise = find_law(record.law), record.noise
+    law, noise = _law_of(record), record.noise
     assert noise is not None
     what = f"the refits of {record.name}"
     draws = _read_table(folder, f"{record.name}.draws.parquet", what)
     if not set(law.params) <= set(draws) or not all(is_numeric_dtype(draws[name]) for name in law.params):
         raise ResultsError(f"{folder}: {what} have other columns than {', '.join(law.params)}; run tinyscale fit again")
     params = {name: record.estimates[name].value for name in law.params}
-    profiled = None
-    if law.has_frontier and record.method == "profile":
-        profiled = read_points(read_points_table(folder, record), law, record.columns).problem(law, np.inf)
+    profiled = _read_problem(folder, record)[1] if law.has_frontier and record.method == "profile" else None
     return Curve(law, params, draws[list(law.params)].to_numpy(), noise.sd, noise.dof, profiled)

@@ -32,6 +32,7 @@ from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws.optima import SETTINGS
+from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import COLUMNS, held_variables
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
@@ -154,6 +155,7 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
         notes = refuse_scattered(group.frame, columns, group.unread)
     # Of results, points that share a run are decay branches, each trained apart from the others for a while.
     options["clustered"] = bool(group.frame.index.name)
+    options.setdefault("average", law is None)
     fits = [fit(group.frame, main, columns=columns, **options)]
     for name in others:
         with suppress(FitError):  # a second law is a bonus
@@ -170,8 +172,8 @@ def fit_frame(
 
     Of results only the last points of finished trials are kept; what was dropped is in the fit's `points` line.
     law: left out, the one for what varies. columns: variables n, d, c, ... and loss, settings and labels -> the frame's
-    columns, where they have other names. options: of `fit_law` (delta, intervals, draws, holdout, seed). FitError when
-    the runs cannot support the law, or are several curves.
+    columns, where they have other names. options: of `fit_law` (delta, intervals, draws, holdout, seed, hold, prior,
+    one_sided). FitError when the runs cannot support the law, or are several curves.
     """
     whole = _one_group(frame, columns or {})
     refuse_mixed(whole)
@@ -184,7 +186,12 @@ def fit_frame(
             f"of one, for example frame[frame[{free[0]!r}] == {first!r}], or law='lr' for the best rate"
         )
     main = law or laws_for(whole.frame, whole.columns)[0]
+    options.setdefault("average", law is None)
     (found,) = fit_group(whole, main, every_convention=False, **options)
+    if isinstance(found, Optima) and law is None:
+        with suppress(FitError):  # the optima stand without it
+            joint = fit(whole.frame, "chinchilla", columns=whole.columns, **options)
+            found = replace(found, forecast=joint.forecast)
     notes = (*found.warnings, *untuned_note(whole.frame, whole.columns), *whole.notes[1:])
     notes = (*notes, *unread(columns or {}, [whole], [found]))
     return replace(found, warnings=notes)

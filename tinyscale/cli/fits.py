@@ -24,6 +24,27 @@ def _read_columns(_: click.Context, __: click.Parameter, text: str | None) -> di
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
+def _read_held(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+    """E=1.6 -> a mapping."""
+    try:
+        return {name.strip(): float(value) for name, value in (each.split("=") for each in given)}
+    except ValueError as error:
+        raise click.BadParameter(f"{' '.join(given)!r} is not PARAMETER=NUMBER, for example E=1.6") from error
+
+
+def _read_priors(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """alpha=0.35±0.05, or with +- for ± -> a mapping to mean and sd."""
+    found = {}
+    for each in given:
+        name, *normal = each.replace("+-", "=").replace("±", "=").split("=")
+        try:
+            mean, sd = map(float, normal)
+        except ValueError as error:
+            raise click.BadParameter(f"{each!r} is not PARAMETER=MEAN+-SD, for example alpha=0.35+-0.05") from error
+        found[name.strip()] = (mean, sd)
+    return found
+
+
 _columns_option = click.option(
     "--columns",
     callback=_read_columns,
@@ -35,7 +56,10 @@ _columns_option = click.option(
 @click.command(epilog=examples("fit results", "fit runs.csv --columns n=params,d=tokens,loss=val --results fits"))
 @click.argument("path", required=False)
 @click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
-@click.option("--law", help="Law to fit.  [default: chosen by what varies]")
+@click.option(
+    "--law",
+    help="Law to fit, and to forecast by alone.  [default: chosen by what varies; forecasts average the laws of that]",
+)
 @_columns_option
 @click.option(
     "--pool",
@@ -47,7 +71,7 @@ _columns_option = click.option(
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="How many of the largest sizes to hold out for the held-out error.",
+    help="How many of the largest sizes to hold out for the error; 1: of joint laws, the top fifth of compute.",
 )
 @click.option(
     "--bootstrap",
@@ -71,6 +95,21 @@ _columns_option = click.option(
     type=click.FloatRange(0, min_open=True),
     help="Delta of Huber's function on log loss, for example 1e-3; inf: least squares, which profile and wild need.  "
     "[default: inf below 50 clusters of runs, else 1e-3]",
+)
+@click.option(
+    "--hold", callback=_read_held, multiple=True, metavar="PARAMETER=NUMBER", help="Hold a parameter, such as E=1.6."
+)
+@click.option(
+    "--prior",
+    callback=_read_priors,
+    multiple=True,
+    metavar="PARAMETER=MEAN±SD",
+    help="Normal prior of a parameter, such as alpha=0.35±0.05 (or +-): its mean and standard deviation.",
+)
+@click.option(
+    "--one-sided",
+    is_flag=True,
+    help="Runs above the law count a tenth: for runs of which some are badly tuned.",
 )
 @click.option(
     "--convention",

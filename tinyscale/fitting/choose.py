@@ -34,8 +34,10 @@ def fit(
     """Fit a scaling law to final points, one row per run; left out, the law for what varies.
 
     columns: variables n, d, c, ... and loss -> the frame's columns, where they are not the results' own. options: of
-    `fit_law` (delta, intervals, draws, holdout, seed). FitError when the runs cannot support the law.
+    `fit_law` (delta, intervals, draws, holdout, seed, hold, prior, one_sided). The law left out, new runs are forecast
+    by all laws of its variables. FitError when the runs cannot support the law.
     """
+    options.setdefault("average", law is None)
     name = law or laws_for(frame, columns)[0]
     if name in OPTIMA:
         return OPTIMA[name](frame, columns=columns)

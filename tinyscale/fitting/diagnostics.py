@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from scipy import special
 
 from tinyscale.fitting.arrays import Array, Index, Mask
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.holdout import HeldOut, alternative_note, hold_out, rank_alternatives
+from tinyscale.fitting.forecast import Forecast, averaged, make_forecast
+from tinyscale.fitting.holdout import HeldOut, alternative_note, hold_out, hold_out_top
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.points import COLUMNS, LOSS_OF_CHANCE, Points, group_settings, group_sizes
 from tinyscale.fitting.residuals import off_by, residual_notes
+from tinyscale.fitting.shape import shape_notes
 from tinyscale.fitting.solve import Certificate, Problem, minimise
 from tinyscale.fitting.support import LEAST_SPREAD, NO_SCALING, scaling
 from tinyscale.fitting.text import tells
@@ -30,6 +32,7 @@ MOST_WEIGHTS = 20_000_000  # refits without a size that are made at once, times 
 class Evidence:
     """What speaks for a fit and against it. The fields are those of `Fit`."""
 
+    forecast: Forecast | None
     held_out: HeldOut | None
     influence: tuple[Mapping[str, Any], ...]
     alternatives: tuple[Mapping[str, Any], ...]
@@ -45,19 +48,33 @@ def gather_evidence(
     certificate: Certificate,
     noise: Noise,
     holdout: int,
+    average: bool,
 ) -> Evidence:
-    """Held-out error, alternative laws, influence of each size, and what to warn of, for a law solved at theta (P,).
+    """Forecast, held-out error, alternative laws, influence of each size, and what to warn of, for a law solved at
+    theta (P,).
 
-    holdout: how many of the largest sizes to hold out; 0: none, and no alternative laws.
+    holdout: how many of the largest sizes to hold out (1, of joint laws: the top fifth of compute); 0: none, and no
+    alternative laws; average: whether the forecast is of all laws of the same variables.
     """
     law, delta = problem.law, problem.delta
-    held_out = hold_out(law, points, delta, holdout)
-    alternatives = rank_alternatives(law, points, delta) if holdout else []
+    forecast, held_out, alternatives = None, None, []
+    if holdout:
+        laws = (law, *(each for each in averaged(law) if each.name != law.name))
+        whole = make_forecast(points, problem, theta, laws)
+        forecast = whole if average else whole.alone(law, theta)
+        alternatives = [{"law": m.law.name, "held_out_rms_percent": 100 * m.error} for m in whole.members]
+        of_compute = {"n", "d"} <= set(law.variables) and holdout == 1
+        held_out = (
+            hold_out_top(points, problem, laws if average else (law,))
+            if of_compute
+            else hold_out(law, points, delta, holdout)
+        )
     without = leave_sizes_out(problem, points, theta)
     warnings = (
         *_about_data(law, points),
         *_about_scaling(law, points, _residual(problem, theta)),
         *_about_lack_of_fit(noise, without),
+        *shape_notes(problem, theta),
         *residual_notes(
             points, problem, theta, fixed=certificate.at_bound, alike=(noise.lack_of_fit or 1.0) >= LACK_OF_FIT_LEVEL
         ),
@@ -67,7 +84,7 @@ def gather_evidence(
         *_about_influence(law, without, estimates),
         *alternative_note(law, alternatives),
     )
-    return Evidence(held_out, tuple(each.row for each in without), tuple(alternatives), warnings)
+    return Evidence(forecast, held_out, tuple(each.row for each in without), tuple(alternatives), warnings)
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,7 @@ def leave_sizes_out(problem: Problem, points: Points, theta: Array) -> list[With
     found = []
     for sizes in np.array_split(np.arange(size.max() + 1), -(-(int(size.max()) + 1) * len(points) // MOST_WEIGHTS)):
         weight = problem.weight * (size != sizes[:, None])
-        left = Problem(law, problem.x, problem.y, weight, problem.delta)
+        left = replace(problem, weight=weight)
         solved = minimise(left, np.repeat(theta[None], len(weight), axis=0)).theta
         found += list(zip(sizes, solved, strict=True))
     rows = []
@@ -218,7 +235,7 @@ def _about_lack_of_fit(noise: Noise, without: Sequence[Without]) -> list[str]:
 
 
 def _about_floor(law: Law, estimates: Mapping[str, Estimate]) -> list[str]:
-    if law.irreducible is None or estimates[law.irreducible].low > 0:
+    if law.irreducible is None or law.irreducible in law.held or estimates[law.irreducible].low > 0:
         return []
     return [
         f"the floor {law.irreducible} is not identified: zero is inside its interval, so loss far beyond the data is "
@@ -229,7 +246,8 @@ def _about_floor(law: Law, estimates: Mapping[str, Estimate]) -> list[str]:
 def _about_held_out(held_out: HeldOut | None, noise: Noise) -> list[str]:
     if held_out is None:
         return ["no size could be held out: nothing shows that the law predicts"]
-    if abs(held_out.error_percent) >= abs(held_out.carry_forward_percent) and tells(held_out, noise.sd):
+    error, carried = held_out.errors
+    if error >= carried and tells(held_out, noise.sd):
         return ["on the held-out size the law did no better than carrying the last loss forward"]
     return []
 

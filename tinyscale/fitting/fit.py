@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
@@ -16,6 +16,8 @@ from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.curve import ENDS, Curve
 from tinyscale.fitting.diagnostics import gather_evidence, residual_table
 from tinyscale.fitting.estimate import Estimate
+from tinyscale.fitting.floors import floor_table
+from tinyscale.fitting.forecast import Forecast
 from tinyscale.fitting.frontier import exponents
 from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.laws import Law, find_law
@@ -33,10 +35,12 @@ from tinyscale.fitting.uncertainty import (
     profile,
     wild_draws,
 )
+from tinyscale.formatting import nearest
 
 DELTA = 1e-3  # Hoffmann et al. 2022, appendix D.2
 FEW_CLUSTERS = 50  # below, a bootstrap covers too much, and least squares has a likelihood to profile
 DRAWS = 1000
+ABOVE = 0.1  # what a run above the law counts for in a one-sided fit: OLMo-core's penalty of 10, the other way round
 LEAST_DRAWS, MOST_REFITTED = 200, 20_000_000  # above 20,000 points fewer refits, as the points they refit are many
 
 Method = Literal["auto", "profile", "bootstrap", "wild"]
@@ -48,9 +52,11 @@ class Fit:
 
     estimates: of its parameters, in the law's own units; delta: of Huber's function (inf: least squares on log loss);
     objective: its sum over the points; method, intervals: how intervals were made, in a word and in a sentence;
-    influence: the parameters with one size left out at a time; alternatives: laws of the same variables by held-out
-    error; derived: of laws with a frontier, the exponents a, b of N* ~ C^a and D* ~ C^b; conventions: the parameters
-    under each way of counting, where asked for; origin: which runs these are.
+    forecast: what the laws say together of new runs (None where nothing is held out: then the law's own curve);
+    influence: the parameters with one size left out at a time; alternatives: laws of the same variables by their error
+    on inner windows; derived: of laws with a frontier, the exponents a, b of N* ~ C^a and D* ~ C^b; conventions: the
+    parameters under each way of counting, where asked for; origin: which runs these are; above: what a run above the
+    law counted for against one below it.
     """
 
     law: Law
@@ -71,6 +77,8 @@ class Fit:
     derived: Mapping[str, Estimate]
     conventions: tuple[Mapping[str, Any], ...] = ()
     origin: Origin = field(default_factory=Origin)
+    forecast: Forecast | None = None
+    above: float = 1.0
 
     @property
     def params(self) -> Mapping[str, float]:
@@ -90,9 +98,20 @@ class Fit:
     def predict(self, *, noise: bool = True, **variables: Any) -> pd.DataFrame:
         """Loss at new sizes, one row each, with 95 % ends: `fit.predict(n=[1e7, 1e8])`.
 
-        noise: the ends hold a new run's loss; False: the law's own curve. FitError when a variable is missing.
+        It is the forecast of a new run, by all laws of the same variables unless this one was asked for; noise=False:
+        the law's own curve, the ends for it alone. FitError when a variable is missing.
         """
+        if noise and self.forecast is not None:
+            return self.forecast.predict(**variables)
         return self.curve.predict(noise=noise, **variables)
+
+    def floors(self, **variables: Any) -> pd.DataFrame:
+        """Loss at one new size with the law's floor held at values across its interval, and the likelihood of each.
+
+        likelihood: over that of the best floor. FitError for a law without a floor, or that holds it.
+        """
+        problem = self.points.problem(self.law, self.delta, self.above)
+        return floor_table(problem, self.curve, self.estimates, **variables)
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -121,8 +140,12 @@ class Fit:
                 "value": self.objective,
                 "kind": "least squares on log loss" if np.isinf(self.delta) else "Huber on log loss",
                 "delta": None if np.isinf(self.delta) else self.delta,
+                **({"held": dict(self.law.held)} if self.law.held else {}),
+                **({"prior": {name: list(each) for name, each in self.law.prior.items()}} if self.law.prior else {}),
+                **({"above": self.above} if self.above != 1 else {}),
             },
             held_out=self.held_out,
+            forecast=tuple(self.forecast.as_json()) if self.forecast else (),
             warnings=self.warnings,
             columns=self.points.counts,
             points=len(self.points),
@@ -164,34 +187,54 @@ def fit_law(
     holdout: int = 1,
     seed: int = 0,
     clustered: bool = False,
+    average: bool = False,
+    hold: Mapping[str, float] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    one_sided: bool = False,
 ) -> Fit:
     """Fit `law` to the rows of `frame`, one row per run: its final point.
 
     columns: the law's variables, `loss` and `weight` -> the frame's columns, where they differ from the results' own.
     delta: of Huber's function; None: inf (least squares on log loss) below 50 clusters of runs, else 1e-3.
     intervals: auto is profile below 50 clusters, else bootstrap; wild and profile are for least squares.
-    holdout: how many of the largest sizes to hold out for the error; 0: none, and no alternative laws.
+    holdout: how many of the largest sizes to hold out for the error (1, of joint laws: the top fifth of compute); 0:
+    none, and no alternative laws or forecast.
+    average: forecast by all laws of the same variables, not by this one alone.
+    hold: parameter -> the value that it has; prior: parameter -> mean and sd of a normal prior (of a coefficient,
+    log-normal). With either, this law forecasts alone.
+    one_sided: runs above the law count a tenth, as mis-tuned runs are never too good.
     clustered: whether points that share a `run` are dependent in profiles too, as they are in a bootstrap.
     FitError when the points cannot support the law.
     """
-    law = find_law(law) if isinstance(law, str) else law
+    law = _holding(find_law(law) if isinstance(law, str) else law, hold or {}, prior or {})
     points = read_points(frame, law, columns)
     refuse_unsupported(law, points)
     clusters = int(points.cluster.max()) + 1
     delta, method = _choose_method(delta, intervals, clusters)
-    problem = points.problem(law, delta)
+    above = ABOVE if one_sided else 1.0
+    if prior:
+        law = _with_prior(law, points.problem(law, delta, above), prior)
+    problem = points.problem(law, delta, above)
     draws = min(draws, max(LEAST_DRAWS, MOST_REFITTED // len(points)))
     solution, certificate = solve(problem)
     theta = solution.theta[0]
     residual = law.log_loss(theta[None], points.x)[0][0] - points.y
-    noise = estimate_noise(points, residual, len(theta))
-    noise = of_clusters(noise, points, residual, len(theta)) if clustered else noise
+    free = int(law.free.sum())
+    noise = estimate_noise(points, residual, free)
+    noise = of_clusters(noise, points, residual, free) if clustered else noise
     drawn, low, high = _intervals(method, problem, points, theta, noise, draws=draws, seed=seed)
     natural = zip(*(_natural(law, each) for each in (theta, low, high)), strict=True)
     estimates = {name: Estimate(*each) for name, each in zip(law.params, natural, strict=True)}
     params = MappingProxyType({name: each.value for name, each in estimates.items()})
     evidence = gather_evidence(
-        points, problem, theta, estimates=estimates, certificate=certificate, noise=noise, holdout=holdout
+        points,
+        problem,
+        theta,
+        estimates=estimates,
+        certificate=certificate,
+        noise=noise,
+        holdout=holdout,
+        average=average and not (hold or prior),
     )
     profiled = problem if method == "profile" else None
     curve = Curve(law, params, law.to_params(drawn), noise.sd, noise.dof, profiled)
@@ -212,7 +255,37 @@ def fit_law(
         warnings=evidence.warnings,
         points=points,
         derived=MappingProxyType(exponents(curve) if law.has_frontier else {}),
+        forecast=evidence.forecast,
+        above=above,
     )
+
+
+def _holding(law: Law, hold: Mapping[str, float], prior: Mapping[str, tuple[float, float]]) -> Law:
+    """The law with parameters held. FitError for one that it has not, a value that it cannot have, or none left."""
+    for name in (*hold, *prior):
+        if name not in law.params:
+            raise FitError(f"{law.formula} has no {name}{nearest(name, law.params)}; it has {', '.join(law.params)}")
+    for name, value in (*hold.items(), *((name, mean) for name, (mean, _) in prior.items())):
+        low, high = law.bounds[law.params.index(name)]
+        if not low <= value <= high:
+            raise FitError(f"{name} = {value:g} lies outside {low:g} to {high:g}, where {law.formula} has it")
+    if any(not sd > 0 for _, sd in prior.values()) or set(hold) & set(prior):
+        raise FitError("a prior is a mean and an sd above zero, of a parameter that is not held: alpha=0.35+-0.05")
+    if set(hold) == set(law.params):
+        raise FitError(f"all parameters of {law.formula} are held, so there is nothing to fit; leave one out")
+    return replace(law, held=MappingProxyType(dict(hold)))
+
+
+def _with_prior(law: Law, problem: Problem, prior: Mapping[str, tuple[float, float]]) -> Law:
+    """The law with its prior weighed against the noise that the points have about the law without it."""
+    theta = solve(problem)[0].theta[0]
+    residual = law.log_loss(theta[None], problem.x)[0][0] - problem.y
+    variance = float((residual**2).sum()) / max(len(residual) - int(law.free.sum()), 1)
+    drawn = {}
+    for name, (mean, sd) in prior.items():
+        logged = law.logged[law.params.index(name)]
+        drawn[name] = (np.log(mean), variance / (sd / mean) ** 2) if logged else (mean, variance / sd**2)
+    return replace(law, prior=MappingProxyType(drawn))
 
 
 def _choose_method(delta: float | None, intervals: Method, clusters: int) -> tuple[float, Method]:

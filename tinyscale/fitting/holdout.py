@@ -1,17 +1,20 @@
-"""How well a law, and its alternatives, predict sizes held out, and how well the last loss carried forward does."""
+"""How well laws predict sizes, or compute, held out, and how well the last loss carried forward does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tinyscale.fitting.arrays import Array
+from tinyscale.fitting.forecast import Z, make_forecast
 from tinyscale.fitting.laws import LAWS, Law
 from tinyscale.fitting.points import Points
-from tinyscale.fitting.solve import minimise
+from tinyscale.fitting.solve import Problem, minimise
+
+TOP = 0.2  # of the points, by compute: held out of joint laws
 
 MOST_WINDOWS, MOST_STARTS, WINDOW_STEPS = 5, 8, 100  # each window is a whole fit, and a slow start is let go
 
@@ -24,6 +27,9 @@ class HeldOut:
     fitted; carry_forward_percent: the error of a naive baseline, the value of the largest fitted size; windows: the
     same for every expanding window, a mapping of fitted_sizes, error_percent and carry_forward_percent for the next
     size up.
+    Of joint laws the top fifth of compute is held out, and the size is its largest; runs: how many these are; reach:
+    the largest compute over the largest fitted; rms_percent, carried_rms_percent: root mean square errors over the
+    runs, of the forecast and of carrying the last loss forward; inside: how many the 95 % interval held.
     """
 
     size: Mapping[str, float]
@@ -33,6 +39,18 @@ class HeldOut:
     error_percent: float
     carry_forward_percent: float
     windows: tuple[Mapping[str, float], ...] = ()
+    runs: int | None = None
+    reach: float | None = None
+    rms_percent: float | None = None
+    carried_rms_percent: float | None = None
+    inside: int | None = None
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """Size of the error in percent, of the law and of carrying the last loss forward; over several runs, rms."""
+        if self.rms_percent is None or self.carried_rms_percent is None:
+            return abs(self.error_percent), abs(self.carry_forward_percent)
+        return self.rms_percent, self.carried_rms_percent
 
     @classmethod
     def of(
@@ -46,9 +64,8 @@ class HeldOut:
         windows: Iterable[Mapping[str, float]] = (),
     ) -> HeldOut:
         """From what was measured at the size, what the law predicts there, and the value at the largest fitted size."""
-        return cls(
-            size, fitted_sizes, actual, predicted, **_percent(actual, predicted, carried), windows=tuple(windows)
-        )
+        error, carry = _percent(actual, predicted, carried).values()
+        return cls(size, fitted_sizes, actual, predicted, error, carry, tuple(windows))
 
     @classmethod
     def of_json(cls, entry: Mapping[str, Any]) -> HeldOut:
@@ -57,8 +74,9 @@ class HeldOut:
         return cls(**{"size": {"c": entry.get("c")}, **values, "windows": tuple(values.get("windows", ()))})
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**vars(self), "size": dict(self.size), "windows": [dict(window) for window in self.windows]}
+        """Plain values, without those that there are none of."""
+        values = {**vars(self), "size": dict(self.size), "windows": [dict(window) for window in self.windows]}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _percent(actual: float, predicted: float, carried: float) -> dict[str, float]:
@@ -127,21 +145,37 @@ def _errors(law: Law, points: Points, theta: Array, fitted: int, target: int) ->
     return float(loss[at].mean()), float(predicted.mean()), float(loss[last].mean())
 
 
-def rank_alternatives(law: Law, points: Points, delta: float) -> list[dict[str, Any]]:
-    """Every law of the same variables by its root mean square error on the next size up, best first.
-
-    All over the same expanding windows; a law that needs more sizes than there are is left out.
-    """
-    others = [o for o in LAWS.values() if o.variables == law.variables and points.configs() > len(o.params) + 1]
-    hungriest = max((len(other.params) for other in others), default=0)
-    enough = [k for k in range(1, points.sizes) if points.configs(points.size < k) > hungriest]
-    errors = {other.name: window_errors(other, points, delta, spaced(enough)) for other in others if enough}
-    rows = [
-        {"law": name, "held_out_rms_percent": float(np.sqrt(np.mean([w["error_percent"] ** 2 for w in windows])))}
-        for name, windows in errors.items()
-        if windows
-    ]
-    return sorted(rows, key=lambda row: row["held_out_rms_percent"])
+def hold_out_top(points: Points, problem: Problem, laws: Sequence[Law]) -> HeldOut | None:
+    """Forecast the runs of the top fifth of compute from the others; None when those cannot support the law."""
+    law, compute = problem.law, points.x.sum(axis=0)
+    budgets = np.unique(np.round(compute, 2))
+    shares = np.array([(compute > budget + 0.01).mean() for budget in budgets[:-1]])
+    last = budgets[int(np.abs(shares - TOP).argmin())] if len(shares) else -np.inf
+    lower = compute <= last + 0.01
+    if not lower.any() or points.only(lower).configs() <= len(law.params):
+        return None
+    part, top = points.only(lower), points.only(~lower)
+    below = replace(problem, x=part.x, y=part.y, weight=problem.weight[lower])
+    made = make_forecast(part, below, None, laws)
+    centre, sd = made.log_loss(top.x)
+    largest, nearest = int(top.x.sum(axis=0).argmax()), part.x.sum(axis=0) > last - 0.01
+    loss, predicted, carried = np.exp(top.y), np.exp(centre), float(np.exp(part.y[nearest]).mean())
+    rms = [100 * float(np.sqrt(np.mean((each / loss - 1) ** 2))) for each in (predicted, carried)]
+    found = HeldOut.of(
+        {name: float(value) for name, value in zip(law.variables, np.exp(top.x[:, largest]), strict=True)},
+        part.sizes,
+        actual=float(loss[largest]),
+        predicted=float(predicted[largest]),
+        carried=carried,
+    )
+    return replace(
+        found,
+        runs=len(top),
+        reach=float(np.exp(compute.max() - last)),
+        rms_percent=rms[0],
+        carried_rms_percent=rms[1],
+        inside=int((np.abs(centre - top.y) < Z * sd).sum()),
+    )
 
 
 def alternative_note(law: Law, ranked: list[dict[str, Any]]) -> list[str]:

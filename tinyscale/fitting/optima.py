@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from tinyscale.errors import FitError
 from tinyscale.fitting.estimate import Estimate
+from tinyscale.fitting.forecast import Forecast
 from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.laws.optima import OptimaLaw, with_optimum
 from tinyscale.fitting.record import Origin, Record, to_files
@@ -24,7 +26,7 @@ class Optima:
     (N, or the setting), `best_d` (of budgets, D at that N), `log_sd` (standard deviation of log best), `loss` there,
     and `refused`: why there is no optimum, or empty.
     runs: the points that were read; objective: value and kind; dof: degrees of freedom of the intervals; of: what else
-    the runs had in common that the law holds for.
+    the runs had in common that the law holds for; forecast: of the loss, by joint laws of the same runs.
     """
 
     law: OptimaLaw
@@ -39,6 +41,7 @@ class Optima:
     warnings: tuple[str, ...]
     of: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
+    forecast: Forecast | None = None
     curve: None = None  # there is no formula of the loss
     refits: None = None
 
@@ -50,6 +53,14 @@ class Optima:
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of a parameter. KeyError for another name."""
         return self.estimates[name].ends
+
+    def predict(self, **variables: Any) -> pd.DataFrame:
+        """Loss of new runs, as `Forecast.predict`. FitError where the runs were not fitted by a law of the loss."""
+        if self.forecast is None:
+            raise FitError(
+                f"a law of {self.law.predicts} predicts no loss; fit a law of the loss, for example chinchilla"
+            )
+        return self.forecast.predict(**variables)
 
     @property
     def kept(self) -> pd.DataFrame:

@@ -71,10 +71,17 @@ class Points:
         named = [name for name, said in zip(self.names, which, strict=True) if said]
         return ", ".join(named[:most]) + (f" and {len(named) - most} more" if len(named) > most else "")
 
-    def problem(self, law: Law, delta: float) -> Problem:
-        """For the solver; all points count alike unless a column `weight` was read."""
+    def only(self, keep: Mask) -> Points:
+        """Those of the points."""
+        size, cluster = (np.unique(index[keep], return_inverse=True)[1] for index in (self.size, self.cluster))
+        return Points(
+            self.frame[keep].reset_index(drop=True), self.x[:, keep], self.y[keep], size, cluster, self.counts
+        )
+
+    def problem(self, law: Law, delta: float, above: float = 1.0) -> Problem:
+        """For the solver; all points count alike unless a column `weight` was read, or those above the law for less."""
         weight = self.frame["weight"].to_numpy(float) if "weight" in self.frame else np.ones(len(self))
-        return Problem(law, self.x, self.y, weight, delta)
+        return Problem(law, self.x, self.y, weight, delta, above)
 
 
 def column_of(frame: pd.DataFrame, variable: str, columns: Mapping[str, str] | None = None) -> str:

@@ -22,8 +22,8 @@ TRIALS = "trials"  # the source of fits to a results folder's own runs
 # Keys of an entry of fits.json, in the order that they are written in.
 KEYS = (
     "name", "derived", "sweep", "arm", "title", "rows", "source", "conventions", "law", "formula", "params", "method",
-    "intervals", "objective", "certificate", "noise", "held_out", "rivals", "influence", "slice", "warnings", "columns",
-    "of", "points", "sizes", "range", "optima",
+    "intervals", "objective", "certificate", "noise", "held_out", "forecast", "rivals", "influence", "slice",
+    "warnings", "columns", "of", "points", "sizes", "range", "optima",
 )  # fmt: skip
 
 
@@ -48,7 +48,8 @@ class Record:
     method: of the intervals: profile, bootstrap, wild or t; intervals: the same in words.
     Of a law of the loss: certificate, noise, alternatives (laws of the same variables by held-out error), influence
     (the parameters without each size), range (of each variable), sizes, and conventions (the parameters under each way
-    of counting, where it was asked for).
+    of counting, where it was asked for), and forecast (the laws that forecast new runs: `law`, `weight`,
+    `error_percent` on inner windows and `params`).
     Of optima: their table, and what their runs had in common, `of`.
     """
 
@@ -72,6 +73,7 @@ class Record:
     range: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     sizes: int | None = None
     conventions: tuple[Mapping[str, Any], ...] = ()
+    forecast: tuple[Mapping[str, Any], ...] = ()
     of: Mapping[str, Any] = field(default_factory=dict)
     optima: pd.DataFrame | None = None
 
@@ -127,6 +129,7 @@ class Record:
         return {
             "certificate": {**asdict(self.certificate), "at_bound": list(self.certificate.at_bound)},
             "noise": asdict(self.noise),
+            **({"forecast": [dict(row) for row in self.forecast]} if self.forecast else {}),
             "rivals": [dict(row) for row in self.alternatives],
             "influence": [dict(row) for row in self.influence],
             "sizes": self.sizes,
@@ -155,6 +158,7 @@ class Record:
             rest = {
                 "certificate": Certificate(**certificate),
                 "noise": Noise(**entry["noise"]),
+                "forecast": tuple(entry.get("forecast", ())),
                 "alternatives": tuple(entry["rivals"]),
                 "influence": tuple(entry["influence"]),
                 "range": {name: (low, high) for name, (low, high) in entry["range"].items()},

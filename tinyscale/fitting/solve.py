@@ -23,13 +23,17 @@ SAME = 1e-4  # two starts reached the same optimum when their objectives differ 
 
 @dataclass(frozen=True)
 class Problem:
-    """A law and what it is fitted to: x (k, n), logarithms of its variables; log loss y and weight (n,) or (B, n)."""
+    """A law and what it is fitted to: x (k, n), logarithms of its variables; log loss y and weight (n,) or (B, n).
+
+    above: what a point whose loss lies above the law counts for against one below it.
+    """
 
     law: Law
     x: Array
     y: Array
     weight: Array
     delta: float
+    above: float = 1.0
 
     def rows(self, batch: int) -> Problem:
         """With y and weight as (batch, n)."""
@@ -138,13 +142,24 @@ def _evaluate(problem: Problem, theta: Array) -> _State:
     residual = predicted - problem.y
     size = np.abs(residual)
     inside = np.minimum(size, problem.delta)
-    return _State(theta, residual, jacobian, (problem.weight * inside * (size - 0.5 * inside)).sum(axis=1))
+    objective = (_weight(problem, residual) * inside * (size - 0.5 * inside)).sum(axis=1)
+    if problem.law.prior:
+        value, pull = problem.law.pull
+        objective = objective + 0.5 * (pull * (theta - value) ** 2).sum(axis=1)
+    return _State(theta, residual, jacobian, objective)
+
+
+def _weight(problem: Problem, residual: Array) -> Array:
+    """The weight (B, n) of each point, less above the law where the problem says so."""
+    return problem.weight if problem.above == 1 else problem.weight * np.where(residual < 0, problem.above, 1.0)
 
 
 def _step(problem: Problem, state: _State, damping: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
     """The damped step (B, P), the norm of the free gradient (B,) and how far a full step would go down (B,)."""
-    size, weight, delta = np.abs(state.residual), problem.weight, problem.delta
+    size, weight, delta = np.abs(state.residual), _weight(problem, state.residual), problem.delta
     slope = (state.jacobian @ (weight * np.clip(state.residual, -delta, delta))[..., None])[..., 0]
+    value, pull = problem.law.pull
+    slope += pull * (state.theta - value)
     free = ~(((state.theta <= low) & (slope >= 0)) | ((state.theta >= high) & (slope <= 0)))
     slope = slope * free
     inside = size <= delta
@@ -153,6 +168,7 @@ def _step(problem: Problem, state: _State, damping: Array, low: Array, high: Arr
     matrix = (state.jacobian * curvature[:, None]) @ state.jacobian.swapaxes(1, 2)
     matrix *= free[:, :, None] & free[:, None, :]
     diagonal = np.einsum("bpp->bp", matrix)
+    diagonal += pull * free
     diagonal *= 1 + 1e-10 + 1e-3 * np.minimum(damping, 1e6)[:, None]
     diagonal += np.where(free, 1e-30, 1.0)
     scale = 1 / np.sqrt(diagonal)
@@ -203,7 +219,7 @@ def solve(problem: Problem) -> tuple[Solutions, Certificate]:
         share_of_starts=float(same.mean()),
         next_basin=float(others.min()) if len(others) else None,
         condition_number=condition_number(problem, found.theta[best]),
-        at_bound=tuple(name for name, at in zip(law.params, stopped, strict=True) if at),
+        at_bound=tuple(name for name, at in zip(law.params, stopped & law.free, strict=True) if at),
     )
     row = slice(best, best + 1)
     return Solutions(found.theta[row], found.objective[row], found.gradient[row], found.converged[row]), certificate
@@ -211,7 +227,7 @@ def solve(problem: Problem) -> tuple[Solutions, Certificate]:
 
 def condition_number(problem: Problem, theta: Array) -> float:
     """Of the Gauss-Newton matrix at theta (P,), scaled to unit diagonal: above 1e8, combinations are undetermined."""
-    jacobian = problem.law.log_loss(theta[None], problem.x)[1][0] * np.sqrt(problem.weight)
+    jacobian = problem.law.log_loss(theta[None], problem.x)[1][0][problem.law.free] * np.sqrt(problem.weight)
     length = np.linalg.norm(jacobian, axis=1, keepdims=True)
     values = np.linalg.svd(jacobian / np.maximum(length, 1e-300), compute_uv=False)
     return float((values[0] / max(values[-1], 1e-150)) ** 2)

@@ -22,7 +22,13 @@ def describe(record: Record) -> str:
     for name, estimate in record.all_estimates.items():
         value, low, high = estimate.texts()
         lines.append(f"  {name:10}{value:>12}   {low} to {high}")
-    lines += ["", *(f"  {line}" for line in (_held_out(record), *_alternatives(record), _rows(record), _trust(record)))]
+    lines += [
+        "",
+        *(
+            f"  {line}"
+            for line in (_held_out(record), *_alternatives(record), *_forecast(record), _rows(record), _trust(record))
+        ),
+    ]
     lines += [f"  {line}" for line in _conventions(record)]
     return "\n".join(lines + [f"  warning: {note}" for note in record.warnings])
 
@@ -42,8 +48,9 @@ def verdict(record: Record) -> str:
     held = record.held_out
     if held is None:
         return text + " Nothing could be held out, so nothing shows that it predicts."
-    error, carried = abs(held.error_percent), abs(held.carry_forward_percent)
+    error, carried = held.errors
     what = "The largest size" if record.form.kind == "loss" else "The best size at the largest budget"
+    what = "The top fifth of compute" if held.runs else what
     better, shown = "better than" if error < carried else "no better than", distinct(error, carried)
     if record.noise is not None and not tells(held, record.noise.sd):
         better = "which at so near a size says little beside"
@@ -74,6 +81,13 @@ def _held_out(record: Record) -> str:
     held, of_loss = record.held_out, record.form.kind == "loss"
     if held is None:
         return "held out: nothing, too few sizes would remain"
+    if held.runs:
+        error, carried = distinct(*held.errors)
+        return (
+            f"held out: the top fifth of compute, {held.runs} runs up to {held.reach:.3g} times the fitted: "
+            f"error {error} % (rms; carrying the last loss forward: {carried} %), "
+            f"the 95 % interval held {held.inside} of them"
+        )
     where = ", ".join(f"{name.upper()} = {compact(value)}" for name, value in held.size.items())
     what, digits = ("", ".4f") if of_loss else (f"{record.form.predicts} ", ".3g")
     carried = f"carrying the last {record.form.predicts} forward: {held.carry_forward_percent:+.2f} %"
@@ -91,9 +105,23 @@ def _alternatives(record: Record) -> list[str]:
         return []
     mine, its = distinct(own[0]["held_out_rms_percent"], others[0]["held_out_rms_percent"])
     return [
-        f"other laws: over growing subsets this law missed the next size by {mine} %, "
+        f"other laws: fitted to the lower half and 70 % of the runs, this law missed the others by {mine} %, "
         f"the nearest rival, {others[0]['law']}, by {its} %"
     ]
+
+
+def describe_members(record: Record) -> str:
+    """The laws that a forecast averages, with their weights."""
+    laws = ", ".join(f"{row['law']} ({row['weight']:.0%})" for row in record.forecast)
+    return f"{len(record.forecast)} laws, {laws}"
+
+
+def _forecast(record: Record) -> list[str]:
+    if not record.forecast:
+        return []
+    if len(record.forecast) == 1:
+        return ["forecast: by this law alone"]
+    return [f"forecast: the average of {describe_members(record)}, by their errors on such subsets"]
 
 
 def _rows(record: Record) -> str:

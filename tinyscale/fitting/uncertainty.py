@@ -106,7 +106,7 @@ def profile(problem: Problem, theta: Array, noise: Noise) -> tuple[Array, Array]
     ends = []
     for side, bound in zip((-1, 1), problem.law.limits, strict=True):
         width = _crossing(root, side, unit, np.abs(bound - theta), noise)
-        open_end = np.where(np.abs(bound) < OPEN, bound, side * np.inf)
+        open_end = np.where((np.abs(bound) < OPEN) | ~problem.law.free, bound, side * np.inf)
         ends.append(np.where(np.isfinite(width), theta + side * width, open_end))
     return ends[0], ends[1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class Law:
     exponents: the parameters that say how fast the loss falls, the one to quote first; irreducible: the parameter that
     is the loss at infinite size; has_frontier: whether frontier.py derives the compute-optimal N and D from it;
     latex: its parameters' values -> the law with its numbers as mathematics (None: the plain formula is shown).
+    held: parameter -> the value that it is held at; prior: parameter -> the value, in solver coordinates, that it is
+    drawn to, and the weight of its squared distance from there against that of the points.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Law:
     irreducible: str | None = None
     has_frontier: bool = False
     latex: Callable[[Mapping[str, float]], str] | None = None
+    held: Mapping[str, float] = field(default_factory=dict, hash=False)
+    prior: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     kind = "loss"
     predicts = "loss"
 
@@ -69,9 +73,22 @@ class Law:
 
     @property
     def limits(self) -> tuple[Array, Array]:
-        """Lower and upper bounds (P,) in solver coordinates."""
-        low, high = np.array(self.bounds).T
+        """Lower and upper bounds (P,) in solver coordinates; equal where a parameter is held."""
+        bounds = dict(zip(self.params, self.bounds, strict=True)) | {n: (v, v) for n, v in self.held.items()}
+        low, high = np.array(list(bounds.values())).T
         return self.to_solver(low), self.to_solver(high)
+
+    @property
+    def free(self) -> Mask:
+        """Which parameters (P,) are not held."""
+        return np.array([name not in self.held for name in self.params])
+
+    @property
+    def pull(self) -> Pair:
+        """Of each parameter (P,), (P,): the value that its prior draws it to, and the weight; 0 without a prior."""
+        drawn = [self.prior.get(name, (0.0, 0.0)) for name in self.params]
+        value, weight = np.array(drawn).T
+        return value, weight
 
     def to_solver(self, values: Array) -> Array:
         """Parameters (..., P) -> solver coordinates."""
