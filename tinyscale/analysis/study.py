@@ -147,7 +147,7 @@ def _parts_of(whole: Group, law: str | None) -> list[Group]:
 
 
 def fit_group(group: Group, law: str | None, *, every_convention: bool, **options: Any) -> list[AnyFit]:
-    """The laws that a group supports, the main one first. FitError when the main one is refused."""
+    """The laws that a group supports, the main one first. FitError, that of the main one, when all are refused."""
     refuse_mixed(group)
     columns, notes = group.columns, []
     main, *others = [law] if law else laws_for(group.frame, columns)
@@ -156,10 +156,15 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     # Of results, points that share a run are decay branches, each trained apart from the others for a while.
     options["clustered"] = bool(group.frame.index.name)
     options.setdefault("average", law is None)
-    fits = [fit(group.frame, main, columns=columns, **options)]
-    for name in others:
-        with suppress(FitError):  # a second law is a bonus
+    fits, refused = [], None
+    for name in (main, *others):
+        try:
             fits.append(fit(group.frame, name, columns=columns, **options))
+        except FitError as error:  # a second law is a bonus, or stands in for the first
+            refused = refused or (error if name == main else None)
+    if refused and not fits:
+        raise refused
+    notes += [f"{main} was not fitted: {refused}"] if refused else []
     fits = [replace(found, origin=_origin(group), warnings=(*notes, *found.warnings)) for found in fits]
     fits = [_with_unread(found, group) for found in fits]
     return [_under_conventions(found, group) for found in fits] if every_convention else fits

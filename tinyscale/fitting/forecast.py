@@ -26,11 +26,12 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array, Mask
 from tinyscale.fitting.laws import LAWS, Law, find_law
 from tinyscale.fitting.points import Points
-from tinyscale.fitting.solve import MANY_POINTS, Problem, minimise
+from tinyscale.fitting.solve import Problem, minimise
 
 SHARE = 0.04
 WINDOWS = (0.5, 0.7)  # shares of the points, by compute, that are fitted to predict the rest
 MOST_STARTS, STEPS = 4, 100  # of each window: so many starts far apart, and so many near
+MOST_POINTS = 1000  # beyond, the laws' own errors are what a forecast misses by, and not how few points there are
 RIDGE = 1e-8  # of the scaled normal matrix: a direction without information stays where it is
 STEP = 1e-3  # of a variable's logarithm, for its derivative
 Z = float(special.ndtri(0.975))
@@ -262,8 +263,12 @@ def _weighted_median(values: Array, weight: Array) -> Array:
 
 
 def _thinned(problem: Problem) -> Problem:
-    """With as many points as a forecast needs."""
-    return problem.every(max(1, problem.x.shape[1] // MANY_POINTS))
+    """With as many points as a forecast needs, the same for the same points."""
+    count = problem.x.shape[1]
+    if count <= MOST_POINTS:
+        return problem
+    kept = np.sort(np.random.default_rng(0).choice(count, MOST_POINTS, replace=False))
+    return replace(problem, x=problem.x[:, kept], y=problem.y[kept], weight=problem.weight[kept])
 
 
 def _configs(x: Array) -> int:

@@ -1,4 +1,4 @@
-"""Whether the points have the law's shape: a bend, or a break, that it cannot follow, and single runs far off it.
+"""Whether the points have the law's shape: a bend, or a break, that it cannot follow.
 
 Score tests: what a law leaves over is regressed on what it would gain from one parameter more, less what its own
 parameters can take up (Rao 1948). So nothing is fitted again.
@@ -17,15 +17,13 @@ from tinyscale.formatting import compact
 LEVEL = 0.1  # of the tests of a bend together: a break that is missed costs more than a word too many
 KNOTS = np.array([0.25, 0.5, 0.75])  # where in the range of a variable a break is looked for
 ALIKE = 2.0  # independent tests that a bend and the breaks of one variable amount to
-OUTLIER_LEVEL = 1e-4  # that the largest of all residuals is so large under normal noise
-MAD = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
 
 def shape_notes(problem: Problem, theta: Array) -> list[str]:
-    """Words on a bend of the loss inside the points, and on the run furthest from the law solved at theta (P,)."""
+    """Words on a bend of the loss inside the points about the law solved at theta (P,)."""
     fitted, jacobian = problem.law.log_loss(theta[None], problem.x)
     residual = problem.y - fitted[0]
-    return [*_about_bends(problem, theta, residual, jacobian[0]), *_about_outlier(problem, residual)]
+    return _about_bends(problem, theta, residual, jacobian[0])
 
 
 def _about_bends(problem: Problem, theta: Array, residual: Array, jacobian: Array) -> list[str]:
@@ -59,22 +57,4 @@ def _about_bends(problem: Problem, theta: Array, residual: Array, jacobian: Arra
     return [
         f"the loss bends: it falls {change} {where} than this law has it (p = {p:.1g}), so what holds beyond the data "
         "need not be this law; look for what changes there, or fit the runs on one side"
-    ]
-
-
-def _about_outlier(problem: Problem, residual: Array) -> list[str]:
-    scale = MAD * float(np.median(np.abs(residual)))
-    worst = int(np.abs(residual).argmax())
-    times = abs(float(residual[worst])) / max(scale, 1e-12)
-    p = 2 * len(residual) * float(special.ndtr(-times))
-    if len(residual) < 8 or p > OUTLIER_LEVEL:
-        return []
-    at = ", ".join(
-        f"{name.upper()} = {compact(float(np.exp(row[worst])))}"
-        for name, row in zip(problem.law.variables, problem.x, strict=True)
-    )
-    side = "above" if residual[worst] > 0 else "below"
-    return [
-        f"the run at {at} lies {abs(np.expm1(residual[worst])):.2%} {side} the law, {times:.0f} times the scatter: "
-        "look at it, and fit without it or with --delta 1e-3 (fewer than 50 runs are fitted by least squares)"
     ]

@@ -208,6 +208,7 @@ def cluster_draws(problem: Problem, cluster: Index, theta: Array, draws: int, *,
     """Refits (K, P) to clusters (n,) drawn with replacement: a bootstrap whose unit is the run, seeds inside."""
     clusters = int(cluster.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+    drawn = drawn.astype(np.int16)  # for a million points, 200 replicates of 8 bytes each would be 1.6 GB
     new = replace(problem, weight=problem.weight * drawn[:, cluster])
     found = minimise(new, np.repeat(theta[None], draws, axis=0))
     return found.theta[found.converged]
