@@ -130,7 +130,7 @@ class _Rival:
 class _Member:
     law: str
     weight: float
-    error_percent: float
+    error: float
     params: dict[str, float]
 
 

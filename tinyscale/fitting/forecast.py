@@ -6,7 +6,7 @@ each variable's exponents by a share of themselves per e-fold has a normal prior
 points say of it moves the forecast, and what they leave open widens the interval, the more the further out (a linear
 model about the fit: Box and Tiao 1973, chapter 2). On log loss:
 
-    variance = (smallest inner error)^2 + weighted mean of the laws' own variances + weighted spread of the laws
+    variance = weighted mean of (inner error^2 + the law's own variance + its squared distance from the average)
 
 with a law's own variance from its parameters (with Student's t for few points) and from the change of its exponents.
 """
@@ -32,6 +32,7 @@ SHARE = 0.04
 WINDOWS = (0.5, 0.7)  # shares of the points, by compute, that are fitted to predict the rest
 MOST_STARTS, STEPS = 4, 100  # of each window: so many starts far apart, and so many near
 MOST_POINTS = 1000  # beyond, the laws' own errors are what a forecast misses by, and not how few points there are
+DOUBTFUL = 2.0  # times the median law's sd: from there on a law counts less, by the square of what exceeds it
 RIDGE = 1e-8  # of the scaled normal matrix: a direction without information stays where it is
 STEP = 1e-3  # of a variable's logarithm, for its derivative
 Z = float(special.ndtri(0.975))
@@ -39,11 +40,16 @@ Z = float(special.ndtri(0.975))
 
 @dataclass(frozen=True)
 class Member:
-    """A law of the average, at theta (P,) in solver coordinates; error: rms of log loss on inner windows."""
+    """A law of the average, with its parameters; error: root mean square of log loss on inner windows."""
 
     law: Law
-    theta: Array
+    params: Mapping[str, float]
     error: float
+
+    @property
+    def theta(self) -> Array:
+        """The parameters (P,) in solver coordinates."""
+        return self.law.to_solver(np.array([self.params[name] for name in self.law.params]))
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,11 @@ class Forecast:
         made = [each.predict(x, moved=len(self.members) > 1) for each in self._bent]
         values, own = np.array([value for value, _ in made]), np.array([variance for _, variance in made])
         usual = _weighted_median(own, self.shares)
-        weight = self.shares[:, None] * np.minimum(1.0, usual / np.maximum(own, 1e-300))
+        weight = self.shares[:, None] * np.minimum(1.0, DOUBTFUL**2 * usual / np.maximum(own, 1e-300))
         weight /= weight.sum(axis=0)
         centre = (weight * values).sum(axis=0)
-        spread = (weight * (values - centre) ** 2).sum(axis=0)
-        return centre, np.sqrt(self.members[0].error ** 2 + (weight * own).sum(axis=0) + spread)
+        inner = np.array([[each.error**2] for each in self.members])
+        return centre, np.sqrt((weight * (inner + own + (values - centre) ** 2)).sum(axis=0))
 
     def predict(self, **variables: Any) -> pd.DataFrame:
         """Loss of new runs, one row each, with 95 % ends: `forecast.predict(n=[1e7, 1e8], d=2e9)`."""
@@ -92,17 +98,14 @@ class Forecast:
     def alone(self, law: Law, theta: Array) -> Forecast:
         """The forecast by one law, solved at theta (P,)."""
         errors = {each.law.name: each.error for each in self.members}
-        own = Member(law, theta, errors.get(law.name, 0.0))
+        own = Member(law, law.named(theta), errors.get(law.name, 0.0))
         bent = _Bent.at(replace(self.problem, law=law), theta, self.evidence)
         return replace(self, members=(replace(own, error=max(own.error, bent.sd)),))
 
     def as_json(self) -> list[dict[str, Any]]:
         """The laws with their parameters, as plain values."""
         rows = zip(self.members, self.shares.tolist(), strict=True)
-        return [
-            {"law": m.law.name, "weight": share, "error_percent": 100 * m.error, "params": m.law.named(m.theta)}
-            for m, share in rows
-        ]
+        return [{"law": m.law.name, "weight": share, "error": m.error, "params": dict(m.params)} for m, share in rows]
 
     @classmethod
     def of_json(cls, rows: Sequence[Mapping[str, Any]], points: Points, problem: Problem) -> Forecast:
@@ -110,8 +113,7 @@ class Forecast:
         members = []
         for row in rows:
             law = problem.law if row["law"] == problem.law.name else find_law(row["law"])
-            theta = law.to_solver(np.array([row["params"][name] for name in law.params]))
-            members.append(Member(law, theta, row["error_percent"] / 100))
+            members.append(Member(law, row["params"], row["error"]))
         return cls(tuple(members), _thinned(problem), _evidence(points))
 
 
@@ -128,9 +130,10 @@ def make_forecast(points: Points, problem: Problem, theta: Array | None, laws: S
         if masks and _configs(part.x[:, masks[0]]) > law.free.sum():
             known = theta if law.name == problem.law.name else None
             found = _solve(own, masks, known)
-            members.append(Member(law, found[-1] if known is None else known, _inner_error(own, masks, found)))
+            whole = law.named(found[-1] if known is None else known)
+            members.append(Member(law, whole, _inner_error(own, masks, found)))
     if not members:
-        members = [Member(problem.law, _solve(part, [], theta)[-1] if theta is None else theta, 0.0)]
+        members = [Member(problem.law, problem.law.named(_solve(part, [], None)[-1] if theta is None else theta), 0.0)]
     least = min(_Bent.at(replace(part, law=each.law), each.theta, evidence).sd for each in members)
     members = [replace(each, error=max(each.error, least)) for each in members if np.isfinite(each.error)]
     return Forecast(tuple(sorted(members, key=lambda each: each.error)), part, evidence)

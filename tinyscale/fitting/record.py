@@ -49,7 +49,7 @@ class Record:
     Of a law of the loss: certificate, noise, alternatives (laws of the same variables by held-out error), influence
     (the parameters without each size), range (of each variable), sizes, and conventions (the parameters under each way
     of counting, where it was asked for), and forecast (the laws that forecast new runs: `law`, `weight`,
-    `error_percent` on inner windows and `params`).
+    `error` on inner windows and `params`).
     Of optima: their table, and what their runs had in common, `of`.
     """
 

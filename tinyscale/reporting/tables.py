@@ -90,6 +90,14 @@ def evidence_of(record: Record) -> Table:
             ("error of the law (%)", held.error_percent),
             (f"error of carrying the last {what} forward (%)", held.carry_forward_percent),
         ]
+    if held and held.runs:
+        error, carried = held.errors
+        rows += [
+            ("runs held out, the top fifth of compute", held.runs),
+            ("their error, root mean square (%)", error),
+            (f"that of carrying the last {what} forward (%)", carried),
+            ("runs inside the 95 % interval", held.inside),
+        ]
     rows += [("runs fitted", record.points), *((f"column read as {n}", c) for n, c in record.columns.items())]
     if record.noise and record.certificate:
         rows += [
@@ -99,7 +107,8 @@ def evidence_of(record: Record) -> Table:
             ("gradient at the optimum", record.certificate.gradient_norm),
         ]
     caption = (
-        "The test of the law: the largest size is held out and predicted from the smaller ones. A law is worth having "
+        "The test of the law: the largest size (of joint laws, the top fifth of compute) is held out and predicted from "
+        "the smaller ones. A law is worth having "
         "when it errs less than assuming that the loss stays where it was. Noise: spread of single runs about the law."
     )
     return facts(f"{record.name}-evidence", rows, caption)
