@@ -107,9 +107,9 @@ def evidence_of(record: Record) -> Table:
             ("gradient at the optimum", record.certificate.gradient_norm),
         ]
     caption = (
-        "The test of the law: the largest size (of joint laws, the top fifth of compute) is held out and predicted from "
-        "the smaller ones. A law is worth having "
-        "when it errs less than assuming that the loss stays where it was. Noise: spread of single runs about the law."
+        "The test of the law: the largest size (of joint laws, the top fifth of compute) is held out and predicted "
+        "from the smaller ones. A law is worth having when it errs less than assuming that the loss stays where it "
+        "was. Noise: spread of single runs about the law."
     )
     return facts(f"{record.name}-evidence", rows, caption)
 
