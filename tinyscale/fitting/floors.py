@@ -18,12 +18,16 @@ VALUES = 5  # across the floor's interval
 def floor_table(problem: Problem, curve: Curve, estimates: Mapping[str, Estimate], **variables: float) -> pd.DataFrame:
     """Floor, loss of the law at one new size, and likelihood over the best: free, and held across its interval.
 
-    FitError for a law without a floor, or that holds it.
+    FitError for a law without a floor, or that holds it, and where its interval is open.
     """
     law = problem.law
     if law.irreducible is None or law.irreducible in law.held:
         raise FitError(f"{law.formula} has no floor that could be another")
     floor = estimates[law.irreducible]
+    if not np.isfinite(floor.ends).all():
+        raise FitError(
+            f"the data set no end to the floor {law.irreducible}, so there is no interval to take others from"
+        )
     theta = law.to_solver(np.array([[curve.params[name] for name in law.params]]))
     values = np.append(floor.value, np.linspace(*floor.ends, VALUES))
     index, (low, high) = law.params.index(law.irreducible), law.limits

@@ -28,11 +28,11 @@ from tinyscale.fitting.laws import LAWS, Law, find_law
 from tinyscale.fitting.points import Points
 from tinyscale.fitting.solve import Problem, minimise
 
-SHARE = 0.04
+SHARE = 0.04  # 95 % of exponents change by less than 8 % of themselves per e-fold of size
 WINDOWS = (0.5, 0.7)  # shares of the points, by compute, that are fitted to predict the rest
 MOST_STARTS, STEPS = 4, 100  # of each window: so many starts far apart, and so many near
 MOST_POINTS = 1000  # beyond, the laws' own errors are what a forecast misses by, and not how few points there are
-DOUBTFUL = 2.0  # times the median law's sd: from there on a law counts less, by the square of what exceeds it
+DOUBTFUL = 2.0  # a law whose own sd is more than so many times the median law's counts less
 RIDGE = 1e-8  # of the scaled normal matrix: a direction without information stays where it is
 STEP = 1e-3  # of a variable's logarithm, for its derivative
 Z = float(special.ndtri(0.975))
@@ -131,11 +131,12 @@ def make_forecast(points: Points, problem: Problem, theta: Array | None, laws: S
             known = theta if law.name == problem.law.name else None
             found = _solve(own, masks, known)
             whole = law.named(found[-1] if known is None else known)
-            members.append(Member(law, whole, _inner_error(own, masks, found)))
+            error = _inner_error(own, masks, found)
+            members += [Member(law, whole, error)] if np.isfinite(error) else []
     if not members:
         members = [Member(problem.law, problem.law.named(_solve(part, [], None)[-1] if theta is None else theta), 0.0)]
     least = min(_Bent.at(replace(part, law=each.law), each.theta, evidence).sd for each in members)
-    members = [replace(each, error=max(each.error, least)) for each in members if np.isfinite(each.error)]
+    members = [replace(each, error=max(each.error, least)) for each in members]
     return Forecast(tuple(sorted(members, key=lambda each: each.error)), part, evidence)
 
 
