@@ -78,6 +78,8 @@ def test_heads_must_divide_the_width() -> None:
     assert "head_dim 5 does not divide d_model 16" in refused(ModelConfig, {**shape, "head_dim": 5})
     assert "4 heads of 8 are not d_model 16" in refused(ModelConfig, {**shape, "head_dim": 8, "n_heads": 4})
     assert "give n_heads or head_dim" in refused(ModelConfig, shape)
+    assert "n_kv_heads 3 does not divide n_heads 4" in refused(ModelConfig, {**shape, "n_heads": 4, "n_kv_heads": 3})
+    assert "n_kv_heads 4 does not divide n_heads 2" in refused(ModelConfig, {**shape, "n_heads": 2, "n_kv_heads": 4})
 
 
 def test_rotary_positions_need_an_even_head() -> None:

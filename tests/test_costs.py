@@ -20,6 +20,7 @@ from tinyscale.spec.costs import (
     CONTEXT_BYTES,
     block_matrices,
     flops_per_token,
+    kv_cache_numbers,
     memory_bytes,
     parameters,
     share_bytes,
@@ -35,6 +36,8 @@ SWITCHES = {
     "activation": ["gelu", "swiglu"],
     "tie_embeddings": [False, True],
     "bias": [False, True],
+    "n_kv_heads": [None, 1],
+    "qk_norm": [False, True],
 }
 
 
@@ -77,9 +80,10 @@ def test_counts_are_those_of_the_built_model_at_every_shipped_sweep_point(path: 
         assert_built_model_agrees(model, tokenizer.vocab_size or 257)
 
 
+@pytest.mark.parametrize("n_kv_heads", [None, 1])
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_a_blocks_matrices_are_those_of_the_built_block(activation: str) -> None:
-    model = model_config(activation=activation)
+def test_a_blocks_matrices_are_those_of_the_built_block(activation: str, n_kv_heads: int | None) -> None:
+    model = model_config(activation=activation, n_kv_heads=n_kv_heads)
     layers = {name: layer for name, layer in Block(model).named_modules() if isinstance(layer, torch.nn.Linear)}
     listed = {matrix.module: (matrix.outputs, matrix.inputs) for matrix in block_matrices(model)}
     assert listed == {name: tuple(layer.weight.shape) for name, layer in layers.items()}
@@ -109,6 +113,21 @@ def test_biases_and_gates_by_hand() -> None:
     assert gated.n_matmul == 2 * (4 * 16**2 + 3 * 16 * 48) + 500 * 16
 
 
+def test_shared_keys_and_values_and_their_norms_by_hand() -> None:
+    plain, shared = (parameters(model_config(n_kv_heads=heads), 500).n_non_embedding for heads in (None, 1))
+    assert plain - shared == 2 * (2 * 16 * 8), "in each layer one head of 8 less for keys, and one for values"
+    normed = parameters(model_config(qk_norm=True), 500)
+    assert normed.n_non_embedding - plain == 2 * (2 * 8), "in each layer a scale of 8 for queries and one for keys"
+    assert normed.n_matmul == parameters(model_config(), 500).n_matmul
+
+
+@pytest.mark.parametrize("n_kv_heads", [None, 4, 2, 1])
+def test_the_kv_cache_is_what_the_projections_of_keys_and_values_give(n_kv_heads: int | None) -> None:
+    model = model_config(d_model=64, n_layers=3, n_heads=4, n_kv_heads=n_kv_heads)
+    projections = [block.attention.qkv for block in GPT(model, 100).blocks]
+    assert kv_cache_numbers(model) == sum(projection.out_features - model.d_model for projection in projections)
+
+
 def test_flops_of_each_convention_by_hand() -> None:
     L, d, h, T, V, f = 3, 64, 4, 128, 1000, 256
     flops = flops_per_token(model_config(d_model=d, n_layers=L, n_heads=h, context_length=T), V)
@@ -126,7 +145,12 @@ def test_flops_of_each_convention_by_hand() -> None:
 
 
 def test_our_flops_are_what_torch_counts_of_the_matrix_products() -> None:
-    for changes in ({}, {"activation": "swiglu", "d_ff": 40}, {"positions": "rotary", "tie_embeddings": True}):
+    for changes in (
+        {},
+        {"activation": "swiglu", "d_ff": 40},
+        {"positions": "rotary", "tie_embeddings": True},
+        {"n_kv_heads": 1},
+    ):
         config = model_config(d_model=32, n_heads=2, context_length=48, **changes)
         model, tokens = GPT(config, 100), torch.zeros(2, 48, dtype=torch.long)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -160,13 +184,17 @@ def test_a_budget_below_one_step_is_refused(budget: dict[str, float]) -> None:
         training_steps(model_config(), train_config(**{"tokens_budget": None, **budget}), 257)
 
 
+@pytest.mark.parametrize(
+    "heads", [{}, {"n_kv_heads": 1}, {"qk_norm": True}, {"n_kv_heads": 2, "qk_norm": True}], ids=str
+)
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_the_memory_forecast_holds_what_the_backward_pass_keeps(activation: str, positions: str) -> None:
+def test_the_memory_forecast_holds_what_the_backward_pass_keeps(
+    activation: str, positions: str, heads: dict[str, Any]
+) -> None:
     """What autograd really keeps, beside the weights, is within a tenth of the forecast's activations."""
-    model = model_config(
-        d_model=64, n_layers=3, n_heads=4, context_length=64, activation=activation, positions=positions
-    )
+    shape = {"activation": activation, "positions": positions, **heads}
+    model = model_config(d_model=64, n_layers=3, n_heads=4, context_length=64, **shape)
     gpt, tokens = GPT(model, 300), torch.zeros(8, 64, dtype=torch.int64)
     weights = {parameter.untyped_storage().data_ptr() for parameter in gpt.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

@@ -1,16 +1,20 @@
-"""The whole of training against an independent implementation: transformers' GPT-2 with the same weights and data."""
+"""The whole of training against independent implementations: transformers' GPT-2 and Qwen3 with the same weights and
+data."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from helpers.trials import make_trial, trial_config
-from tinyscale.inference.export import _gpt2_tensors
+from tinyscale.inference.export import _gpt2_tensors, _llama_tensors
 from tinyscale.spec.config import DataConfig
 from tinyscale.training.batches import TrainBatches
 from tinyscale.training.loop import Run
@@ -23,8 +27,8 @@ pytestmark = [
 STEPS = 200
 
 
-def their_losses(gpt: GPT, batches: TrainBatches, rates: list[float], weight_decay: float) -> list[float]:
-    """Losses of transformers' GPT-2 from the same initial weights, under torch's AdamW and clipping."""
+def gpt2(gpt: GPT) -> nn.Module:
+    """Transformers' GPT-2 with these weights."""
     model = gpt.config
     theirs = GPT2LMHeadModel(
         GPT2Config(
@@ -40,6 +44,33 @@ def their_losses(gpt: GPT, batches: TrainBatches, rates: list[float], weight_dec
         )
     )
     theirs.load_state_dict({name: tensor.clone() for name, tensor in _gpt2_tensors(gpt.state_dict(), model).items()})
+    return theirs
+
+
+def qwen3(gpt: GPT) -> nn.Module:
+    """Transformers' Qwen3 with these weights."""
+    model = gpt.config
+    theirs = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=gpt.head.weight.shape[0],
+            hidden_size=model.d_model,
+            num_hidden_layers=model.n_layers,
+            num_attention_heads=model.n_heads,
+            num_key_value_heads=model.n_kv_heads,
+            head_dim=model.d_model // model.n_heads,
+            intermediate_size=model.d_ff,
+            max_position_embeddings=model.context_length,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+        )
+    )
+    theirs.load_state_dict({name: tensor.clone() for name, tensor in _llama_tensors(gpt.state_dict(), model).items()})
+    return theirs
+
+
+def their_losses(theirs: nn.Module, batches: TrainBatches, rates: list[float], weight_decay: float) -> list[float]:
+    """Losses of their model under torch's AdamW and clipping."""
     decayed = [p for p in theirs.parameters() if p.dim() >= 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}]
     groups += [{"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0}]
@@ -58,8 +89,17 @@ def their_losses(gpt: GPT, batches: TrainBatches, rates: list[float], weight_dec
     return losses
 
 
-def test_gpt2_of_the_transformers_library_has_the_same_losses_over_200_steps(tiny_corpus: DataConfig) -> None:
-    config = trial_config(tiny_corpus, bias=True, tokens_budget=STEPS * 256, repeats=True, lr=3e-3)
+@pytest.mark.parametrize(
+    ("theirs_of", "changes"),
+    [
+        (gpt2, {"bias": True}),
+        (qwen3, {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "n_kv_heads": 1, "qk_norm": True}),
+    ],
+)
+def test_a_model_of_the_transformers_library_has_the_same_losses_over_200_steps(
+    tiny_corpus: DataConfig, theirs_of: Callable[[GPT], nn.Module], changes: dict[str, Any]
+) -> None:
+    config = trial_config(tiny_corpus, tokens_budget=STEPS * 256, repeats=True, lr=3e-3, **changes)
     trial, corpus = make_trial(config)
     run = Run(trial, corpus, None)
     initial = GPT(config.model, trial.vocab_size)
@@ -71,6 +111,6 @@ def test_gpt2_of_the_transformers_library_has_the_same_losses_over_200_steps(tin
         ours.append(run.progress.loss_sum - before.loss_sum)
         rates.append(float(run.state.optimizer.param_groups[0]["lr"]))
     batches = TrainBatches(corpus.train(), 32, 8, seed=0)
-    theirs = their_losses(initial, batches, rates, config.train.weight_decay)
+    theirs = their_losses(theirs_of(initial), batches, rates, config.train.weight_decay)
     assert ours[0] - ours[-1] > 1, "it learns"
     assert np.abs(np.subtract(ours, theirs)).max() < 1e-3

@@ -143,6 +143,76 @@ def test_order_matters(positions: str) -> None:
         assert not torch.allclose(model(tokens)[0][0, -1], model(swapped)[0][0, -1], atol=1e-5)
 
 
+# shared keys and values, normalised queries and keys
+
+
+def whole_of(shared: GPT, groups: int) -> GPT:
+    """The model whose heads each have the keys and values that they share in `shared`."""
+    config = shared.config
+    whole = GPT(config.model_copy(update={"n_kv_heads": None}), V)
+    state = shared.state_dict()
+    for name in [name for name in state if "qkv" in name]:
+        heads = state[name].unflatten(0, (-1, config.head_dim))
+        q, k, v = heads.split([config.n_heads, config.kv_heads, config.kv_heads])
+        state[name] = torch.cat([q, *(each.repeat_interleave(groups, dim=0) for each in (k, v))]).flatten(0, 1)
+    whole.load_state_dict(state)
+    return whole
+
+
+@pytest.mark.parametrize("changes", [{}, {"positions": "rotary", "bias": True, "qk_norm": True}], ids=str)
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_shared_keys_and_values_are_repeated_ones_and_get_the_sum_of_their_gradients(
+    n_kv_heads: int, changes: dict[str, Any]
+) -> None:
+    shared = gpt(d_model=32, n_heads=4, n_kv_heads=n_kv_heads, **changes)
+    whole, tokens = whole_of(shared, 4 // n_kv_heads), tokens_of(2, 32)
+    assert torch.allclose(shared(tokens)[0], whole(tokens)[0], atol=1e-6)
+    for model in (shared, whole):
+        model(tokens, tokens)[1].backward()
+    of_shared, of_whole = (model.blocks[0].attention.qkv.weight.grad.unflatten(0, (-1, 8)) for model in (shared, whole))
+    keys = of_whole[4:8].unflatten(0, (n_kv_heads, -1)).sum(1)
+    assert torch.allclose(of_shared[4 : 4 + n_kv_heads], keys, atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_as_many_heads_of_keys_as_of_queries_is_plain_attention_bit_for_bit(positions: str) -> None:
+    said, unsaid = gpt(n_kv_heads=2, positions=positions), gpt(positions=positions)
+    assert said.config == unsaid.config
+    assert torch.equal(said(tokens_of(2, 32))[0], unsaid(tokens_of(2, 32))[0])
+
+
+def test_normalised_queries_and_keys_bound_the_attention_logits_however_large_the_weights() -> None:
+    largest = {}
+    for normed in (False, True):
+        model, seen = gpt(qk_norm=normed), []
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            model.blocks[0].attention.qkv.weight.mul_(100)
+            patch.setattr("tinyscale.training.model.attend", lambda q, k, v, seen=seen: seen.append((q, k)) or v)
+            model(tokens_of(2, 32))
+        q, k = seen[0]
+        largest[normed] = float((q @ k.transpose(-2, -1)).abs().max()) / 8**0.5
+    assert largest[True] <= 8**0.5 * 1.001, "sqrt(K), where queries and keys of RMS one are parallel"
+    assert largest[False] > 100
+
+
+def test_normalised_queries_and_keys_keep_the_attention_logits_small_when_the_rate_is_too_high() -> None:
+    """The instability of Wortsman et al. 2023 (2309.14322, section 3.1), at a rate 30 times the best one."""
+    largest = {}
+    stream = tokens_of(40, 33)
+    for normed in (False, True):
+        model, seen = gpt(qk_norm=normed, positions="rotary"), []
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(stream[:, :-1], stream[:, 1:])[1].backward()
+            optimizer.step()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tinyscale.training.model.attend", lambda q, k, v, seen=seen: seen.append(q @ k.mT) or v)
+            model(stream[:, :-1])
+        largest[normed] = max(float(scores.detach().abs().max()) for scores in seen) / 8**0.5
+    assert largest[False] > 10 * largest[True], largest
+
+
 # generation
 
 

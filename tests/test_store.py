@@ -388,6 +388,7 @@ def test_every_field_of_a_trial_is_a_column_of_its_value() -> None:
         "eval_points": 4,
         "seed": 3,
         "bias": True,
+        "n_kv_heads": 1,
     }
     trial = known_trial(**changes)
     row = trial_columns(trial)
@@ -406,6 +407,10 @@ def test_every_field_of_a_trial_is_a_column_of_its_value() -> None:
             else value
         )
         assert row[name] == expected, field
+
+
+def test_the_heads_of_keys_are_a_number_also_where_the_file_leaves_them_out() -> None:
+    assert trial_columns(known_trial(n_heads=4))["n_kv_heads"] == 4
 
 
 def test_columns_are_documented_unique_and_nullable() -> None:

@@ -121,8 +121,28 @@ def test_bits_per_byte_by_hand(finished: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"bias": True}, {"tie_embeddings": True}, LLAMA, {**LLAMA, "bias": True}, {**LLAMA, "tie_embeddings": True}],
-    ids=["gpt2", "gpt2 with biases", "gpt2 tied", "llama", "llama with biases", "llama tied"],
+    [
+        {},
+        {"bias": True},
+        {"tie_embeddings": True},
+        LLAMA,
+        {**LLAMA, "bias": True},
+        {**LLAMA, "tie_embeddings": True},
+        {**LLAMA, "n_kv_heads": 1, "bias": True},
+        {**LLAMA, "qk_norm": True},
+        {**LLAMA, "qk_norm": True, "n_kv_heads": 1, "tie_embeddings": True},
+    ],
+    ids=[
+        "gpt2",
+        "gpt2 with biases",
+        "gpt2 tied",
+        "llama",
+        "llama with biases",
+        "llama tied",
+        "llama with shared heads",
+        "qwen3",
+        "qwen3 with shared heads",
+    ],
 )
 def test_the_exported_model_gives_our_logits(finished: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
     trained = load_trained(*finished(lr=3e-2, **changes))
@@ -153,9 +173,20 @@ def test_the_exported_tokenizer_gives_our_ids_and_the_text_back(
     assert len(theirs) == trained.tokenizer.vocab_size
 
 
-def test_an_architecture_that_transformers_lacks_is_refused(finished: Make, tmp_path: Path) -> None:
-    trained: Trained = load_trained(*finished(norm="rmsnorm"))
-    with pytest.raises(ResultsError, match="no model with learned positions, rmsnorm and gelu"):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"norm": "rmsnorm"}, "no model with learned positions, rmsnorm and gelu"),
+        ({"n_kv_heads": 1}, "GPT-2 of transformers has neither qk_norm nor n_kv_heads"),
+        ({**LLAMA, "qk_norm": True, "bias": True}, "has no biases in its MLP"),
+    ],
+    ids=str,
+)
+def test_an_architecture_that_transformers_lacks_is_refused(
+    finished: Make, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    trained: Trained = load_trained(*finished(**changes))
+    with pytest.raises(ResultsError, match=said):
         export(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -98,6 +98,7 @@ def test_what_changes_no_number_leaves_the_identity(changes: dict[str, Any]) -> 
     [
         {"seed": 1}, {"lr": 0.011}, {"d_model": 32}, {"n_layers": 3}, {"n_heads": 4}, {"d_ff": 68}, {"context_length": 64},
         {"positions": "rotary"}, {"norm": "rmsnorm"}, {"activation": "swiglu"}, {"tie_embeddings": True}, {"bias": True},
+        {"n_kv_heads": 1}, {"qk_norm": True},
         {"tokens_budget": 21 * 256}, {"batch_tokens": 512}, {"optimizer": "lion"}, {"min_lr_ratio": 0.2},
         {"warmup_fraction": 0.1}, {"schedule": "linear"}, {"weight_decay": 0},
         {"betas": [0.9, 0.99]}, {"grad_clip": 0}, {"precision": "bf16"}, {"eval_points": 4},
@@ -107,6 +108,10 @@ def test_what_changes_no_number_leaves_the_identity(changes: dict[str, Any]) -> 
 )  # fmt: skip
 def test_what_changes_the_numbers_changes_the_identity(changes: dict[str, Any]) -> None:
     assert identity(trial_config(**{"data": DATA, **changes})) != known_trial().identity
+
+
+def test_as_many_heads_of_keys_as_of_queries_are_no_change() -> None:
+    assert known_trial(n_kv_heads=2).identity == known_trial().identity
 
 
 def test_a_setting_of_the_schedule_counts_where_the_schedule_has_it() -> None:

@@ -84,7 +84,7 @@ def _widths(behind: Behind, low: float, high: float) -> list[int]:
     scale = model.d_model / np.sqrt(n)  # N goes with width squared
     wanted = np.geomspace(scale * np.sqrt(low), scale * np.sqrt(REACH * high), 12)
     heads = model.n_heads * (2 if model.positions == "rotary" else 1)
-    step = heads if behind.held == "n_heads" else model.head_dim
+    step = heads if behind.held == "n_heads" else model.head_dim * (model.n_kv_heads or 1)
     return sorted({max(step * -(-LEAST_WIDTH // step), step * round(width / step)) for width in wanted})
 
 

@@ -1,4 +1,4 @@
-"""Export a trained trial as a folder that the transformers library loads, as a GPT-2 or a Llama model."""
+"""Export a trained trial as a folder that the transformers library loads, as a GPT-2, Llama or Qwen3 model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,10 @@ Tensors = dict[str, Tensor]
 def export(trained: Trained, folder: Path) -> list[Path]:
     """Write model.safetensors (fp32), config.json and the tokenizer; returns the paths.
 
-    ResultsError if the architecture is neither GPT-2's nor Llama's.
+    ResultsError if transformers has no such architecture.
     """
     model = trained.config.model
-    architecture = ARCHITECTURES.get((model.positions, model.norm, model.activation))
-    if architecture is None:
-        raise ResultsError(
-            f"transformers has no model with {model.positions} positions, {model.norm} and {model.activation}; "
-            f"it has models with {' and with '.join(', '.join(parts) for parts in ARCHITECTURES)}"
-        )
+    architecture = _architecture(model)
     state = {name: tensor.detach().float() for name, tensor in trained.gpt.state_dict().items()}
     tensors = _gpt2_tensors(state, model) if architecture == "gpt2" else _llama_tensors(state, model)
     describe = _gpt2_config if architecture == "gpt2" else _llama_config
@@ -53,6 +48,23 @@ def export(trained: Trained, folder: Path) -> list[Path]:
         },
     )
     return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+
+
+def _architecture(model: ModelConfig) -> str:
+    """The model's name in transformers. ResultsError if it has none."""
+    found = ARCHITECTURES.get((model.positions, model.norm, model.activation))
+    if found is None:
+        raise ResultsError(
+            f"transformers has no model with {model.positions} positions, {model.norm} and {model.activation}; "
+            f"it has models with {' and with '.join(', '.join(parts) for parts in ARCHITECTURES)}"
+        )
+    if found == "gpt2" and (model.qk_norm or model.n_kv_heads):
+        raise ResultsError("GPT-2 of transformers has neither qk_norm nor n_kv_heads; models with rotary positions do")
+    if model.qk_norm and model.bias:
+        raise ResultsError(
+            "Qwen3, the model of transformers with qk_norm, has no biases in its MLP; train without bias"
+        )
+    return "qwen3" if model.qk_norm else found
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -83,13 +95,14 @@ def _gpt2_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _llama_config(model: ModelConfig) -> dict[str, Any]:
+    qwen3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": model.bias}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **(qwen3 if model.qk_norm else llama),
         "hidden_size": model.d_model,
         "num_hidden_layers": model.n_layers,
         "num_attention_heads": model.n_heads,
-        "num_key_value_heads": model.n_heads,
+        "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_dim,
         "intermediate_size": model.d_ff,
         "max_position_embeddings": model.context_length,
@@ -97,7 +110,6 @@ def _llama_config(model: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "attention_bias": model.bias,
-        "mlp_bias": model.bias,
     }
 
 
@@ -116,14 +128,17 @@ def _gpt2_tensors(state: Tensors, model: ModelConfig) -> Tensors:
 
 
 def _llama_tensors(state: Tensors, model: ModelConfig) -> Tensors:
-    """Tensors by Llama's names. It has separate matrices for q, k, v and for the MLP's gate and value."""
+    """Tensors by the names of Llama and Qwen3, which have a matrix each for q, k, v, the MLP's gate and its value."""
+    heads = [model.d_model, *[model.kv_heads * model.head_dim] * 2]  # outputs of q, k, v
     tensors = {"model.embed_tokens.weight": state["embedding.weight"], "model.norm.weight": state["norm.weight"]}
     for layer in range(model.n_layers):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
         tensors[f"{theirs}.input_layernorm.weight"] = state[f"{ours}.attention_norm.weight"]
         tensors[f"{theirs}.post_attention_layernorm.weight"] = state[f"{ours}.mlp_norm.weight"]
+        for name in ("q_norm", "k_norm") if model.qk_norm else ():
+            tensors[f"{theirs}.self_attn.{name}.weight"] = state[f"{ours}.attention.{name}.weight"]
         for kind in ("weight", "bias") if model.bias else ("weight",):
-            for name, part in zip("qkv", state[f"{ours}.attention.qkv.{kind}"].chunk(3), strict=True):
+            for name, part in zip("qkv", torch.split(state[f"{ours}.attention.qkv.{kind}"], heads), strict=True):
                 tensors[f"{theirs}.self_attn.{name}_proj.{kind}"] = part
             gate, value = state[f"{ours}.mlp.into.{kind}"].chunk(2)
             tensors[f"{theirs}.mlp.gate_proj.{kind}"], tensors[f"{theirs}.mlp.up_proj.{kind}"] = gate, value

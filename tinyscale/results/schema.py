@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from tinyscale.spec.costs import kv_cache_numbers
 from tinyscale.spec.trial import Trial
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 MAX_EXPONENT = math.log(sys.float_info.max)
 IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
@@ -105,6 +106,10 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("fused", _INT, "trials in the batched model that trained this one, and that shared the seconds; 1: alone"),
     # since version 4
     ("recorded", _BOOL, "whether a GPU replayed the training step as one CUDA graph; null on a CPU"),
+    # since version 5
+    ("n_kv_heads", _INT, "heads of keys and values; n_heads of them unless queries share them"),
+    ("qk_norm", _BOOL, "RMSNorm of each head's queries and keys"),
+    ("kv_cache_per_token", _INT, "numbers that generation keeps per token of context: keys and values of all layers"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -123,6 +128,8 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "betas": json.dumps(config.train.betas),
         "branches": json.dumps(config.train.branches),
         "seed": config.seed,
+        "n_kv_heads": config.model.kv_heads,
+        "kv_cache_per_token": kv_cache_numbers(config.model),
         **config.resources.model_dump(),
     }
     facts = {**asdict(trial.facts), "unique_tokens": trial.unique_tokens}

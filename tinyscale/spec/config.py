@@ -128,6 +128,12 @@ class ModelConfig(BaseModel):
     n_layers: Int = Field(ge=1, le=1024, description="number of blocks")
     n_heads: Int = Field(ge=1, description="attention heads; or give head_dim and heads follow the width")
     head_dim: Int = Field(ge=2, exclude=True, description="width of a head; n_heads = d_model / head_dim")
+    n_kv_heads: Int | None = Field(
+        default=None,
+        ge=1,
+        description="heads of keys and values, each shared by n_heads / n_kv_heads query heads; null: n_heads",
+    )
+    qk_norm: bool = Field(default=False, description="RMSNorm of each head's queries and keys, before their product")
     d_ff: Int = Field(ge=4, description="hidden width of the MLP; default: 4 d_model (gelu), 8/3 d_model (swiglu)")
     context_length: Int = Field(ge=2, le=1 << 20, description="tokens that the model sees at once")
     positions: Literal["learned", "rotary"] = Field(default="learned", description="how order enters the model")
@@ -159,6 +165,8 @@ class ModelConfig(BaseModel):
             filled["head_dim"] = width // n_heads
         elif n_heads is None and head_dim is None:
             raise _refuse("n_heads", "give n_heads or head_dim")
+        if data.get("n_kv_heads") == filled.get("n_heads"):
+            filled["n_kv_heads"] = None  # the same model has the same identity
         if filled.get("d_ff") is None:
             swiglu = data.get("activation") == "swiglu"
             filled["d_ff"] = -(-8 * width // 24) * 8 if swiglu else 4 * width  # 8/3 d_model, up to a multiple of 8
@@ -168,11 +176,18 @@ class ModelConfig(BaseModel):
     def _heads_fit(self) -> Self:
         if self.n_heads * self.head_dim != self.d_model:
             raise _refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
+        if self.n_heads % self.kv_heads:
+            raise _refuse("n_kv_heads", f"n_kv_heads {self.kv_heads} does not divide n_heads {self.n_heads}")
         if self.parametrization == "mup" and self.tie_embeddings:
             raise _refuse("tie_embeddings", "mup gives embedding and head learning rates of their own: they cannot tie")
         if self.positions == "rotary" and self.head_dim % 2:
             raise _refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_heads or self.n_heads
 
 
 @dataclass(frozen=True)

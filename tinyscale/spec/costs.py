@@ -1,7 +1,7 @@
 """What a trial costs, in closed form: parameters, training FLOPs per token in four conventions, memory.
 
 All three are sums over the matrices of a block, which `block_matrices` lists.
-Symbols: L layers, d width, f hidden width of the MLP, h heads, T context length, V vocabulary size.
+Symbols: L layers, d width, f hidden width of the MLP, h heads of width k, T context length, V vocabulary size.
 A training step costs three forward passes: the backward pass costs two (Hoffmann et al. 2022, appendix F).
 """
 
@@ -32,7 +32,7 @@ def block_matrices(model: ModelConfig) -> list[Matrix]:
     """The matrices of one block, in the order of the forward pass. Each multiplies every token once."""
     d, f = model.d_model, model.d_ff
     return [
-        Matrix("attention.qkv", d, 3 * d),
+        Matrix("attention.qkv", d, d + 2 * model.kv_heads * model.head_dim),
         Matrix("attention.out", d, d, residual=True),
         Matrix("mlp.into", d, 2 * f if model.activation == "swiglu" else f),
         Matrix("mlp.out", f, d, residual=True),
@@ -66,10 +66,11 @@ def parameters(model: ModelConfig, vocab_size: int) -> Parameters:
     weights = sum(matrix.size for matrix in block)
     biases = sum(matrix.outputs for matrix in block) if model.bias else 0
     norm = 2 * d if model.bias and model.norm == "layernorm" else d
+    qk_norms = 2 * model.head_dim if model.qk_norm else 0
     head = vocab_size * d
     positions = model.context_length * d if model.positions == "learned" else 0
     return Parameters(
-        n_non_embedding=L * (weights + biases + 2 * norm) + norm,
+        n_non_embedding=L * (weights + biases + 2 * norm + qk_norms) + norm,
         n_embedding=head + positions,
         n_lm_head=0 if model.tie_embeddings else head,
         n_matmul=L * weights + head,
@@ -98,6 +99,11 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> dict[str, float]:
     }
 
 
+def kv_cache_numbers(model: ModelConfig) -> int:
+    """Numbers that generation must keep per token of context: keys and values of all layers, 2 L n_kv_heads k."""
+    return 2 * model.n_layers * model.kv_heads * model.head_dim
+
+
 WORKSPACES = 1e8  # bytes that the libraries of matrix products take on a GPU
 TEXT_SHARE = 0.1  # of a GPU's memory that a trial may hold, at most, for its text; a larger one stays on the host
 
@@ -111,9 +117,9 @@ def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) ->
     """Peak bytes of a worker's training step: weights, gradients, optimizer state and activations.
 
     Activations are what the backward pass needs, per token. In a block: the input of each matrix, its output unless
-    that is added to the residual stream, the input of both norms, the activated gate of swiglu, 3 d for rotary
-    positions, and one number per head. For the head: the logits, their softmax and its gradient. bf16 keeps half of
-    a block's in two bytes. A GPU also holds the text of train_tokens, unless that is large relative to the rest. The
+    that is added to the residual stream, the input of both norms, the activated gate of swiglu, one number per head,
+    and what `_changed_heads` says. For the head: the logits, their softmax and its gradient. bf16 keeps half of a
+    block's in two bytes. A GPU also holds the text of train_tokens, unless that is large relative to the rest. The
     process itself (Python, torch, Ray; on a GPU its context) comes on top.
     """
     model, train = config.model, config.train
@@ -121,8 +127,7 @@ def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) ->
     state += state - 1 if train.branches else 0  # the trunk's weights and averages, set aside during a branch
     kept = sum(matrix.inputs + (0 if matrix.residual else matrix.outputs) for matrix in block_matrices(model))
     gate = model.d_ff if model.activation == "swiglu" else 0
-    rotary = 3 * model.d_model if model.positions == "rotary" else 0
-    block = kept + 2 * model.d_model + gate + rotary + model.n_heads
+    block = kept + 2 * model.d_model + gate + _changed_heads(model) + model.n_heads
     block_bytes = 4 if train.precision == "fp32" else 3
     per_token = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + 2 * model.d_model)
     tokens = train.batch_tokens / config.resources.workers
@@ -131,6 +136,21 @@ def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) ->
         return step
     text = train_tokens * token_bytes(vocab_size)
     return step + WORKSPACES + min(text, TEXT_SHARE * step)
+
+
+def _changed_heads(model: ModelConfig) -> int:
+    """Numbers per token that attention keeps because its input is not the projection itself.
+
+    Rotation and normalisation copy queries and keys, and the output is then copied too; normalisation also keeps them
+    before its scale. Keys and values that several heads share are repeated; without qk_norm, a rotated projection is
+    then kept in none of its parts.
+    """
+    d, kv = model.d_model, model.kv_heads * model.head_dim
+    rotary, shared = model.positions == "rotary", model.kv_heads < model.n_heads
+    copied = d + kv + d if rotary or model.qk_norm else 0
+    normalised = d + kv if model.qk_norm else 0
+    repeated = 2 * d if shared else 0
+    return copied + normalised + repeated - (d + 2 * kv if shared and rotary and not model.qk_norm else 0)
 
 
 CONTEXT_BYTES = 0.6e9  # of GPU memory, taken by each process before its first tensor

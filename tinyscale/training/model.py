@@ -1,6 +1,7 @@
 """The GPT: a decoder-only transformer, readable top to bottom.
 
-Shapes in comments: B sequences, T positions, D model width, H heads of width K, V vocabulary.
+Shapes in comments: B sequences, T positions, D model width, H heads of width K, G of them for keys and values (G = H
+unless n_kv_heads is set), V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyscale.spec.config import MUP_BASE_WIDTH, ModelConfig
+
+NORM_EPS = 1e-5  # of every norm, added to the mean square
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -53,25 +56,38 @@ def width_scale(config: ModelConfig) -> float:
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention: [B, T, D] -> [B, T, D]."""
+    """Multi-head causal self-attention: [B, T, D] -> [B, T, D].
+
+    With G < H, each head of keys and values serves H/G consecutive heads of queries (Ainslie et al. 2023, section 2.2).
+    With qk_norm, queries and keys are normalised before their product, which bounds it (Dehghani et al. 2023, section
+    2); the learned scale of the queries, and that of the keys, is the same for all heads.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_heads = config.n_heads
+        self.n_heads, self.kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
         rotary = config.positions == "rotary"
         cos_sin = rotary_cos_sin(torch.arange(config.context_length), config.head_dim) if rotary else None
         self.cos_sin: Tensor | None  # a buffer: compiled code would compute it again for every element
         self.register_buffer("cos_sin", cos_sin, persistent=False)
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias)
+        kv_width = self.kv_heads * self.head_dim
+        self.qkv = nn.Linear(config.d_model, config.d_model + 2 * kv_width, bias=config.bias)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if config.qk_norm else None
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # [3, B, H, T, K]
-        q, k, v = qkv
+        H, G = self.n_heads, self.kv_heads
+        heads = self.qkv(x).unflatten(-1, (H + 2 * G, self.head_dim)).transpose(1, 2)  # [B, H + 2G, T, K]
+        qk, v = heads.split([H + G, G], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            qk = torch.cat([self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])], dim=1)
         if self.cos_sin is not None:
-            q, k = rotate(qkv[:2], self.cos_sin[:, :T])  # both in one call: on a GPU, kernel launches dominate
-        out: Tensor = self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, D))
+            qk = rotate(qk, self.cos_sin[:, : x.shape[1]])  # both in one call: on a GPU, kernel launches dominate
+        q, k = qk.split([H, G], dim=1)
+        if G < H:
+            k, v = (each.repeat_interleave(H // G, dim=1) for each in (k, v))
+        out: Tensor = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
         return out
 
 
@@ -98,8 +114,8 @@ class MLP(nn.Module):
 def build_norm(config: ModelConfig) -> nn.Module:
     """Normalisation over the last dimension: LayerNorm, or RMSNorm, which subtracts no mean and has no bias."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.d_model, eps=1e-5)
-    return nn.LayerNorm(config.d_model, bias=config.bias)
+        return nn.RMSNorm(config.d_model, eps=NORM_EPS)
+    return nn.LayerNorm(config.d_model, eps=NORM_EPS, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -206,12 +222,13 @@ class GPT(nn.Module):
 
     def count_parameters(self) -> dict[str, int]:
         """Number of parameters per part of the model, and their `total`. A tied head is counted with the embedding."""
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
         parts: dict[str, list[nn.Module]] = {
             "embedding": [self.embedding],
             "positions": [self.positions] if self.positions is not None else [],
-            "attention": [module for module in self.modules() if isinstance(module, Attention)],
-            "mlp": [module for module in self.modules() if isinstance(module, MLP)],
-            "norms": [module for module in self.modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm)],
+            "attention": [block.attention for block in blocks],
+            "mlp": [block.mlp for block in blocks],
+            "norms": [self.norm, *(norm for block in blocks for norm in (block.attention_norm, block.mlp_norm))],
             "head": [] if self.config.tie_embeddings else [self.head],
         }
         counts = {
