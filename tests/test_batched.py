@@ -67,6 +67,7 @@ SHAPES = [
     {"bias": True, "tie_embeddings": True, "schedule": "wsd", "grad_clip": 0.1},
     {"parametrization": "mup", "bias": True, "norm": "rmsnorm", "grad_clip": 0},
     {"optimizer": "lion", "positions": "rotary", "bias": True},
+    {"parametrization": "completep", "n_layers": 3, "tie_embeddings": True},
     {"n_kv_heads": 1, "qk_norm": True, "positions": "rotary"},
 ]
 

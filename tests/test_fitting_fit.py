@@ -174,6 +174,7 @@ def test_a_missing_column_is_answered_with_the_columns_there_are() -> None:
         ({"lr": 1e-3}, True),
         ({"lr": [1e-3, 1e-3, 5e-4, 5e-4]}, False),  # tuned to the size, or chosen from a law
         ({"lr": 1e-3, "parametrization": "mup"}, False),
+        ({"lr": 1e-3, "parametrization": "completep"}, False),
         ({"lr": 1e-3, "n_non_embedding": 1e5}, False),  # one size
         ({}, False),  # somebody's table, which says nothing of rates
     ],

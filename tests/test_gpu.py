@@ -65,6 +65,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 CASES: list[dict[str, Any]] = [
     LONG,
     {"positions": "rotary", "parametrization": "mup", **LONG},
+    {"positions": "rotary", "parametrization": "completep", "n_layers": 3, **LONG},
     {"positions": "rotary", "n_kv_heads": 1, "qk_norm": True, **LONG},
     {"optimizer": "lion", "lr": 1e-3},
     {"optimizer": "muon"},

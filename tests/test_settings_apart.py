@@ -26,7 +26,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "d_model": (16, 32), "n_layers": (1, 4), "n_heads": (2, 4), "head_dim": (4, 8), "d_ff": (64, 96),
     "context_length": (32, 64), "positions": ("learned", "rotary"), "norm": ("layernorm", "rmsnorm"),
     "activation": ("gelu", "swiglu"), "tie_embeddings": (False, True), "bias": (False, True),
-    "n_kv_heads": (1, 2), "qk_norm": (False, True), "parametrization": ("standard", "mup"),
+    "n_kv_heads": (1, 2), "qk_norm": (False, True), "parametrization": ("mup", "completep"),
     "tokens_budget": (5120, 10240), "tokens_per_param": (5, 10),
     "flops_budget": (1e9, 2e9), "epochs_budget": (1, 2), "batch_tokens": (256, 512), "optimizer": ("adamw", "lion"),
     "lr": (1e-2, 2e-2), "min_lr_ratio": (0.1, 0.2), "warmup_fraction": (0.05, 0.1),

@@ -131,6 +131,8 @@ def test_bits_per_byte_by_hand(finished: Make, tmp_path: Path) -> None:
         {**LLAMA, "n_kv_heads": 1, "bias": True},
         {**LLAMA, "qk_norm": True},
         {**LLAMA, "qk_norm": True, "n_kv_heads": 1, "tie_embeddings": True},
+        {"parametrization": "completep", "n_layers": 3, "bias": True},
+        {**LLAMA, "parametrization": "completep", "n_layers": 3, "tie_embeddings": True},
     ],
     ids=[
         "gpt2",
@@ -142,6 +144,8 @@ def test_bits_per_byte_by_hand(finished: Make, tmp_path: Path) -> None:
         "llama with shared heads",
         "qwen3",
         "qwen3 with shared heads",
+        "gpt2 under completep",
+        "llama under completep, tied",
     ],
 )
 def test_the_exported_model_gives_our_logits(finished: Make, tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ def untuned_note(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) 
     if not {"lr", size} <= set(frame.columns) or frame["lr"].nunique() != 1 or frame[size].dtype.kind not in "iuf":
         return []
     n = np.log(frame[size].to_numpy(float))
-    if np.ptp(n) < LEAST_SPREAD or "mup" in set(frame.get("parametrization", [])):
+    if np.ptp(n) < LEAST_SPREAD or {"mup", "completep"} & set(frame.get("parametrization", [])):
         return []
     rate = frame["lr"].dropna().iloc[0]
     value = rate if isinstance(rate, str) else f"{rate:g}"

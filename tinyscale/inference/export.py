@@ -13,6 +13,7 @@ from torch import Tensor
 from tinyscale.errors import ResultsError
 from tinyscale.inference.trained import Trained
 from tinyscale.spec.config import ModelConfig
+from tinyscale.training.parametrization import scales
 
 END_OF_TEXT = "<|endoftext|>"
 ARCHITECTURES = {("learned", "layernorm", "gelu"): "gpt2", ("rotary", "rmsnorm", "swiglu"): "llama"}
@@ -27,7 +28,7 @@ def export(trained: Trained, folder: Path) -> list[Path]:
     """
     model = trained.config.model
     architecture = _architecture(model)
-    state = {name: tensor.detach().float() for name, tensor in trained.gpt.state_dict().items()}
+    state = _folded({name: tensor.detach().float() for name, tensor in trained.gpt.state_dict().items()}, model)
     tensors = _gpt2_tensors(state, model) if architecture == "gpt2" else _llama_tensors(state, model)
     describe = _gpt2_config if architecture == "gpt2" else _llama_config
     eot = trained.tokenizer.eot
@@ -65,6 +66,20 @@ def _architecture(model: ModelConfig) -> str:
             "Qwen3, the model of transformers with qk_norm, has no biases in its MLP; train without bias"
         )
     return "qwen3" if model.qk_norm else found
+
+
+def _folded(state: Tensors, model: ModelConfig) -> Tensors:
+    """The weights of the same function without the scales of its parametrization."""
+    by = scales(model)
+
+    def factor(name: str) -> float:
+        if name.startswith(("embedding.", "positions.")):
+            return by.embedding
+        if name.startswith("norm."):  # the last one, before the head; a tied head has the factor of the embedding
+            return by.logits / (by.embedding if model.tie_embeddings else 1.0)
+        return by.branch if ".out." in name else 1.0
+
+    return {name: factor(name) * tensor for name, tensor in state.items()}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("gpu", _FLOAT, "GPUs of a worker"),
     ("schema_version", _INT, "version of this schema"),
     # since version 2
-    ("parametrization", _STRING, "standard, or mup: rates and sizes that follow the width"),
+    ("parametrization", _STRING, "standard, mup or completep: what follows width and depth"),
     ("branches", _STRING, "shares of the tokens at which wsd also decayed on a branch, as a JSON list"),
     ("entropy_rate", _FLOAT, "lowest loss that any model can reach, nats per token, where the source is known"),
     ("excess", _FLOAT, "val_loss above the source's own loss on the same targets, nats per token"),

@@ -20,7 +20,7 @@ BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")
 # Mutually exclusive fields: setting one removes the others of its group that a lower layer set.
 ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "model.head_dim"))
 
-MUP_BASE_WIDTH = 64
+BASE_WIDTH, BASE_DEPTH = 64, 2  # the size whose lr `mup` and `completep` take
 ZIPF_RECORDS = "zipf_records"  # the corpus that ZipfConfig describes
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -141,9 +141,10 @@ class ModelConfig(BaseModel):
     activation: Literal["gelu", "swiglu"] = Field(default="gelu", description="the MLP's non-linearity")
     tie_embeddings: bool = Field(default=False, description="the head shares the token embedding's matrix")
     bias: bool = Field(default=False, description="biases in linear layers and norms")
-    parametrization: Literal["standard", "mup"] = Field(
+    parametrization: Literal["standard", "mup", "completep"] = Field(
         default="standard",
-        description=f"mup: lr is that of width {MUP_BASE_WIDTH}; its scaling keeps the best lr as d_model grows",
+        description=f"mup: lr is that of width {BASE_WIDTH}; its scaling keeps the best lr as d_model grows; "
+        f"completep: lr is that of width {BASE_WIDTH} and {BASE_DEPTH} layers, and also serves other depths",
     )
 
     @model_validator(mode="before")
@@ -179,7 +180,8 @@ class ModelConfig(BaseModel):
         if self.n_heads % self.kv_heads:
             raise _refuse("n_kv_heads", f"n_kv_heads {self.kv_heads} does not divide n_heads {self.n_heads}")
         if self.parametrization == "mup" and self.tie_embeddings:
-            raise _refuse("tie_embeddings", "mup gives embedding and head learning rates of their own: they cannot tie")
+            own = "mup gives embedding and head learning rates of their own: they cannot tie"
+            raise _refuse("tie_embeddings", f"{own}; use parametrization: completep")
         if self.positions == "rotary" and self.head_dim % 2:
             raise _refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         return self
@@ -196,10 +198,15 @@ class Optimizer:
 
     states: int  # numbers that it keeps of each parameter
     linear_in_lr: bool = True  # a step at a rate is that share of a step of rate one
-    mup: bool = True  # its rates follow the width under maximal-update parametrization
+    mup: bool = True  # its rates follow the width under `mup`
+    width_power: float = 1.0  # the power of the width that divides its rate under `completep`
 
 
-OPTIMIZERS = {"adamw": Optimizer(states=2), "lion": Optimizer(states=1), "muon": Optimizer(states=2, mup=False)}
+OPTIMIZERS = {
+    "adamw": Optimizer(states=2),
+    "lion": Optimizer(states=1),
+    "muon": Optimizer(states=2, mup=False, width_power=0.5),
+}
 
 
 class TrainConfig(BaseModel):
@@ -338,7 +345,7 @@ class TrialConfig(BaseModel):
         batch, context, workers = self.train.batch_tokens, self.model.context_length, self.resources.workers
         if self.model.parametrization == "mup" and not OPTIMIZERS[self.train.optimizer].mup:
             able = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.mup)
-            own = f"{self.train.optimizer} scales its own steps"
+            own = f"{self.train.optimizer} scales its own steps; use completep"
             raise _refuse("model.parametrization", f"mup's rates are for {able}; {own}")
         if batch % context:
             raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")

@@ -23,7 +23,7 @@ from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training.evaluate import token_losses
 from tinyscale.training.loop import Run, steps_of
-from tinyscale.training.model import GPT, width_scale
+from tinyscale.training.model import GPT
 from tinyscale.training.optim import UnitRate, build_optimizer, clip_each, make_capturable
 from tinyscale.training.progress import Outcome, Point
 from tinyscale.training.recorded import Update
@@ -70,7 +70,7 @@ def stack_optimizer(
     state: TrainState, model: GPT, states: Sequence[dict[int, dict[str, Tensor]]]
 ) -> torch.optim.Optimizer:
     """The optimizer of the stacked parameters [K, ...]. states: of the K optimizers, whose moments it stacks."""
-    optimizer = build_optimizer(state.gpt, state.train, width_scale(state.gpt.config))
+    optimizer = build_optimizer(state.gpt, state.train, state.gpt.config)
     assert isinstance(optimizer, torch.optim.Optimizer), "planning refuses muon"
     stacks = {id(old): new for old, new in zip(state.gpt.parameters(), model.parameters(), strict=True)}
     for group in optimizer.param_groups:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyscale.spec.config import MUP_BASE_WIDTH, ModelConfig
+from tinyscale.spec.config import ModelConfig
+from tinyscale.training.parametrization import EMBEDDING_STD, branch_std, head_std, scales
 
 NORM_EPS = 1e-5  # of every norm, added to the mean square
 
@@ -46,13 +47,6 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     cos, sin = cos_sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
-
-
-def width_scale(config: ModelConfig) -> float:
-    """Base width over d_model under maximal-update parametrization (Yang et al. 2022, table 8, with attention heads of
-    a fixed width), else 1. It multiplies the lr of block matrices and of the head, and the head's initial std.
-    """
-    return MUP_BASE_WIDTH / config.d_model if config.parametrization == "mup" else 1.0
 
 
 class Attention(nn.Module):
@@ -111,6 +105,11 @@ class MLP(nn.Module):
         return out
 
 
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """Scale times x; without a kernel where the scale is one."""
+    return x if scale == 1 else scale * x
+
+
 def build_norm(config: ModelConfig) -> nn.Module:
     """Normalisation over the last dimension: LayerNorm, or RMSNorm, which subtracts no mean and has no bias."""
     if config.norm == "rmsnorm":
@@ -123,15 +122,15 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.scale = scales(config).branch
         self.attention_norm = build_norm(config)
         self.attention = Attention(config)
         self.mlp_norm = build_norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
+        x = torch.add(x, self.attention(self.attention_norm(x)), alpha=self.scale)
+        return torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.scale)
 
 
 class Positions(nn.Embedding):
@@ -146,7 +145,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.scales = config, scales(config)
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         self.positions = Positions(config.context_length, config.d_model) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -160,24 +159,22 @@ class GPT(nn.Module):
         """Set the initial weights.
 
         Block matrices have std 1/sqrt(inputs), which keeps the variance of their input; those that write to the
-        residual stream have it divided by sqrt(2 n_layers) (GPT-2, section 2.3). Embeddings have std 0.02. The output
-        head, and an embedding tied to it, uses a smaller std in wide models, so that initial logits have std at most
-        0.2 and the untrained loss is ln V at every width. Norms keep PyTorch's values: weight one, bias zero.
+        residual stream have `branch_std`. Embeddings have std 0.02, and the output head and an embedding tied to it
+        `head_std`. Norms keep PyTorch's values: weight one, bias zero.
         """
-        config, scale = self.config, width_scale(self.config)
-        head_std = min(0.02, 0.2 * config.d_model**-0.5) if scale == 1 else 0.02 * scale
-        nn.init.normal_(self.embedding.weight, std=head_std if config.tie_embeddings else 0.02)
+        config = self.config
+        nn.init.normal_(self.embedding.weight, std=head_std(config) if config.tie_embeddings else EMBEDDING_STD)
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=0.02)
+            nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
         for block in self.blocks:
             assert isinstance(block, Block)
             for into, out in ((block.attention.qkv, block.attention.out), (block.mlp.into, block.mlp.out)):
                 nn.init.normal_(into.weight, std=into.in_features**-0.5)
-                nn.init.normal_(out.weight, std=out.in_features**-0.5 / math.sqrt(2 * config.n_layers))
+                nn.init.normal_(out.weight, std=branch_std(config, out.in_features))
                 if config.bias:
                     nn.init.zeros_(into.bias)
                     nn.init.zeros_(out.bias)
-        nn.init.normal_(self.head.weight, std=head_std)
+        nn.init.normal_(self.head.weight, std=head_std(config))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits [B, T, V] and, given targets [B, T], their mean cross-entropy [] in nats per token.
@@ -187,9 +184,10 @@ class GPT(nn.Module):
         x = self.embedding(tokens)  # [B, T, D]
         if self.positions is not None:
             x = self.positions(x)
+        x = scaled(x, self.scales.embedding)
         for block in self.blocks:
             x = block(x)
-        logits = self.head(self.norm(x))  # [B, T, V]
+        logits = self.head(scaled(self.norm(x), self.scales.logits))  # [B, T, V]
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)

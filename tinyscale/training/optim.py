@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lion_pytorch import Lion
 from torch import Tensor, nn
 
-from tinyscale.spec.config import TrainConfig
+from tinyscale.spec.config import ModelConfig, TrainConfig
 from tinyscale.spec.costs import decay_steps
+from tinyscale.training.parametrization import Multipliers, is_matrix, multipliers
 
 Groups = list[dict[str, Any]]  # PyTorch's parameter groups
+Named = list[tuple[str, nn.Parameter]]  # parameters by their names in the model
+
+ADAM_EPS = 1e-8
 
 
 def lr_at(step: int, steps: int, train: TrainConfig) -> float:
@@ -40,12 +44,14 @@ class MuonWithAdamW:
     rate and weight decay.
     """
 
-    def __init__(self, model: nn.Module, train: TrainConfig) -> None:
-        matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
-        inside = {id(parameter) for parameter in matrices}
-        others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-        muon = torch.optim.Muon(matrices, lr=train.lr, weight_decay=train.weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.parts: list[torch.optim.Optimizer] = [muon, _adamw(_groups(others, train), train)]
+    def __init__(self, named: Named, train: TrainConfig, config: ModelConfig | None) -> None:
+        matrices = [each for each in named if is_matrix(*each, "blocks.")]
+        others = [each for each in named if not is_matrix(*each, "blocks.")]
+        groups = _groups(matrices, train, config)
+        for group in groups:
+            group.pop("eps", None)  # Adam's
+        muon = torch.optim.Muon(groups, lr=train.lr, weight_decay=train.weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.parts: list[torch.optim.Optimizer] = [muon, _adamw(_groups(others, train, config), train)]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -73,24 +79,16 @@ class MuonWithAdamW:
 
 
 def build_optimizer(
-    model: nn.Module, train: TrainConfig, width_scale: float = 1.0
+    model: nn.Module, train: TrainConfig, config: ModelConfig | None = None
 ) -> torch.optim.Optimizer | MuonWithAdamW:
     """The optimizer of the model's parameters. Matrices and embeddings have weight decay, norms and biases do not.
 
-    width_scale: lr multiplier for block matrices and the head; it is stored as the group's `scale`.
+    config: of a GPT, whose parametrization then scales the settings of each parameter.
     """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if train.optimizer == "muon":
-        return MuonWithAdamW(model, train)
-    groups = _groups(model.parameters(), train)
-    if width_scale != 1:
-        wide = {id(p) for name, p in model.named_parameters() if p.dim() >= 2 and name.startswith(("blocks.", "head."))}
-        narrow, *vectors = groups
-        groups = [
-            {**narrow, "params": [p for p in narrow["params"] if id(p) not in wide]},
-            {**narrow, "params": [p for p in narrow["params"] if id(p) in wide], "scale": width_scale},
-            *vectors,
-        ]
-    return BUILDERS[train.optimizer](groups, train)
+        return MuonWithAdamW(named, train, config)
+    return BUILDERS[train.optimizer](_groups(named, train, config), train)
 
 
 def _lion(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
@@ -106,13 +104,21 @@ def _adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
 BUILDERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "lion": _lion}
 
 
-def _groups(parameters: Iterable[nn.Parameter], train: TrainConfig) -> Groups:
-    """Two groups: parameters with weight decay, and parameters without."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
+def _groups(named: Named, train: TrainConfig, config: ModelConfig | None) -> Groups:
+    """Groups of parameters with the same settings: first those with weight decay, then those without.
+
+    A group's `scale` multiplies its lr.
+    """
+    groups: dict[tuple[bool, Multipliers], dict[str, Any]] = {}
+    for name, parameter in sorted(named, key=lambda each: each[1].dim() < 2):
+        decays = parameter.dim() >= 2
+        by = multipliers(name, parameter, config, train.optimizer) if config else Multipliers()
+        group = groups.setdefault((decays, by), {"params": []})
+        group["params"].append(parameter)
+        group |= {"weight_decay": by.weight_decay * train.weight_decay if decays else 0.0}
+        group |= {"scale": by.lr} if by.lr != 1 else {}
+        group |= {"eps": by.eps * ADAM_EPS} if by.eps != 1 else {}
+    return list(groups.values())
 
 
 def with_tensor_rate(optimizer: torch.optim.Optimizer | MuonWithAdamW) -> bool:
