@@ -1,4 +1,4 @@
-"""Commands from a sweep to its results: plan, launch, status, retry."""
+"""Commands from a sweep to its results: plan, launch, status, retry, check-transfer."""
 
 from __future__ import annotations
 
@@ -35,23 +35,32 @@ set_option = click.option(
 )
 
 
+def grid_options(command: Command) -> Command:
+    """The options that choose the cells: SWEEP, --set, --select, --results."""
+    for decorate in (
+        results_option,
+        select_option,
+        set_option,
+        click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
 def sweep_options(command: Command) -> Command:
-    """The options that choose the trials: SWEEP, --set, --select, --results, --address."""
+    """Those of `grid_options`, --price and --address."""
     for decorate in (
         click.option(
             "--address",
             envvar="RAY_ADDRESS",
             help="A running Ray cluster (host:port or auto).  [default: $RAY_ADDRESS, else a Ray started here]",
         ),
-        results_option,
-        select_option,
-        set_option,
         click.option(
             "--price",
             type=click.FloatRange(0),
             help="Dollars per GPU-hour (per core-hour where no GPU is used).",
         ),
-        click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path)),
+        grid_options,
     ):
         command = decorate(command)
     return command
@@ -219,6 +228,31 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
         echo(f"left {len(trials) - deleted} that a launch is training; stop it first, with Ctrl-C, to delete them too")
 
 
+@click.command("check-transfer", epilog=examples("check-transfer sweeps/mup_lr.yaml --set corpus=sotu --set gpu=0"))
+@grid_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def check_transfer(
+    sweep_path: Path, overrides: tuple[str, ...], select: tuple[str, ...], results: str, as_json: bool
+) -> None:
+    """Check whether one learning rate serves all sizes of SWEEP.
+
+    For each arm: how much a few steps move activations as width and depth double, measured now on the CPU; and, where
+    the results hold the sweep's trials at several rates, how far the best rate moves. Where one rate serves all sizes,
+    each of these is 0. stream: the last residual stream; logits; blocks: the part of the stream's movement that the
+    matrices of the blocks make.
+    """
+    from tinyscale.planning.transfer import check_transfer as check
+    from tinyscale.results.store import Results
+    from tinyscale.spec.sweep import load_sweep
+
+    found = check(load_sweep(sweep_path, overrides=overrides, select=select), Results(results))
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in found], indent=1))
+        return
+    for each in found:
+        echo("\n".join([each.label, *(f"  {line}" for line in (*each.slopes, *each.notes))]))
+
+
 def _plan(
     stack: ExitStack,
     console: PlainConsole,
@@ -246,4 +280,4 @@ def _plan(
         return make_plan(sweep, store, capacity, notify=status.update), store, cluster
 
 
-COMMANDS = (plan, launch, status, retry)
+COMMANDS = (plan, launch, status, retry, check_transfer)
