@@ -94,6 +94,8 @@ def test_the_check_finds_what_a_step_moves_and_where_the_best_rate_lies(path: Pa
     assert abs(slopes["mup"]["blocks"].power.value) < 0.2
     assert slopes["standard"]["blocks"].power.low > 0.2
     assert "best lr at d_model 64, n_layers 2: 0.005" in found["mup"].notes
+    listed = json.loads(json.dumps(found["mup"].as_json()))
+    assert {slope["what"] for slope in listed["slopes"]} == {"stream", "logits", "blocks", "best lr"}
 
 
 def test_without_results_the_command_says_so_and_still_checks_the_movements(path: Path) -> None:
@@ -101,8 +103,6 @@ def test_without_results_the_command_says_so_and_still_checks_the_movements(path
     done = CliRunner().invoke(cli, ["check-transfer", str(path), *chosen])
     assert "per doubling of d_model" in done.output, done.output
     assert "no best lr: results has no finished trials of it; launch the sweep" in done.output
-    (found,) = json.loads(CliRunner().invoke(cli, ["check-transfer", str(path), *chosen, "--json"]).output)
-    assert {slope["what"] for slope in found["slopes"]} == {"stream", "logits", "blocks"}
 
 
 def test_a_sweep_of_one_size_is_refused(path: Path) -> None:
