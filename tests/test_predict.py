@@ -192,6 +192,20 @@ def test_suggest_keeps_the_sweeps_number_of_heads_and_leaves_defaults_out(tmp_pa
     assert made.ended
 
 
+def test_suggested_widths_are_divided_by_heads_that_share_keys(tmp_path: Path) -> None:
+    results = write_results(tmp_path)
+    for trial, width in (("base64s0", 64), ("lost", 384)):
+        shape = {"d_model": width, "n_layers": 4, "head_dim": 16, "n_kv_heads": 2, "context_length": 256}
+        config = TrialConfig.model_validate({**CONFIG.model_dump(), "model": shape})
+        rows, _ = results.read_trial(trial)
+        write_rows(results, trial, rows, config)
+    invoke("fit", str(tmp_path), "--bootstrap", "100")
+    _, content = suggest_from(str(tmp_path), 1e17, "alpha")
+    assert content is not None
+    assert content["base"]["model"]["n_kv_heads"] == 2
+    assert all(width % 32 == 0 for width in content["zip"]["model.d_model"])
+
+
 def test_suggest_writes_over_its_own_file_only_and_says_why_it_ends(tmp_path: Path) -> None:
     write_results(tmp_path)
     invoke("fit", str(tmp_path), "--bootstrap", "100")
