@@ -207,6 +207,33 @@ def of_tuning(setting: str, sizes: int, lengths: int, noise: float) -> Study:
     return Study(setting, shape, runs, truth, noise, partial(fit_tuning, law=setting))
 
 
+def of_settings(way: str, noise: float) -> Study:
+    """Rates and batches about the best ones of 12 sizes: a grid, or as a search draws them; the bowl is lopsided.
+
+    `diverged`: above a rate that goes with the batch the loss jumps. Exponents: 2503.04715.
+    """
+    rng, truth = np.random.default_rng(0), {"k": 1.79, "p": -0.713, "q": 0.307, "k_B": 0.58, "p_B": 0.0, "q_B": 0.571}
+    sizes = crossed(n=np.array([6e7, 2e8, 4e8, 1e9]), d=np.array([2e9, 1e10, 1e11]))
+    steps = np.log(2) * np.arange(-3, 4)
+    grid = crossed(z=steps + 0.1, b=steps - 0.1)
+    each = [
+        pd.DataFrame(np.concatenate([rng.uniform(-2.5, 2.5, (8, 2)), rng.standard_normal((20, 2))]), columns=["z", "b"])
+        if way == "draws"
+        else grid
+        for _ in range(len(sizes))
+    ]
+    runs = pd.concat([part.assign(**size) for part, (_, size) in zip(each, sizes.iterrows(), strict=True)])
+    rise = 0.012 / 0.35**2 * (np.exp(0.35 * runs["z"]) - 1 - 0.35 * runs["z"])
+    excess = rise + 0.006 * runs["b"] ** 2 * (1 - 0.1 * runs["b"]) - 0.4 * 0.012 * runs["z"] * runs["b"]
+    excess += np.where((way == "grid, some diverged") & (runs["z"] - 0.4 * runs["b"] > 1.7), 0.25, 0.0)
+    runs = runs.assign(
+        loss=(1.7 + 400 * runs["n"] ** -0.34 + 410 * runs["d"] ** -0.28) * np.exp(excess),
+        lr=truth["k"] * runs["n"] ** truth["p"] * runs["d"] ** truth["q"] * np.exp(runs["z"]),
+        batch_tokens=truth["k_B"] * runs["d"] ** truth["q_B"] * np.exp(runs["b"]),
+    )
+    return Study("settings", f"12 sizes, {way}", runs.reset_index(drop=True), {**truth, "r": 0.4}, noise, fit_tuning)
+
+
 STUDIES = (
     *(of_law("power-n", sizes, seeds=seeds) for sizes, seeds in ((5, 2), (5, 3), (6, 1), (6, 3), (8, 3))),
     *(of_law("power-n", 6, seeds=3, noise=noise) for noise in (0.002, 0.010)),
@@ -237,6 +264,8 @@ STUDIES = (
     *(of_tuning("lr", 6, 1, noise) for noise in (0.0005, 0.002)),
     of_tuning("lr", 4, 3, 0.002),
     of_tuning("batch", 6, 1, 0.002),
+    of_settings("grid", 0.001),
+    *(of_settings(way, 0.003) for way in ("grid", "grid, some diverged", "draws")),
 )  # fmt: skip
 
 

@@ -329,6 +329,25 @@ def test_what_a_message_advises_is_taken(tmp_path: Path, header: str, law_name: 
     assert found.law.name == law_name
 
 
+@pytest.mark.parametrize("headers", [("lr", "bs", "smooth loss"), ("learning_rate", "batch_size", "loss"),
+                                     ("Peak LR", "batch_tokens", "val_loss")])  # fmt: skip
+def test_a_table_of_rates_and_batches_gives_the_law_of_the_best_ones_and_no_other(
+    tmp_path: Path, headers: tuple[str, str, str]
+) -> None:
+    rng, steps, rows = np.random.default_rng(0), np.log(2) * np.arange(-2, 3), []
+    for n in (6e7, 2e8, 1e9):
+        for d in (2e9, 1e10, 1e11):
+            lr, batch = (axis.ravel() + rng.uniform(-0.3, 0.3) for axis in np.meshgrid(steps, steps))
+            excess = 0.012 * lr**2 + 0.008 * batch**2 - 0.006 * lr * batch + 1e-3 * rng.standard_normal(25)
+            best = 1.79 * n**-0.713 * d**0.307, 0.58 * d**0.571
+            values = best[0] * np.exp(lr), best[1] * np.exp(batch), law(n, d) * np.exp(excess)
+            rows.append(pd.DataFrame({"N": n, "D": d, **dict(zip(headers, values, strict=True))}))
+    (found,) = laws_of(tmp_path, pd.concat(rows), name="steps.csv").fits
+    assert found.law.name == "settings"
+    exponents = {name: found.params[name] for name in ("p", "q", "p_B", "q_B")}
+    assert exponents == pytest.approx({"p": -0.713, "q": 0.307, "p_B": 0.0, "q_B": 0.571}, abs=0.05)
+
+
 @pytest.mark.parametrize("name", ["arm", "run", "seed"])
 def test_labels_can_be_named(tmp_path: Path, name: str) -> None:
     done = laws_of(tmp_path, grid().assign(mine=np.arange(36) % 2), columns={name: "mine"})

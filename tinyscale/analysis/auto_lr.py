@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tinyscale.analysis.records import read_records
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.record import Record
-from tinyscale.fitting.tuning import BATCH, HOLDS_FOR, best_setting
+from tinyscale.fitting.tuning import HOLDS_FOR, best_setting
 from tinyscale.formatting import compact
 from tinyscale.results.schema import trial_columns
 from tinyscale.results.store import Results
@@ -52,8 +52,8 @@ def best_rate(trial: Trial, laws: Sequence[Record]) -> tuple[float, str]:
 def _doubts(law: Record, n: float, batch_tokens: int) -> list[str]:
     """What a reader should know of a law that is used where it was not fitted."""
     sizes = law.kept["n"]
-    beyond, batch = max(n / sizes.max(), sizes.min() / n), law.of.get(BATCH, batch_tokens)
+    beyond, batch = max(n / sizes.max(), sizes.min() / n), law.of.get("batch_tokens", batch_tokens)
     return [
         *([f"{beyond:.2g} times beyond the sizes it was fitted to"] if beyond > FAR else []),
-        *([f"which is of {BATCH} {batch}, not {batch_tokens}"] if batch != batch_tokens else []),
+        *([f"which is of batch_tokens {batch}, not {batch_tokens}"] if batch != batch_tokens else []),
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
@@ -31,12 +32,14 @@ from tinyscale.fitting.choose import AnyFit, fit
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
-from tinyscale.fitting.laws.optima import SETTINGS
+from tinyscale.fitting.laws.optima import LAW_OF, SETTINGS, TUNING
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import COLUMNS, held_variables
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
 from tinyscale.storage import Folder
+
+MOST_PARTS = 12  # combinations of settings, each a curve by itself, that are fitted beside the law of the best ones
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,13 @@ def source_of(location: str) -> str:
 
 
 def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
-    """The fits of a sweep's arm, or why there are none: a law of each setting, then laws of the best setting."""
+    """The fits of a sweep's arm, or why there are none: a law of each setting, then the law of the best settings."""
     parts = _parts_of(whole, law)
+    tuned = _tuned(whole) if len(parts) != 1 and (law is None or whole.searched) else None
+    if len(parts) > MOST_PARTS and tuned is not None and not isinstance(tuned, Refusal):
+        unread = f"the loss has no law of its own at each of the {len(parts)} combinations of settings: ask with --law"
+        yield replace(tuned, warnings=(*tuned.warnings, unread))
+        return
     note = untuned_note(whole.frame, whole.columns)
     for group in parts:
         try:
@@ -134,14 +142,14 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
                 yield replace(found, warnings=(*found.warnings, *note))
         except FitError as error:
             yield Refusal(group.sweep, str(error), group.title)
-    if len(parts) != 1 and (law is None or whole.searched):
-        # In a grid the settings need not be the question, so that they have no law is no news.
-        yield from (each for each in _tuned(whole) if whole.searched or not isinstance(each, Refusal))
+    # In a grid the settings need not be the question, so that they have no law is no news.
+    if tuned is not None and (whole.searched or not isinstance(tuned, Refusal)):
+        yield tuned
 
 
 def _parts_of(whole: Group, law: str | None) -> list[Group]:
     """What is fitted by itself: the whole for a law of settings; else each setting, and none of a search's samples."""
-    if law in SETTINGS:
+    if law in TUNING:
         return [whole]
     return [] if whole.searched else by_setting(whole, law)
 
@@ -151,7 +159,7 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     refuse_mixed(group)
     columns, notes = group.columns, []
     main, *others = [law] if law else laws_for(group.frame, columns)
-    if group.unread is not None and main not in SETTINGS:
+    if group.unread is not None and main not in TUNING:
         notes = refuse_scattered(group.frame, columns, group.unread)
     # Of results, points that share a run are decay branches, each trained apart from the others for a while.
     options["clustered"] = bool(group.frame.index.name)
@@ -239,15 +247,17 @@ def _with_unread(found: AnyFit, group: Group) -> AnyFit:
     return replace(found, warnings=(*notes, *found.warnings))
 
 
-def _tuned(group: Group) -> Iterator[AnyFit | Refusal]:
-    """Laws of the best learning rate and batch where the runs support them, and why not where they do not."""
-    for law in SETTINGS.values():
-        if group.searched and law.name not in group.searched:
-            continue
-        try:
-            yield replace(fit(group.frame, law.name, columns=group.columns), origin=_origin(group))
-        except FitError as error:
-            yield Refusal(group.sweep, str(error), group.title)
+def _tuned(group: Group) -> AnyFit | Refusal:
+    """The law of the best settings of those that a search sampled, or a grid varies, or why there is none."""
+    law = LAW_OF.get(tuple(name for name in SETTINGS if name in group.searched), TUNING["settings"])
+    diverged = group.diverged
+    if not diverged.empty:  # what diverged was tried
+        diverged = diverged.assign(tokens=diverged["tokens_budget"], val_loss=np.inf)
+    try:
+        found = fit(pd.concat([group.frame, diverged]), law.name, columns=group.columns)
+    except FitError as error:
+        return Refusal(group.sweep, str(error), group.title)
+    return replace(found, origin=_origin(group))
 
 
 def _origin(group: Group) -> Origin:

@@ -33,7 +33,7 @@ VARIABLES = {
     "depth": "nlayers depth layers numlayers nlayer numhiddenlayers",
     "loss": "valloss loss validationloss evalloss testloss finalvalloss finalvalidationloss finalevalloss finalloss "
     "heldoutloss devloss lossval losseval losstest lossfinal crossentropy crossentropyloss celoss ce valce valnll nll "
-    "smoothedloss trainloss trainingloss finaltrainloss losstrain",
+    "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain",
 }  # fmt: skip
 PERPLEXITY = "perplexity ppl valppl valperplexity validationperplexity evalppl evalperplexity testppl testperplexity"
 SETTINGS = {

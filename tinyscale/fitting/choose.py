@@ -12,6 +12,7 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.fit import Fit, fit_law
 from tinyscale.fitting.isoflop import fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
+from tinyscale.fitting.laws.optima import TUNING
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.support import laws_for
 from tinyscale.fitting.tuning import fit_tuning
@@ -22,8 +23,7 @@ AnyFit = Fit | Optima
 OPTIMA: dict[str, Callable[..., Optima]] = {
     "isoflop": fit_isoflop,
     "envelope": fit_envelope,
-    "lr": partial(fit_tuning, law="lr"),
-    "batch": partial(fit_tuning, law="batch"),
+    **{law: partial(fit_tuning, law=law) for law in TUNING},
 }
 NAMES = (*LAWS, *OPTIMA)
 

@@ -22,9 +22,10 @@ from tinyscale.fitting.text import as_html, verdict
 class Optima:
     """A power law through optima, one of each budget or of each size.
 
-    table: one row per optimum. What its runs share (`c`; or `n`, `d` and, where it was swept, `batch_tokens`), `best`
-    (N, or the setting), `best_d` (of budgets, D at that N), `log_sd` (standard deviation of log best), `loss` there,
-    and `refused`: why there is no optimum, or empty.
+    table: one row per optimum. What its runs share (`c`; or `n`, `d` and settings that vary and are not tuned), `best`
+    (N, or the first setting that is tuned), `best_d` (of budgets, D at that N), `log_sd` (standard deviation of log
+    best), the same of further settings (`best_batch_tokens`, ...), `loss` there, and `refused`: why there is no
+    optimum, or empty.
     runs: the points that were read; objective: value and kind; dof: degrees of freedom of the intervals; of: what else
     the runs had in common that the law holds for; forecast: of the loss, by joint laws of the same runs.
     """
@@ -39,6 +40,8 @@ class Optima:
     dof: int
     held_out: HeldOut | None
     warnings: tuple[str, ...]
+    derived: Mapping[str, Estimate] = field(default_factory=dict)
+    method: str = "t"
     of: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     forecast: Forecast | None = None
@@ -51,8 +54,8 @@ class Optima:
         return {name: each.value for name, each in self.estimates.items()}
 
     def interval(self, name: str) -> tuple[float, float]:
-        """95 % interval of a parameter. KeyError for another name."""
-        return self.estimates[name].ends
+        """95 % interval of a parameter, or of what is derived. KeyError for another name."""
+        return (self.derived if name in self.derived else self.estimates)[name].ends
 
     def predict(self, **variables: Any) -> pd.DataFrame:
         """Loss of new runs, as `Forecast.predict`. FitError where the runs were not fitted by a law of the loss."""
@@ -76,9 +79,9 @@ class Optima:
             formula=self.formula,
             slice="",
             estimates=self.estimates,
-            derived={},
-            method="t",
-            intervals=f"t with {self.dof} degrees of freedom through {len(self.kept)} {self.law.kind}",
+            derived=self.derived,
+            method=self.method,
+            intervals=f"{self.method} with {self.dof} degrees of freedom through {len(self.kept)} {self.law.kind}",
             objective={**self.objective, "delta": None},
             held_out=self.held_out,
             warnings=self.warnings,

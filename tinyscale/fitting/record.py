@@ -45,7 +45,7 @@ class Origin:
 class Record:
     """form: the law; estimates: of its parameters; derived: what follows from them; points: how many were fitted.
 
-    method: of the intervals: profile, bootstrap, wild or t; intervals: the same in words.
+    method: of the intervals: profile, bootstrap, wild, t or jackknife; intervals: the same in words.
     Of a law of the loss: certificate, noise, alternatives (laws of the same variables by held-out error), influence
     (the parameters without each size), range (of each variable), sizes, and conventions (the parameters under each way
     of counting, where it was asked for), and forecast (the laws that forecast new runs: `law`, `weight`,
@@ -91,6 +91,11 @@ class Record:
     def kept(self) -> pd.DataFrame:
         """The rows of the table of optima that have one; empty of a law of the loss."""
         return pd.DataFrame() if self.optima is None else with_optimum(self.optima)
+
+    @property
+    def headline(self) -> str:
+        """The parameter to quote where there is room for one."""
+        return self.form.headline if self.form.headline in self.estimates else next(iter(self.estimates))
 
     @property
     def all_estimates(self) -> dict[str, Estimate]:

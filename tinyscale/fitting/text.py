@@ -41,7 +41,7 @@ def formula_with_numbers(record: Record) -> str:
 
 def verdict(record: Record) -> str:
     """What came of a fit, in a sentence or two."""
-    name = record.form.headline
+    name = record.headline
     value, low, high = record.estimates[name].texts(3)
     where = f" {record.slice}" if record.slice else ""
     text = f"{formula_with_numbers(record)}{where}, with {name} {value} (95 %: {low} to {high})."

@@ -16,7 +16,7 @@ from tinyscale.fitting.laws.optima import ISOFLOP, with_optimum
 from tinyscale.fitting.minimum import Line, weighted_line
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import SAME_BUDGET, group_sizes
-from tinyscale.fitting.tuning import BATCH, best_setting
+from tinyscale.fitting.tuning import best_setting
 from tinyscale.formatting import compact, scientific
 from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, heading, literal, new_axes, shades, tidy
 
@@ -129,7 +129,7 @@ def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     table = fit.kept if frame is None else with_optimum(frame)
     best = table["best"].to_numpy(float)
     grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 2.5, 50)
-    batch = np.exp(np.log(table[BATCH].to_numpy(float)).mean()) if "r" in fit.params else 1.0
+    batch = np.exp(np.log(table["batch_tokens"].to_numpy(float)).mean()) if "batch_tokens" in table else None
     if not {"q", "r"} & set(fit.params):
         low, high = _tuning_band(fit, grid)
         ax.fill_between(grid, low, high, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
@@ -152,12 +152,14 @@ def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
 
 
 def _tuning_band(fit: Optima, grid: Array) -> tuple[Array, Array]:
-    """95 % ends of the line through the optima: their scatter about it, taken no smaller than their own sd."""
+    """95 % ends of the law: those of a line through the optima, as wide as makes its slope's interval that of p."""
     kept = fit.kept
-    sd = np.full(len(kept), np.sqrt(np.square(kept["log_sd"].to_numpy(float)).mean()))
-    line = weighted_line(np.log(kept["n"].to_numpy(float)), np.log(kept["best"].to_numpy(float)), sd)
-    _, low, high = _band(line, grid)
-    return low, high
+    line = weighted_line(np.log(kept["n"].to_numpy(float)), np.log(kept["best"].to_numpy(float)), None)
+    low, high = fit.interval("p")
+    wider = (high - low) / 2 / line.slope_half_width
+    value = np.array([best_setting(fit.estimates, n) for n in grid])
+    half_width = wider * np.array([line.at(x).high - line.at(x).value for x in np.log(grid)])
+    return value * np.exp(-half_width), value * np.exp(half_width)
 
 
 def _band(line: Line, grid: Array) -> tuple[Array, Array, Array]:

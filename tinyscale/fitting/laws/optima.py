@@ -14,7 +14,8 @@ import pandas as pd
 class OptimaLaw:
     """kind: what there is one optimum of each of; predicts: what the law says, in a text; headline: as of `Law`.
 
-    names: columns of a table of optima -> what these are called in fits.json and in the CSV.
+    names: columns of a table of optima -> what these are called in fits.json and in the CSV; tunes: the settings whose
+    best values a law of sizes is of.
     """
 
     name: str
@@ -22,6 +23,7 @@ class OptimaLaw:
     predicts: str
     exponents: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
+    tunes: tuple[str, ...] = ()
     has_frontier: bool = False
 
     @property
@@ -34,11 +36,14 @@ OF_BUDGETS = {"best": "n_star", "best_d": "d_star", "loss": "loss_star", "log_sd
 
 ISOFLOP = OptimaLaw("isoflop", "budgets", "N*", ("a", "b"), OF_BUDGETS)
 ENVELOPE = OptimaLaw("envelope", "budgets", "N*", ("a", "b"), OF_BUDGETS)
-LR = OptimaLaw("lr", "sizes", "lr", ("p", "q", "r"), {"best": "optimum"})
-BATCH = OptimaLaw("batch", "sizes", "batch_tokens", ("p", "q"), {"best": "optimum"})
+SETTINGS = ("lr", "batch_tokens", "weight_decay")  # what is tuned at each size
+LR = OptimaLaw("lr", "sizes", "lr", ("p", "q", "r"), {"best": "optimum"}, ("lr",))
+BATCH = OptimaLaw("batch", "sizes", "batch_tokens", ("p", "q"), {"best": "optimum"}, ("batch_tokens",))
+ALL = OptimaLaw("settings", "sizes", "settings", ("p", "q", "r"), {"best": "optimum"}, SETTINGS)
 
-OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, LR, BATCH)}
-SETTINGS = {law.name: law for law in (LR, BATCH)}
+TUNING = {law.name: law for law in (ALL, LR, BATCH)}
+LAW_OF = {law.tunes: law for law in TUNING.values()}  # where only these settings were tuned
+OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, *TUNING.values())}
 
 
 def with_optimum(table: pd.DataFrame) -> pd.DataFrame:
