@@ -89,13 +89,62 @@ def test_the_rate_of_a_sweep_is_that_of_the_law_at_each_size_and_is_kept(
     assert plan(AUTO.replace("name: tiny", "name: other")).trials[0].trial.identity != made.trials[0].trial.identity
 
 
-def test_without_a_law_for_the_task_the_error_says_what_to_run(tmp_path: Path, plan: Callable[..., Plan]) -> None:
-    with pytest.raises(ConfigError, match=r"line 5: d_model=16: train\.lr = 'auto': .* \(none at all\); launch"):
-        plan(AUTO)
+def test_without_a_law_for_the_task_a_stated_rule_gives_all_three_settings(
+    tmp_path: Path, plan: Callable[..., Plan]
+) -> None:
+    every = AUTO.replace("batch_tokens: 256", "batch_tokens: auto, weight_decay: auto")
+    assert every != AUTO
+    made = plan(every)
+    for planned in made.trials:
+        train, n = planned.trial.config.train, planned.trial.parameters.n_non_embedding
+        assert train.batch_tokens % planned.trial.config.model.context_length == 0
+        assert train.lr == pytest.approx(0.07 * (train.batch_tokens / n) ** 0.5, rel=0.01)
+        tau = train.batch_tokens / (train.lr * train.weight_decay * planned.trial.tokens)
+        assert train.weight_decay == 1 or tau == pytest.approx(1.084 * (planned.trial.tokens / n) ** -0.527, rel=0.1)
+    for setting in ("lr", "batch_tokens", "weight_decay"):
+        assert any(
+            line.startswith(f"train.{setting} auto is ") and "prior rule, not tuned on your text" in line
+            for line in plan_summary(made)
+        )
     searched(plan, Results(str(tmp_path / "results")), "optimizer=lion")
     analyse(str(tmp_path / "results"), str(tmp_path / "results"))
-    with pytest.raises(ConfigError, match="rates-lr is of another optimizer"):
-        plan(AUTO)
+    assert all("rates-lr is of another optimizer" in note for note in plan(AUTO).notes if note.startswith("train.lr"))
+
+
+def test_without_a_law_and_a_rule_the_error_says_what_to_run(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ConfigError, match=r"line 5: d_model=16: train\.lr = 'auto': .* \(none at all\).*; launch"):
+        plan(AUTO, "optimizer=lion")
+
+
+def test_batch_and_rate_come_from_the_law_of_a_search_over_both(tmp_path: Path, plan: Callable[..., Plan]) -> None:
+    results, rng, trials = Results(str(tmp_path / "results")), np.random.default_rng(0), []
+    made = plan(
+        SEARCHED.replace("name: rates", "name: both")
+        .replace("fields: {", "fields: {batch_tokens: {choices: [64, 128, 256, 512, 1024]}, ")
+        .replace("trials: 24", "trials: 40")
+    )
+    for planned in made.trials:
+        batch = int(rng.choice([64, 128, 256, 512, 1024]))
+        values = {"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}"), "train.batch_tokens": batch}
+        drawn = planned.with_sample(values)
+        trial, n = drawn.trial, drawn.trial.parameters.n_non_embedding
+        x, y = np.log(trial.config.train.lr / best(n)), np.log(batch / 256)
+        loss = 3 * n**-0.05 * np.exp(0.02 * x**2 + 0.02 * y**2 - 0.02 * x * y + 1e-4 * rng.standard_normal())
+        point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss, "decayed": True}
+        point |= {"wall_seconds": 1.0, "tokens_per_second": 1.0}
+        results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, PROVENANCE)
+        trials.append(drawn)
+    record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results, {})
+    (found,) = analyse(str(tmp_path / "results"), str(tmp_path / "results")).fits
+    assert found.law.name == "settings"
+    both = plan(AUTO.replace("batch_tokens: 256", "batch_tokens: auto"))
+    for planned in both.trials:
+        assert abs(planned.trial.config.train.batch_tokens - 256) <= 32
+        assert planned.trial.config.train.lr == pytest.approx(best(planned.trial.parameters.n_non_embedding), rel=0.15)
+    assert all("by the law both-settings" in note for note in both.notes if " auto is " in note)
+    for planned in plan(AUTO, "batch_tokens=1024").trials:
+        rate = best(planned.trial.parameters.n_non_embedding) * 4**0.5
+        assert planned.trial.config.train.lr == pytest.approx(rate, rel=0.15), "the rate is that at the batch given"
 
 
 def test_a_law_used_where_it_was_not_fitted_is_said(tmp_path: Path, plan: Callable[..., Plan]) -> None:

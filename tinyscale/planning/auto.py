@@ -150,20 +150,23 @@ def _measured(trials: Sequence[Trial], at_once: int) -> list[float] | None:
         return None
 
 
-RATE = "train.lr"
+TUNED = ("train.lr", "train.batch_tokens", "train.weight_decay")
 
 
-def choose_rate(variants: Sequence[Variant], context: PlanningContext) -> list[Mapping[str, AutoValue]]:
-    """The best learning rate of each size, by a law that `fit` left in the results. ConfigError when there is none."""
-    from tinyscale.analysis.auto_lr import best_rate, rate_laws  # with scipy
+def choose_settings(variants: Sequence[Variant], context: PlanningContext) -> list[Mapping[str, AutoValue]]:
+    """The best settings of each size, by the laws that `fit` left in the results, or by a rule. ConfigError without."""
+    from tinyscale.analysis.auto_settings import best_settings, tuning_laws  # with scipy
 
-    laws = rate_laws(context.results)
+    laws = tuning_laws(context.results)
     chosen: list[Mapping[str, AutoValue]] = []
     for variant in variants:
+        open_ = [path.removeprefix("train.") for path in TUNED if path in variant.autos]
         try:
-            chosen.append({RATE: AutoValue(*best_rate(context.resolve(variant), laws))})
+            found = best_settings(context.resolve(variant), open_, laws)
         except FitError as error:
-            raise ConfigError(f"{variant.where(RATE)}: train.lr = 'auto': {error}") from error
+            paths = [f"train.{name}" for name in open_]
+            raise ConfigError(f"{variant.where(*paths)}: {' and '.join(paths)} = 'auto': {error}") from error
+        chosen.append({f"train.{name}": AutoValue(*each) for name, each in found.items()})
     return chosen
 
 
@@ -223,7 +226,7 @@ def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float], context: P
 
 # Which fields a chooser fills in; later choosers see what the earlier ones chose.
 CHOOSERS: Sequence[tuple[frozenset[str], Chooser]] = (
+    (frozenset(TUNED), choose_settings),
     (frozenset({SHARE}), choose_share),
     (frozenset({PRECISION, COMPILE}), choose_speed),
-    (frozenset({RATE}), choose_rate),
 )

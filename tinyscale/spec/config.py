@@ -222,12 +222,14 @@ class TrainConfig(BaseModel):
     epochs_budget: Quantity | None = Field(
         default=None, gt=0, le=1e4, description="passes over the unique tokens, in whole steps"
     )
-    batch_tokens: Count = Field(ge=2, le=10**12, description="tokens of one optimizer step, over all workers")
+    batch_tokens: Count = Field(
+        ge=2, le=10**12, description="tokens of one optimizer step, over all workers; auto: as lr"
+    )
     optimizer: Literal["adamw", "lion", "muon"] = Field(
         default="adamw", description="the update rule; muon: for the blocks' matrices, with adamw for all else"
     )
     lr: Quantity = Field(
-        gt=0, le=10, description="peak learning rate; auto: per size, by the fitted law of the best one"
+        gt=0, le=10, description="peak learning rate; auto: per size, by the fitted law of the best one, or by a rule"
     )
     min_lr_ratio: Quantity = Field(default=0.1, ge=0, le=1, description="last learning rate divided by the peak")
     warmup_fraction: Quantity = Field(default=0.05, ge=0, lt=1, description="share of steps that raise the rate to lr")
@@ -241,7 +243,9 @@ class TrainConfig(BaseModel):
         strict=False,
         description="shares of the tokens at which wsd also decays, on a branch that ends as a shorter trial would",
     )
-    weight_decay: Quantity = Field(default=0.1, ge=0, description="decoupled decay of matrices (not of vectors)")
+    weight_decay: Quantity = Field(
+        default=0.1, ge=0, description="decoupled decay of matrices (not of vectors); auto: as lr"
+    )
     betas: tuple[Quantity, Quantity] = Field(
         default=(0.9, 0.95),
         description="decay rates of the optimizer's averages (muon's own momentum is 0.95)",

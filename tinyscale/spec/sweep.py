@@ -77,6 +77,8 @@ class SweepFile(BaseModel):
 AUTO: Mapping[str, Any] = {
     "train.precision": "fp32",
     "train.lr": 1e-3,
+    "train.weight_decay": 0.1,
+    "train.batch_tokens": None,  # one context for each worker
     "resources.gpu": 1.0,
     "resources.compile": False,
 }
@@ -345,13 +347,22 @@ def _expand(
             autos = tuple(path for path, setting in settings.items() if path in AUTO and setting.value == "auto")
             if varied_auto := [path for path in autos if path in varied]:
                 raise ConfigError(f"{settings[varied_auto[0]].origin}: auto is no value to vary {varied_auto[0]} by")
-            held = {path: replace(settings[path], value=AUTO[path]) for path in autos}
+            held = {path: replace(settings[path], value=_until_planned(path, settings)) for path in autos}
             config = read_config(settings | held, document)
             for layer in sampled if seed is seeds[0] else []:
                 read_config(settings | held | layer, document)
             shown = {path.rpartition(".")[2]: config_value(config, path) for path in varied}
             origins = {path: setting.origin for path, setting in settings.items()}
             yield Variant(config, Cell(arm, shown, config.seed), autos, origins)
+
+
+def _until_planned(path: str, settings: Layer) -> Any:
+    """What a field that may be `auto` holds until planning fills it in."""
+    if path != "train.batch_tokens":
+        return AUTO[path]
+    written = [settings[name].value for name in ("model.context_length", "resources.workers") if name in settings]
+    whole = [int(number) for number in map(quantity, written) if isinstance(number, int | float)]
+    return math.prod(whole)
 
 
 def _is_axis(path: str, value: Any) -> bool:

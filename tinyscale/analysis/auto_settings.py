@@ -1,0 +1,133 @@
+"""Values of settings that a trial leaves open (`train.lr: auto`): by the law of the best ones, else by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tinyscale.analysis.records import read_records
+from tinyscale.errors import FitError, ResultsError
+from tinyscale.fitting.laws.optima import SETTINGS, TUNING
+from tinyscale.fitting.record import Record
+from tinyscale.fitting.tuning import HOLDS_FOR, best_setting, setting_beside
+from tinyscale.formatting import compact
+from tinyscale.results.schema import trial_columns
+from tinyscale.results.store import Results
+from tinyscale.spec.trial import Trial
+
+LARGEST = 10.0  # rate that a configuration takes
+FAR = 2.0  # times beyond the sizes that a law was fitted to, from where on it is said
+
+
+def _batch_rule(d: float) -> float:
+    return float(min(0.58 * d**0.571, d / 2000))
+
+
+def _rate_rule(n: float, batch: float) -> float:
+    return float(0.07 * (batch / n) ** 0.5)
+
+
+def _decay_rule(n: float, d: float, batch: float, lr: float) -> float:
+    return float(min(1.0, batch / (lr * d * 1.084 * (d / n) ** -0.527)))
+
+
+# Where the rules come from; all are for adamw under the standard parametrization.
+SOURCES = {
+    "batch_tokens": "0.58 D^0.571 (Li et al. 2025) or D / 2000, whichever is less: 2,000 steps of 256 tokens had less "
+    "loss than fewer of more (results/sotu, lr)",
+    "lr": "0.07 (B / N)^0.5, measured at N = 6K to 99K, B = 256 to 4,096 (results/sotu and results/tinystories, lr)",
+    "weight_decay": "AdamW's timescale B / (lr w D) is 1.084 (D / N)^-0.527 (Bergsma et al. 2025, N from 111M on), "
+    "w at most 1",
+}
+
+
+def tuning_laws(results: Results) -> list[Record]:
+    """The records of the laws of the best settings that `fit` left in a results folder."""
+    try:
+        _, records = read_records(results.location)
+    except ResultsError:
+        return []
+    return [record for record in records if record.law in TUNING]
+
+
+def best_settings(trial: Trial, open_: Sequence[str], laws: Sequence[Record]) -> dict[str, tuple[float, str]]:
+    """For each open setting its value, in three digits or whole contexts, and what says so.
+
+    The batch comes first, then the rate at that batch, then the weight decay at both. Of laws for the trial's text,
+    tokenizer, optimizer and parametrization the one of most runs counts; where there is none, a rule. FitError where
+    there is no rule either.
+    """
+    columns, others = trial_columns(trial), _settings_of(trial)
+    task = {name: columns[name] for name in HOLDS_FOR}
+    chosen: dict[str, tuple[float, str]] = {}
+    for setting in sorted(open_, key=("batch_tokens", "lr", "weight_decay").index):
+        about = [law for law in laws if setting in _tuned(law)]
+        differ = {law.name: [name for name in task if law.of.get(name) != task[name]] for law in about}
+        agree = [law for law in about if not differ[law.name]]
+        if agree:
+            value, why = _by_law(trial, setting, max(agree, key=lambda law: law.points), others)
+        else:
+            value, why = _by_rule(trial, setting, others, differ)
+        others[setting] = _rounded(trial, setting, value)
+        chosen[setting] = others[setting], why
+    return chosen
+
+
+def _settings_of(trial: Trial) -> dict[str, float]:
+    return {name: float(getattr(trial.config.train, name)) for name in SETTINGS}
+
+
+def _tuned(law: Record) -> Sequence[str]:
+    """The settings that a law gives; what an older version wrote does not name them."""
+    tuned: Sequence[str] = law.objective.get("tuned") or TUNING[law.law].tunes
+    return tuned
+
+
+def _rounded(trial: Trial, setting: str, value: float) -> float:
+    """The nearest value that a configuration takes."""
+    if setting != "batch_tokens":
+        return min(LARGEST, float(f"{value:.3g}"))
+    whole = trial.config.model.context_length * trial.config.resources.workers
+    return whole * max(1, round(min(value, trial.tokens) / whole))
+
+
+def _by_law(trial: Trial, setting: str, law: Record, others: Mapping[str, float]) -> tuple[float, str]:
+    n, d = float(getattr(trial.parameters, law.columns["n"])), float(trial.tokens)
+    if setting == _tuned(law)[0]:
+        value = best_setting(law.estimates, n, d, others["batch_tokens"])
+    else:
+        value = setting_beside(law.estimates, setting, n, d)
+    doubts = _doubts(law, n, d if {"q", "q_B", "q_w"} & set(law.estimates) else None)
+    held = law.of.get("batch_tokens", others["batch_tokens"])
+    if setting != "batch_tokens" and held != others["batch_tokens"]:
+        doubts.append(f"which is of batch_tokens {held}, not {others['batch_tokens']:.0f}")
+    return value, ", ".join([f"N = {compact(n)}, by the law {law.name}", *doubts])
+
+
+def _doubts(law: Record, n: float, d: float | None) -> list[str]:
+    """What a reader should know of a law that is used where it was not fitted."""
+    kept = law.kept
+    beyond = max(
+        max(value / kept[name].max(), kept[name].min() / value) for name, value in (("n", n), ("d", d)) if value
+    )
+    return [f"{beyond:.2g} times beyond the sizes it was fitted to"] if beyond > FAR else []
+
+
+def _by_rule(
+    trial: Trial, setting: str, others: Mapping[str, float], differ: Mapping[str, Sequence[str]]
+) -> tuple[float, str]:
+    of_others = "; ".join(f"{name} is of another {', '.join(what)}" for name, what in differ.items())
+    config = trial.config
+    if config.train.optimizer != "adamw" or config.model.parametrization != "standard":
+        raise FitError(
+            f"the results hold no law of the best {setting} for this corpus, tokenizer, optimizer and parametrization "
+            f"({of_others or 'none at all'}), and the rule is for adamw under the standard one; launch sweeps/lr.yaml "
+            "with these into the same results and run tinyscale fit, or write a value"
+        )
+    n, d, batch = float(trial.parameters.n_non_embedding), float(trial.tokens), others["batch_tokens"]
+    value = {
+        "batch_tokens": _batch_rule(d),
+        "lr": _rate_rule(n, batch),
+        "weight_decay": _decay_rule(n, d, batch, others["lr"]),
+    }[setting]
+    why = f"prior rule, not tuned on your text: {SOURCES[setting]}" + (f" ({of_others})" if of_others else "")
+    return value, why
