@@ -29,6 +29,8 @@ def describe(record: Record) -> str:
             for line in (_held_out(record), *_alternatives(record), *_forecast(record), _rows(record), _trust(record))
         ),
     ]
+    if any(name.startswith("cost_") for name in record.derived):
+        lines.append("  cost_: nats per token that a setting costs at twice or half its best value")
     lines += [f"  {line}" for line in _conventions(record)]
     return "\n".join(lines + [f"  warning: {note}" for note in record.warnings])
 
