@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.sweeps import SWEEP, SWEEPS, write_tiny_sweep
+from tinyscale.data.corpora import named_corpora
 from tinyscale.errors import ConfigError
+from tinyscale.spec.config import NAMED_CORPORA
 from tinyscale.spec.sweep import Sweep, load_sweep
 
 Loader = Callable[..., Sweep]
@@ -207,6 +209,14 @@ def test_a_corpus_path_is_relative_to_the_file_wherever_the_file_gives_it(load: 
         "to the shell's folder"
     )
     assert values(load(replace=("CORPUS", "a" * 400)), "data.corpus") == ["a" * 400], "no path can be that long"
+
+
+def test_a_folder_named_like_a_corpus_does_not_take_its_place(load: Loader, tmp_path: Path) -> None:
+    for name in NAMED_CORPORA:
+        (tmp_path / name).mkdir()
+    assert {corpus.name for corpus in named_corpora()} == set(NAMED_CORPORA)
+    assert values(load(replace=("CORPUS", "sotu")), "data.corpus") == ["sotu"]
+    assert values(load(replace=("CORPUS", "./sotu")), "data.corpus") == [str(tmp_path / "sotu")]
 
 
 MISTAKES = [

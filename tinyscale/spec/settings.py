@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import TrialConfig, alternatives
+from tinyscale.spec.config import NAMED_CORPORA, TrialConfig, alternatives
 from tinyscale.spec.document import Document, Keys
 
 
@@ -78,10 +78,10 @@ def flatten(name: str, value: Any, origin: str, document: Document | None, keys:
 
 
 def _relative_to_file(corpus: Any, document: Document) -> Any:
-    """A corpus path that the file gives is relative to the file."""
+    """A corpus path that the file gives is relative to the file; the name of a corpus is no path (`./sotu` is)."""
     if isinstance(corpus, list):
         return [_relative_to_file(each, document) for each in corpus]
-    if isinstance(corpus, str) and corpus:
+    if isinstance(corpus, str) and corpus and corpus not in NAMED_CORPORA:
         with suppress(OSError):  # a name too long for a path is none
             if (found := Path(document.path).parent / corpus).exists():
                 return str(found)
