@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tinyscale.analysis.records import read_records
-from tinyscale.errors import FitError, ResultsError
+from tinyscale.analysis.records import FITS, read_records
+from tinyscale.errors import FitError
 from tinyscale.fitting.laws.optima import SETTINGS, TUNING
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.tuning import HOLDS_FOR, best_setting, setting_beside
@@ -41,12 +41,10 @@ SOURCES = {
 
 
 def tuning_laws(results: Results) -> list[Record]:
-    """The records of the laws of the best settings that `fit` left in a results folder."""
-    try:
-        _, records = read_records(results.location)
-    except ResultsError:
+    """The records of the laws of the best settings that `fit` left in a results folder; none before it ran."""
+    if not (results.folder / "fits").exists(FITS):
         return []
-    return [record for record in records if record.law in TUNING]
+    return [record for record in read_records(results.location)[1] if record.law in TUNING]
 
 
 def best_settings(trial: Trial, open_: Sequence[str], laws: Sequence[Record]) -> dict[str, tuple[float, str]]:
