@@ -194,9 +194,10 @@ def _merge(old: _State, new: _State, better: Mask) -> _State:
 def solve(problem: Problem) -> tuple[Solutions, Certificate]:
     """The best of the law's own starts, as one row, and its certificate. FitError when none converged."""
     law = problem.law
-    start = law.guess(problem.x, np.exp(problem.y))
+    part = problem.every(max(1, problem.x.shape[1] // MANY_POINTS))
+    start = law.guess(part.x, np.exp(part.y))
     if problem.x.shape[1] > MANY_POINTS:
-        start = minimise(problem.every(problem.x.shape[1] // MANY_POINTS), start).theta
+        start = minimise(part, start).theta
     found = minimise(problem, start)
     if not found.converged.any():
         raise FitError(
