@@ -32,7 +32,7 @@ SHARE = 0.04  # 95 % of exponents change by less than 8 % of themselves per e-fo
 WINDOWS = (0.5, 0.7)  # shares of the points, by compute, that are fitted to predict the rest
 MOST_STARTS, STEPS = 4, 100  # of each window: so many starts far apart, and so many near
 MOST_POINTS = 1000  # beyond, the laws' own errors are what a forecast misses by, and not how few points there are
-DOUBTFUL = 2.0  # a law whose own sd is more than so many times the median law's counts less
+DOUBTFUL = 2.0  # a law whose own variance is more than so many times the median law's counts less
 RIDGE = 1e-8  # of the scaled normal matrix: a direction without information stays where it is
 STEP = 1e-3  # of a variable's logarithm, for its derivative
 Z = float(special.ndtri(0.975))
@@ -77,7 +77,7 @@ class Forecast:
         made = [each.predict(x, moved=len(self.members) > 1) for each in self._bent]
         values, own = np.array([value for value, _ in made]), np.array([variance for _, variance in made])
         usual = _weighted_median(own, self.shares)
-        weight = self.shares[:, None] * np.minimum(1.0, DOUBTFUL**2 * usual / np.maximum(own, 1e-300))
+        weight = self.shares[:, None] * np.minimum(1.0, DOUBTFUL * usual / np.maximum(own, 1e-300))
         weight /= weight.sum(axis=0)
         centre = (weight * values).sum(axis=0)
         inner = np.array([[each.error**2] for each in self.members])
