@@ -16,6 +16,7 @@ from tinyscale.spec.state import State
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Summary
     from tinyscale.reporting.terminal import PlainConsole
+    from tinyscale.spec.sweep import Sweep
 
 ASK_ABOVE_SECONDS = 600  # a launch that takes longer asks first
 
@@ -135,17 +136,7 @@ def launch(
         store.folder.require_writable()
         if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
             click.confirm("Launch?", abort=True, default=True)
-        from tinyscale.orchestration.launch import launch as launch_plan
-        from tinyscale.orchestration.session import ray_session
-
-        if cluster is None and made.to_run:
-            console.print("starting Ray on this machine", style="dim")
-            cluster = stack.enter_context(ray_session(None))
-        if cluster is not None and cluster.dashboard_url:
-            console.print(f"dashboard: {cluster.dashboard_url}", style="dim")
-        summary = launch_plan(
-            made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
-        )
+        summary = _train(stack, console, made, store, cluster, keep_weights=keep == "weights", quiet=quiet, log=log)
     record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
     points = sweep_points(store.read()[0], record)
     if made.sweep.search:
@@ -159,6 +150,83 @@ def launch(
     if summary.stopped:
         console.print("stopped; launch again to resume")
     sys.exit(launch_status(summary))
+
+
+@click.command(
+    epilog=examples(
+        "tune sweeps/quickstart.yaml --budget 25", "tune sweeps/width.yaml --set lr=auto --select arm=small"
+    )
+)
+@sweep_options
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    default=10,
+    show_default=True,
+    help="FLOPs that the search may cost, in percent of those of SWEEP.",
+)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before a search that takes more than 10 minutes.")
+def tune(price: float | None, budget: float, yes: bool, **chosen: Any) -> None:
+    """Find the best learning rates for the sizes of SWEEP, on its own text.
+
+    For the trials whose train.lr is auto: trains some of their sizes on fewer tokens at several rates each, with more
+    rates where the lowest or the highest did best, and fits the law of the best rate, which the next plan or launch of
+    SWEEP follows. The search is a sweep of its own in the results, named SWEEP's name with -tune.
+    """
+    from tinyscale.cli.tables import launch_summary, plan_summary, plan_table
+    from tinyscale.planning.plan import make_plan
+    from tinyscale.planning.tune import tuning_of, with_more_rates
+    from tinyscale.reporting.terminal import open_console
+    from tinyscale.reporting.write import analyse
+
+    console = open_console()
+    with ExitStack() as stack:
+        made, store, cluster = _plan(stack, console, measure=False, **chosen)
+        search: Sweep | None = tuning_of(made, budget / 100)
+        store.folder.require_writable()
+        while search is not None:
+            with console.status("planning") as status:
+                planned = make_plan(search, store, cluster.capacity if cluster else None, notify=status.update)
+            console.print(plan_table(planned, console.width))
+            for line in plan_summary(planned, price):
+                console.print(line)
+            if planned.to_run:
+                if (planned.seconds is None or planned.seconds > ASK_ABOVE_SECONDS) and not yes:
+                    click.confirm("Launch?", abort=True, default=True)
+                cluster = cluster or _start_ray(stack, console)
+                summary = _train(stack, console, planned, store, cluster, keep_weights=False)
+                for line in launch_summary(summary, len(planned.to_run)):
+                    console.print(line)
+                if summary.stopped:
+                    console.print("stopped; the same command goes on")
+                    sys.exit(STOPPED)
+            search = with_more_rates(planned, store.read()[0])
+    with console.status("fitting"):
+        analyse(store.location, store.location)
+    with ExitStack() as stack:
+        made, _, _ = _plan(stack, console, measure=False, **chosen)
+    for line in made.notes:
+        console.print(line)
+    console.print(f"results: {store.trials} (rows), {store.location}/fits (the law); next: tinyscale launch")
+
+
+def _start_ray(stack: ExitStack, console: PlainConsole) -> Any:
+    """A Ray on this machine, until the stack is left."""
+    from tinyscale.orchestration.session import ray_session
+
+    console.print("starting Ray on this machine", style="dim")
+    return stack.enter_context(ray_session(None))
+
+
+def _train(stack: ExitStack, console: PlainConsole, made: Any, store: Any, cluster: Any, **options: Any) -> Summary:
+    """Launch a plan on the cluster; without one, and where there is something to train, on a Ray of this machine."""
+    from tinyscale.orchestration.launch import launch as launch_plan
+
+    if cluster is None and made.to_run:
+        cluster = _start_ray(stack, console)
+    if cluster is not None and cluster.dashboard_url:
+        console.print(f"dashboard: {cluster.dashboard_url}", style="dim")
+    return launch_plan(made, store, cluster, console=console, **options)
 
 
 def launch_status(summary: Summary) -> int:
@@ -262,6 +330,7 @@ def _plan(
     select: tuple[str, ...],
     results: str,
     address: str | None,
+    measure: bool = True,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results that it was compared with, and the cluster where an address is given."""
     from tinyscale.planning.plan import make_plan
@@ -277,7 +346,7 @@ def _plan(
         cluster = stack.enter_context(ray_session(address))
     capacity = cluster.capacity if cluster else None
     with console.status("planning") as status:
-        return make_plan(sweep, store, capacity, notify=status.update), store, cluster
+        return make_plan(sweep, store, capacity, measure=measure, notify=status.update), store, cluster
 
 
-COMMANDS = (plan, launch, status, retry, check_transfer)
+COMMANDS = (plan, tune, launch, status, retry, check_transfer)
