@@ -97,8 +97,8 @@ def _sizes(trials: Sequence[PlannedTrial], budget: float) -> list[_Size]:
     """Up to three sizes of an arm, each on two token counts where the budget allows; of those, the nearest to all."""
     total = budget * sum(planned.trial.flops for planned in trials)
     longest: dict[int, PlannedTrial] = {}
-    for planned in sorted(trials, key=lambda each: each.trial.tokens):
-        longest[_n(planned)] = planned
+    for planned in sorted(trials, key=lambda each: -each.trial.tokens):
+        longest.setdefault(_n(planned), planned)
     by_n = [longest[n] for n in sorted(longest)]
     found: list[tuple[float, list[_Size]]] = []
     for top, share, shorter in product(range(len(by_n)), SHARES, ((1, 4, 16), (1, 4), (1,))):
