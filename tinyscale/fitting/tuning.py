@@ -114,6 +114,8 @@ def fit_tuning(frame: pd.DataFrame, law: str = "settings", *, columns: Mapping[s
         value = frame[column_of(frame, form.tunes[0])].iloc[0]
         raise FitError(f"a law of the best {form.tunes[0]} needs runs that differ in it: it is {value} in all of them")
     refused: list[str] = []
+    whole = _search(read, tuned)  # one that goes with the size was not searched: it is given
+    tuned = [name for name in tuned if read[name].groupby(whole.cell).nunique().max() > 1] or tuned[:1]
     while tuned:
         search = _search(read, tuned)
         try:
