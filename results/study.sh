@@ -94,8 +94,23 @@ ablation_data() {
 }
 
 mup_lr() {
-    launch mup_lr --select d_model=64,128 "${bf16[@]}" --set n_layers=2 --set context_length=64 \
+    launch mup_lr --select arm=standard,mup --select d_model=64,128 --select lr=1.25e-3,2.5e-3,5e-3,1e-2,2e-2,4e-2 \
+        "${bf16[@]}" --set n_layers=2 --set context_length=64 \
         --set batch_tokens=512 --set vocab_size=512 --set max_bytes=null --set eval_points=1 --set tokens_budget=150K
+}
+
+ladder() { # forecasts of large runs, written down before these are made
+    local results=results/ladder at
+    for at in lr short wide long; do
+        tinyscale launch -y --keep none --results $results sweeps/ladder/$at.yaml
+        tinyscale fit $results
+    done
+    for at in ladder ladder_wide ladder_long; do
+        [[ -e $results/forecasts/from_$at.json ]] ||
+            tinyscale register $results --sweep sweeps/ladder/far.yaml --fit $at-chinchilla --name from_$at
+    done
+    tinyscale launch -y --keep none --results $results sweeps/ladder/far.yaml
+    tinyscale score $results
 }
 
 stories() { # on TinyStories, or on the sample of it that STORIES names
@@ -118,6 +133,6 @@ known_floor() { # seeds that had no part in tuning it
 }
 
 (($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
-    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr stories known_floor
+    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr ladder stories known_floor
 for study in "$@"; do "$study"; done
 for trials in results/*/trials; do tinyscale fit "${trials%/trials}"; done
