@@ -37,6 +37,7 @@ def losses(outcome: Outcome) -> list[tuple[float, float]]:
     return [(point.train_loss, point.val_loss) for point in outcome.points]
 
 
+@pytest.mark.slow
 def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run: Callable[..., Outcome]) -> None:
     first = losses(run(compiled=True))
     assert losses(run(compiled=True)) == first
@@ -46,6 +47,7 @@ def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run:
     assert losses(run(compiled=True)) == first, "whatever the process compiled in between"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_training_gives_the_losses_of_eager_training(run: Callable[..., Outcome], precision: str) -> None:
     eager, compiled = (run(compiled=compiled, precision=precision) for compiled in (False, True))

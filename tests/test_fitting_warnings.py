@@ -62,7 +62,9 @@ def test_a_law_that_holds_is_warned_of_nothing() -> None:
         for note in fit_law(runs_of_sizes(seed=seed), "power-n", draws=200, holdout=0).warnings
         if "lack of fit" not in note and "held out" not in note and "floor" not in note
     ]
-    assert len(alarms) <= 3  # of 40 at 2 %: more has a chance below 1 %
+    bends = [note for note in alarms if "bends" in note]
+    assert len(alarms) - len(bends) <= 3  # of 40 at 2 %: more has a chance below 1 %
+    assert len(bends) <= 9  # of 40 at 10 %, as here
 
 
 def test_the_size_that_makes_the_lack_of_fit_is_named() -> None:

@@ -124,7 +124,7 @@ def test_a_trial_too_large_for_the_machine_is_refused_before_anything_starts(tmp
     path, results = write_sweep(tmp_path), Results(str(tmp_path / "results"))
     with pytest.raises(LaunchError, match=r"needs 999 CPU cores at once where there are"):
         run(planned(path, results, "resources.cpu=999"), results, cluster)
-    with pytest.raises(LaunchError, match="needs 1 GPUs"):
+    with pytest.raises(LaunchError, match="needs 1 GPU at once where there is none"):
         run(planned(path, results, "resources.gpu=1"), results, cluster)
 
 

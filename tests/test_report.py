@@ -124,7 +124,7 @@ def test_the_commit_and_the_command_are_told_once(html: str) -> None:
 
 def test_a_folder_without_results_is_refused_in_words(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", str(tmp_path / "nothing")])
-    assert "no trials to fit" in str(done.exception)
+    assert "no such folder; launch a sweep into it first" in str(done.exception)
 
 
 def test_a_sweep_without_rows_says_so(tmp_path: Path) -> None:

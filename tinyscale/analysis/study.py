@@ -318,7 +318,7 @@ def fit_to_draw(
         return read_fit(folder, asked[0]), f"read from {folder}/fits.json"
     if len(asked) > 1:
         raise _which(asked)
-    if name and records and not asked:
+    if name and records and not asked and law is None:
         raise FitError(f"no fit {name} to draw; there are {', '.join(each.name for each in records)}")
     if asked and asked[0].origin.source != TRIALS:
         location, columns = asked[0].origin.source, columns or given_columns(asked[0].columns)

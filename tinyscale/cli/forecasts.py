@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinyscale.cli.options import read_quantity
+from tinyscale.cli.options import examples, read_quantity
 from tinyscale.cli.sweeps import select_option, set_option
 from tinyscale.errors import ConfigError, ResultsError
 
@@ -20,7 +20,11 @@ _path_argument = click.argument("path", metavar="[RESULTS]", required=False)
 _results_option = click.option("--results", help="Results folder, where PATH is a file of runs.  [default: results]")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "register results --sweep sweeps/width.yaml", "register runs.csv --n 1B --tokens 20B --name runs-1B"
+    )
+)
 @_path_argument
 @_results_option
 @click.option("--sweep", "sweep_path", type=click.Path(path_type=Path), help="Sweep file whose trials to forecast.")
@@ -104,7 +108,7 @@ def _register_sweep(
     return registered, [*made.notes, *left_out]
 
 
-@click.command()
+@click.command(epilog=examples("score results", "score runs.csv"))
 @_path_argument
 @_results_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
