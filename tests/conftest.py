@@ -39,8 +39,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that share a Ray come last, so that it is started once and after all that start one of their own."""
-    items.sort(key=lambda item: isinstance(item, pytest.Function) and "cluster" in item.fixturenames)
+    """Those that share a Ray come last and in one process, where it is started once and after all others.
+
+    The rest stay together file by file.
+    """
+    shares = {item: isinstance(item, pytest.Function) and "cluster" in item.fixturenames for item in items}
+    items.sort(key=shares.__getitem__)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("cluster" if shares[item] else item.path.name))
 
 
 @pytest.fixture(scope="session")
