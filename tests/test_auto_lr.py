@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.results import PROVENANCE
+from helpers.results import write_loss
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.cli.tables import plan_summary
 from tinyscale.errors import ConfigError
@@ -19,7 +19,6 @@ from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.reporting.page import write_report
 from tinyscale.reporting.write import analyse
-from tinyscale.results.schema import point_columns
 from tinyscale.results.status import read_status
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
@@ -55,9 +54,7 @@ def searched(plan: Callable[..., Plan], results: Results, *overrides: str) -> No
         drawn = planned.with_sample({"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}")})
         trial, n = drawn.trial, drawn.trial.parameters.n_non_embedding
         loss = 3 * n**-0.05 * (1 + 0.02 * np.log(trial.config.train.lr / best(n)) ** 2)
-        point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss * np.exp(1e-4 * rng.standard_normal())}
-        point |= {"decayed": True, "wall_seconds": 1.0, "tokens_per_second": 1.0}
-        results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, PROVENANCE)
+        write_loss(results, trial, loss * np.exp(1e-4 * rng.standard_normal()))
         trials.append(drawn)
     record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results, {})
 
@@ -130,9 +127,7 @@ def test_batch_and_rate_come_from_the_law_of_a_search_over_both(tmp_path: Path, 
         trial, n = drawn.trial, drawn.trial.parameters.n_non_embedding
         x, y = np.log(trial.config.train.lr / best(n)), np.log(batch / 256)
         loss = 3 * n**-0.05 * np.exp(0.02 * x**2 + 0.02 * y**2 - 0.02 * x * y + 1e-4 * rng.standard_normal())
-        point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss, "decayed": True}
-        point |= {"wall_seconds": 1.0, "tokens_per_second": 1.0}
-        results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, PROVENANCE)
+        write_loss(results, trial, loss)
         trials.append(drawn)
     record_sweep(Plan(made.sweep, tuple(trials), 2, ()), results, {})
     (found,) = analyse(str(tmp_path / "results"), str(tmp_path / "results")).fits

@@ -95,7 +95,7 @@ def test_each_untrained_trial_has_the_loss_that_the_fit_predicts_with_its_interv
         assert forecast.loss == predicted.values["loss"]
         assert forecast.sizes == {"n": n, "d": TOKENS}
         assert forecast.loss.value == pytest.approx(law(n), rel=0.01)
-        assert forecast.loss.low < forecast.loss.value < forecast.loss.high
+        assert forecast.loss.low < law(n) < forecast.loss.high
         assert "power-n" in forecast.laws
         assert sum(forecast.laws.values()) == pytest.approx(1.0)
     assert [forecast.label for forecast in made.forecasts] == ["d_model=128", "d_model=256"]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.results import PROVENANCE
+from helpers.results import write_loss
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError
 from tinyscale.machine import Capacity
@@ -17,7 +17,6 @@ from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import FEW_STEPS, Plan, make_plan
 from tinyscale.planning.tune import RATES, tuning_of, with_more_rates
 from tinyscale.reporting.write import analyse
-from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Sweep, load_sweep
 
@@ -101,10 +100,7 @@ def test_the_sweep_takes_its_rates_from_the_law_of_its_search(
     sweep, results = load(GRID, OPEN, "tokens_budget=2M", "repeats=true"), Results(str(tmp_path / "results"))
     search = plan(tuning_of(plan(sweep), 0.5))
     for planned, row in zip(search.trials, losses(search, lambda n: n**-0.5).to_dict("records"), strict=True):
-        point = {"step": planned.trial.steps, "tokens": planned.trial.tokens, "val_loss": row["val_loss"]}
-        point |= {"decayed": True, "wall_seconds": 1.0, "tokens_per_second": 1.0}
-        rows = [point_columns(planned.trial, point, 100_000, 400_000)]
-        results.write_trial(planned.trial, rows, "finished", None, PROVENANCE)
+        write_loss(results, planned.trial, row["val_loss"])
     record_sweep(search, results, {})
     analyse(str(tmp_path / "results"), str(tmp_path / "results"))
     for planned in plan(sweep).trials:

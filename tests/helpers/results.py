@@ -28,13 +28,13 @@ PROVENANCE = {
     "command": "tinyscale launch sweeps/width.yaml", "launched": "2026-01-02T03:04:05+00:00",
     "host": "node", "platform": "Linux", "processor": "a processor", "cores": 2,
 }  # fmt: skip
-NOISE = np.random.default_rng(0)
 
 
 def loss_of(trial: Trial, tokens: float, better: float = 1.0) -> float:
-    """The law behind the made results. better: how much further parameters and tokens go."""
+    """The law behind the made results, with noise of the trial's own. better: how much further N and D go."""
     n = trial.parameters.n_non_embedding * better
-    return float((1.5 + 40 * n**-0.35 + 90 * (tokens * better) ** -0.4) * np.exp(0.002 * NOISE.standard_normal()))
+    noise = np.random.default_rng([int(trial.identity, 16), int(tokens)]).standard_normal()
+    return float((1.5 + 40 * n**-0.35 + 90 * (tokens * better) ** -0.4) * np.exp(0.002 * noise))
 
 
 def write(results: Results, trial: Trial, better: float = 1.0, state: str = "finished") -> None:
@@ -50,6 +50,13 @@ def write(results: Results, trial: Trial, better: float = 1.0, state: str = "fin
         points.append(point_columns(trial, point, 100_000, 400_000))
     reason = None if state == "finished" else "the loss was not finite"
     results.write_trial(trial, points if state == "finished" else points[:2], state, reason, PROVENANCE)
+
+
+def write_loss(results: Results, trial: Trial, loss: float) -> None:
+    """The rows of a finished trial that was evaluated once, at its end."""
+    point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss, "decayed": True}
+    point |= {"wall_seconds": 1.0, "tokens_per_second": 1.0}
+    results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, PROVENANCE)
 
 
 def _by_position(trial: Trial, loss: float) -> list[float]:
