@@ -23,8 +23,8 @@ def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) ->
     with results.sweeps.lock():
         if searched:
             known = {entry.trial for entry in entries} | plan.stale
-            before = [record for record in results.read_sweeps() if record.name == sweep.name]
-            entries += [entry for record in before for entry in record.entries if entry.trial not in known]
+            before = results.read_sweep(sweep.name)
+            entries += [entry for entry in before.entries if entry.trial not in known] if before else []
         record = SweepRecord(sweep.name, sweep.title, sweep.source, axes, tuple(entries), provenance, searched)
         results.write_sweep(record)
 
@@ -32,5 +32,6 @@ def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) ->
 def record_sampled(plan: Plan, results: Results, sampled: PlannedTrial) -> None:
     """Add a trial that a search has sampled."""
     with results.sweeps.lock():
-        record = next(record for record in results.read_sweeps() if record.name == plan.sweep.name)
+        record = results.read_sweep(plan.sweep.name)
+        assert record is not None, "a launch records its sweep before it samples"
         results.write_sweep(replace(record, entries=(*record.entries, sampled.entry)))

@@ -134,8 +134,8 @@ class CellStudy:
 
     def _identities(self) -> set[str]:
         """Trials sampled so far, by this launch or by another one that runs at the same time."""
-        records = [record for record in self.results.read_sweeps() if record.name == self.sweep]
-        entries = [entry for record in records for entry in record.entries]
+        record = self.results.read_sweep(self.sweep)
+        entries = record.entries if record else ()
         return {*self.sampled, *(entry.trial for entry in entries if self._cell_of(entry.cell) == self.cell)}
 
     def _cell_of(self, cell: Cell) -> str:

@@ -139,13 +139,8 @@ def _slopes(what: str, sizes: pd.DataFrame, y: Array, sd: Array | None = None) -
 
 def _rate_slopes(name: str, arm: str, cells: set[str], results: Results) -> tuple[tuple[Slope, ...], tuple[str, ...]]:
     """The slopes of the best lr over the sizes in the results of these cells, and why there are none."""
-    trials = {
-        entry.trial
-        for record in results.read_sweeps()
-        if record.name == name
-        for entry in record.entries
-        if entry.cell.key in cells
-    }
+    record = results.read_sweep(name)
+    trials = {entry.trial for entry in record.entries if entry.cell.key in cells} if record else set()
     try:
         groups = [group for group in read_groups(results.folder.path) if (group.sweep, group.arm) == (name, arm)]
     except ResultsError:

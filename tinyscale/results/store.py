@@ -224,17 +224,24 @@ class Results:
 
     def read_sweeps(self) -> list[SweepRecord]:
         """The sweeps launched into this folder, by name."""
-        records = []
-        for name in self.sweeps.names(".json"):
-            try:
-                record = SweepRecord.of_json(json.loads(self.sweeps.read(name)))
-                if f"{record.name}.json" != name or not re.fullmatch(SWEEP_NAME, record.name):
-                    raise ValueError(f"it is named {record.name!r}")
-                records.append(record)
-            except (ValueError, TypeError, KeyError) as error:
-                message = f"{self.sweeps}/{name}: not a sweep's record ({error}); launch the sweep again"
-                raise ResultsError(message) from error
-        return records
+        return [self._sweep_in(name) for name in self.sweeps.names(".json")]
+
+    def read_sweep(self, name: str) -> SweepRecord | None:
+        """The sweep of that name; None before it is launched into this folder."""
+        try:
+            return self._sweep_in(f"{name}.json")
+        except FileNotFoundError:
+            return None
+
+    def _sweep_in(self, file: str) -> SweepRecord:
+        try:
+            record = SweepRecord.of_json(json.loads(self.sweeps.read(file)))
+            if f"{record.name}.json" != file or not re.fullmatch(SWEEP_NAME, record.name):
+                raise ValueError(f"it is named {record.name!r}")
+            return record
+        except (ValueError, TypeError, KeyError) as error:
+            message = f"{self.sweeps}/{file}: not a sweep's record ({error}); launch the sweep again"
+            raise ResultsError(message) from error
 
 
 def _facts_in(row: Mapping[str, Any]) -> dict[str, Any]:
