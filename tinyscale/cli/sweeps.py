@@ -1,4 +1,4 @@
-"""Commands from a sweep to its results: plan, launch, status, retry, check-transfer."""
+"""Commands from a sweep to its results: plan, tune, launch, status, retry, check-transfer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tinyscale.cli.options import DONE, SOME_FAILED, STOPPED, Command, echo, exa
 from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
+    from tinyscale.orchestration.session import Cluster
     from tinyscale.orchestration.summary import Summary
+    from tinyscale.planning.plan import Plan
     from tinyscale.reporting.terminal import PlainConsole
     from tinyscale.spec.sweep import Sweep
 
@@ -74,7 +76,6 @@ def sweep_options(command: Command) -> Command:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with a list `trials` and nothing else.")
 def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     """Show what a launch of SWEEP would run and cost."""
-    from tinyscale.cli.tables import plan_summary, plan_table
     from tinyscale.reporting.terminal import open_console
 
     console = open_console(quiet=as_json)
@@ -83,9 +84,7 @@ def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(json.dumps(made.as_json(), indent=1))
         return
-    console.print(plan_table(made, console.width))
-    for line in plan_summary(made, price):
-        console.print(line)
+    _show(console, made, price)
 
 
 @click.command(
@@ -116,7 +115,7 @@ def launch(
     more values to extend it. After Ctrl-C, running trials write a checkpoint first; Ctrl-C again stops at once.
     Exit status: 0 all done, 1 an error, 2 wrong usage, 3 some trials failed, 130 stopped.
     """
-    from tinyscale.cli.tables import best_samples, launch_summary, plan_summary, plan_table, results_table
+    from tinyscale.cli.tables import best_samples, launch_summary, results_table
     from tinyscale.reporting.terminal import open_console
     from tinyscale.results.store import sweep_points
 
@@ -127,17 +126,19 @@ def launch(
         require_package(log)
     with ExitStack() as stack:
         made, store, cluster = _plan(stack, console, **chosen)
-        if not quiet:
-            console.print(plan_table(made, console.width))
-        for line in plan_summary(made, price):
-            console.print(line)
+        _show(console, made, price, table=not quiet)
         if dry_run:
             return
         store.folder.require_writable()
-        if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
-            click.confirm("Launch?", abort=True, default=True)
-        summary = _train(stack, console, made, store, cluster, keep_weights=keep == "weights", quiet=quiet, log=log)
-    record = next(record for record in store.read_sweeps() if record.name == made.sweep.name)
+        _confirm(made, yes)
+        from tinyscale.orchestration.launch import launch as launch_plan
+
+        cluster = _cluster_for(made, cluster, stack, console)
+        summary = launch_plan(
+            made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
+        )
+    record = store.read_sweep(made.sweep.name)
+    assert record is not None, "the launch has written it"
     points = sweep_points(store.read()[0], record)
     if made.sweep.search:
         console.print("the best trial of each cell:")
@@ -173,7 +174,7 @@ def tune(price: float | None, budget: float, yes: bool, **chosen: Any) -> None:
     rates where the lowest or the highest did best, and fits the law of the best rate, which the next plan or launch of
     SWEEP follows. The search is a sweep of its own in the results, named SWEEP's name with -tune.
     """
-    from tinyscale.cli.tables import launch_summary, plan_summary, plan_table
+    from tinyscale.cli.tables import launch_summary
     from tinyscale.planning.plan import make_plan
     from tinyscale.planning.tune import tuning_of, with_more_rates
     from tinyscale.reporting.terminal import open_console
@@ -187,14 +188,13 @@ def tune(price: float | None, budget: float, yes: bool, **chosen: Any) -> None:
         while search is not None:
             with console.status("planning") as status:
                 planned = make_plan(search, store, cluster.capacity if cluster else None, notify=status.update)
-            console.print(plan_table(planned, console.width))
-            for line in plan_summary(planned, price):
-                console.print(line)
+            _show(console, planned, price)
             if planned.to_run:
-                if (planned.seconds is None or planned.seconds > ASK_ABOVE_SECONDS) and not yes:
-                    click.confirm("Launch?", abort=True, default=True)
-                cluster = cluster or _start_ray(stack, console)
-                summary = _train(stack, console, planned, store, cluster, keep_weights=False)
+                _confirm(planned, yes)
+                from tinyscale.orchestration.launch import launch as launch_plan
+
+                cluster = _cluster_for(planned, cluster, stack, console)
+                summary = launch_plan(planned, store, cluster, console=console, keep_weights=False)
                 for line in launch_summary(summary, len(planned.to_run)):
                     console.print(line)
                 if summary.stopped:
@@ -203,30 +203,37 @@ def tune(price: float | None, budget: float, yes: bool, **chosen: Any) -> None:
             search = with_more_rates(planned, store.read()[0])
     with console.status("fitting"):
         analyse(store.location, store.location)
-    with ExitStack() as stack:
-        made, _, _ = _plan(stack, console, measure=False, **chosen)
-    for line in made.notes:
+    for line in make_plan(made.sweep, store, measure=False).notes:
         console.print(line)
     console.print(f"results: {store.trials} (rows), {store.location}/fits (the law); next: tinyscale launch")
 
 
-def _start_ray(stack: ExitStack, console: PlainConsole) -> Any:
-    """A Ray on this machine, until the stack is left."""
+def _show(console: PlainConsole, made: Plan, price: float | None, *, table: bool = True) -> None:
+    """Print a plan: its trials, and what they cost."""
+    from tinyscale.cli.tables import plan_summary, plan_table
+
+    if table:
+        console.print(plan_table(made, console.width))
+    for line in plan_summary(made, price):
+        console.print(line)
+
+
+def _confirm(made: Plan, yes: bool) -> None:
+    """Ask before what takes long, unless the user has said yes."""
+    if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
+        click.confirm("Launch?", abort=True, default=True)
+
+
+def _cluster_for(made: Plan, cluster: Cluster | None, stack: ExitStack, console: PlainConsole) -> Cluster | None:
+    """The cluster; without one, and where there is something to train, a Ray on this machine until the stack ends."""
     from tinyscale.orchestration.session import ray_session
 
-    console.print("starting Ray on this machine", style="dim")
-    return stack.enter_context(ray_session(None))
-
-
-def _train(stack: ExitStack, console: PlainConsole, made: Any, store: Any, cluster: Any, **options: Any) -> Summary:
-    """Launch a plan on the cluster; without one, and where there is something to train, on a Ray of this machine."""
-    from tinyscale.orchestration.launch import launch as launch_plan
-
     if cluster is None and made.to_run:
-        cluster = _start_ray(stack, console)
+        console.print("starting Ray on this machine", style="dim")
+        cluster = stack.enter_context(ray_session(None))
     if cluster is not None and cluster.dashboard_url:
         console.print(f"dashboard: {cluster.dashboard_url}", style="dim")
-    return launch_plan(made, store, cluster, console=console, **options)
+    return cluster
 
 
 def launch_status(summary: Summary) -> int:
