@@ -52,10 +52,7 @@ def plan_table(plan: Plan, width: int | None = None) -> Table:
         cells.setdefault(cell.key_of_seeds, []).append(planned)
     several = len({planned.cell.arm for planned in plan.trials}) > 1
     rows = [_plan_row(plan, cell, several) for cell in list(cells.values())[:MAX_ROWS]]
-    shown = list(rows[0])
-    for name in LEAST_WANTED:
-        if width is not None and sum(_width(rows, column) + 2 for column in shown) > width + 2:
-            shown.remove(name)
+    shown = _that_fit(rows, list(rows[0]), LEAST_WANTED, width)
     table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", **PLAIN)
     words = ("arm", "state", *plan.sweep.axes, *(search.names if search else ()))
     for name in shown:
@@ -65,6 +62,16 @@ def plan_table(plan: Plan, width: int | None = None) -> Table:
     if len(cells) > MAX_ROWS:
         table.add_row(f"... and {len(cells) - MAX_ROWS} more")
     return table
+
+
+def _that_fit(
+    rows: Sequence[dict[str, str]], shown: list[str], least_wanted: Sequence[str], width: int | None
+) -> list[str]:
+    """The columns without as many of the least wanted, the first of them first, as a terminal is too narrow for."""
+    for name in least_wanted:
+        if width is not None and name in shown and sum(_width(rows, column) + 2 for column in shown) > width + 2:
+            shown = [column for column in shown if column != name]
+    return shown
 
 
 def _width(rows: Sequence[dict[str, str]], column: str) -> int:
@@ -189,10 +196,8 @@ def registered_table(made: Registration, width: int | None = None) -> Table:
     """One row per registered forecast; with its runs, where some are scored. width: as of `plan_table`."""
     forecasts = forecasts_table([made]).to_dict("records")
     rows = [_forecast_row(row) for row in forecasts[:MAX_ROWS]]
-    shown = [name for name in rows[0] if any(row[name] for row in rows)]
-    for name in ("FLOPs", "tokens", "N"):
-        if width is not None and name in shown and sum(_width(rows, column) + 2 for column in shown) > width + 2:
-            shown.remove(name)
+    filled = [name for name in rows[0] if any(row[name] for row in rows)]
+    shown = _that_fit(rows, filled, ("FLOPs", "tokens", "N"), width)
     table = Table(**PLAIN)
     for name in shown:
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name != "run")
