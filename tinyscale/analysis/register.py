@@ -275,8 +275,7 @@ def _forecast(
 ) -> Forecast:
     """What a fit says of the loss at these sizes. The one place that asks the engine."""
     (made,) = predict_all(folder, [record], {name: value for name, value in sizes.items() if name in record.range})
-    loss, averaged = made.values["loss"], record.as_json().get("forecast", ())
-    laws = {row["law"]: row["weight"] for row in averaged} or {record.law: 1.0}
+    loss, laws = made.values["loss"], {row["law"]: row["weight"] for row in record.forecast} or {record.law: 1.0}
     if not all(map(math.isfinite, (loss.value, *loss.ends))):
         raise FitError(f"{record.name}: no interval is found at {dict(sizes)}; forecast runs nearer to the fitted ones")
     times = flops / fitted_flops if flops and fitted_flops else None

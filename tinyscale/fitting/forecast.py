@@ -25,7 +25,7 @@ from scipy import special
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array, Mask
 from tinyscale.fitting.laws import LAWS, Law, find_law
-from tinyscale.fitting.points import Points
+from tinyscale.fitting.points import Points, group_settings
 from tinyscale.fitting.solve import Problem, minimise
 
 SHARE = 0.04  # 95 % of exponents change by less than 8 % of themselves per e-fold of size
@@ -127,7 +127,7 @@ def make_forecast(points: Points, problem: Problem, theta: Array | None, laws: S
     members = []
     for law in laws:
         own = replace(part, law=law)
-        if masks and _configs(part.x[:, masks[0]]) > law.free.sum():
+        if masks and group_settings(part.x[:, masks[0]]).max() + 1 > law.free.sum():
             known = theta if law.name == problem.law.name else None
             found = _solve(own, masks, known)
             whole = law.named(found[-1] if known is None else known)
@@ -273,10 +273,6 @@ def _thinned(problem: Problem) -> Problem:
         return problem
     kept = np.sort(np.random.default_rng(0).choice(count, MOST_POINTS, replace=False))
     return replace(problem, x=problem.x[:, kept], y=problem.y[kept], weight=problem.weight[kept])
-
-
-def _configs(x: Array) -> int:
-    return len(np.unique(np.round(x.T, 2), axis=0))
 
 
 def _evidence(points: Points) -> float:
