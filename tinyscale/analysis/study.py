@@ -94,7 +94,7 @@ def find_laws(
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
     fits = tuple(_from(source, each) for each in outcomes if not isinstance(each, Refusal))
-    notes = [note for group in groups for note in group.notes] + unread(named, groups, fits)
+    notes = [note for group in groups for note in group.notes] + not_used(named, groups, fits)
     return Analysis(
         fits=fits,
         contrasts=tuple(each for each in contrasts if isinstance(each, Contrast)),
@@ -105,7 +105,7 @@ def find_laws(
     )
 
 
-def unread(named: Mapping[str, str], groups: Sequence[Group], fits: Sequence[AnyFit]) -> list[str]:
+def not_used(named: Mapping[str, str], groups: Sequence[Group], fits: Sequence[AnyFit]) -> list[str]:
     """A word on the variables that the user named (-> column) and that no fit reads, keeps apart or holds fixed."""
     read = {name for found in fits for name in found.record.columns}
     read |= {name for found in fits if isinstance(found, Fit) for name in held_variables(found.law)}
@@ -132,8 +132,8 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
     parts = _parts_of(whole, law)
     tuned = _tuned(whole) if len(parts) != 1 and (law is None or whole.searched) else None
     if len(parts) > MOST_PARTS and tuned is not None and not isinstance(tuned, Refusal):
-        unread = f"the loss has no law of its own at each of the {len(parts)} combinations of settings: ask with --law"
-        yield replace(tuned, warnings=(*tuned.warnings, unread))
+        without = f"the loss has no law of its own at each of the {len(parts)} combinations of settings: ask with --law"
+        yield replace(tuned, warnings=(*tuned.warnings, without))
         return
     note = untuned_note(whole.frame, whole.columns)
     for group in parts:
@@ -206,7 +206,7 @@ def fit_frame(
             joint = fit(whole.frame, "chinchilla", columns=whole.columns, **options)
             found = replace(found, forecast=joint.forecast)
     notes = (*found.warnings, *untuned_note(whole.frame, whole.columns), *whole.notes[1:])
-    notes = (*notes, *unread(columns or {}, [whole], [found]))
+    notes = (*notes, *not_used(columns or {}, [whole], [found]))
     return replace(found, warnings=notes)
 
 
