@@ -11,6 +11,7 @@ import pytest
 
 from helpers.programs import invoke
 from helpers.results import write_results, write_rows
+from tinyscale.analysis.records import read_records
 from tinyscale.analysis.runs import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.analysis.study import find_laws
 from tinyscale.cli.fits import fit as fit_command
@@ -135,6 +136,18 @@ def test_a_damaged_list_of_fits_is_named_and_never_replaced(tmp_path: Path, cont
     with pytest.raises(ResultsError, match=r"fits\.json: not a file of fits .*; delete it and run"):
         invoke("fit", str(tmp_path), "--bootstrap", "100")
     assert (tmp_path / "fits/fits.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_optima_that_do_not_lie_on_their_fitted_line_are_named(fitted: str, tmp_path: Path, left: int) -> None:
+    entries = json.loads(Path(f"{fitted}/fits/fits.json").read_text())
+    (budgets,) = (entry for entry in entries if entry["law"] == "isoflop")
+    for row in budgets["optima"][left:]:
+        row["refused"] = "x"
+    (tmp_path / "fits").mkdir()
+    (tmp_path / "fits/fits.json").write_text(json.dumps(entries))
+    with pytest.raises(ResultsError, match="optima: the lines through them are not those that were fitted"):
+        read_records(str(tmp_path))
 
 
 def test_every_convention_that_the_columns_allow_is_printed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.forecast import Forecast
 from tinyscale.fitting.holdout import HeldOut
+from tinyscale.fitting.isoflop import optimum_line
 from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, read_points
 from tinyscale.fitting.record import TRIALS, Record
@@ -192,7 +193,18 @@ def _checked(record: Record) -> Record:
     kept = record.kept[[name for name in ("c", "n", "d", "best") if name in record.kept]]
     if not (kept > 0).all(axis=None):
         raise ValueError("optima: a size is not a positive number")
+    if record.form.kind == "budgets" and not _on_their_line(record):
+        raise ValueError("optima: the lines through them are not those that were fitted")
     return record
+
+
+def _on_their_line(record: Record) -> bool:
+    """Whether the optima of a record give the exponents that it holds."""
+    table = record.kept
+    if np.log(table["c"]).nunique() < 2:
+        return False
+    lines = {"a": optimum_line(table, "best"), "b": optimum_line(table, "best_d")}
+    return all(np.isclose(line.slope, record.estimates[name].value, rtol=1e-6) for name, line in lines.items())
 
 
 def _reason(error: Exception) -> str:
