@@ -13,10 +13,12 @@ import torch
 
 from tinyscale.data import prepare
 from tinyscale.data.corpora import documents
+from tinyscale.data.tokenized import TokenizedCorpus
 from tinyscale.data.tokenizers import Tokenizer, token_dtype
 from tinyscale.errors import DataError, ResultsError
 from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.trial import Trial
 from tinyscale.training.checkpoint import DamagedError, of_bytes
 from tinyscale.training.evaluate import Evaluation, token_losses
 from tinyscale.training.loop import WEIGHTS
@@ -68,25 +70,37 @@ def load_trained(results: Results, prefix: str) -> Trained:
         raise ResultsError(f"{what} {prefix!r} in {results.trials}; give more of an identity, such as: {some}")
     (identity,) = found
     trial = results.load_trial(identity)
-    checkpoints = results.checkpoints(identity)
+    gpt, corpus = load_gpt(results, trial), load_corpus(trial)
+    return Trained(identity, trial.config, gpt, corpus.tokenizer())
+
+
+def load_gpt(results: Results, trial: Trial) -> GPT:
+    """The model of a finished trial, in evaluation mode. ResultsError without its weights, or with damaged ones."""
+    checkpoints = results.checkpoints(trial.identity)
     if not checkpoints.exists(WEIGHTS):
         raise ResultsError(
-            f"trial {identity} is {results.state(identity)} and has no weights in {checkpoints}; launch its sweep "
-            "again, without --keep none"
+            f"trial {trial.identity} is {results.state(trial.identity)} and has no weights in {checkpoints}; launch "
+            "its sweep again, without --keep none"
         )
-    config = trial.config
-    corpus = prepare(config.data)
-    if corpus.facts.tokenizer_hash != trial.facts.tokenizer_hash:
-        raise DataError(f"the text of {config.data.corpus} gives another tokenizer here than trial {identity} had")
-    gpt = GPT(config.model, trial.vocab_size)
+    gpt = GPT(trial.config.model, trial.vocab_size)
     try:
         gpt.load_state_dict(of_bytes(checkpoints.read(WEIGHTS)))
     except (DamagedError, RuntimeError) as error:
         raise ResultsError(
             f"{checkpoints}/{WEIGHTS}: damaged, or of another model ({str(error).splitlines()[0]}); delete "
-            f"{results.trials}/{identity}.parquet and launch its sweep again"
+            f"{results.trials}/{trial.identity}.parquet and launch its sweep again"
         ) from error
-    return Trained(identity, config, gpt.eval(), corpus.tokenizer())
+    return gpt.eval()
+
+
+def load_corpus(trial: Trial) -> TokenizedCorpus:
+    """The text that a trial was trained on. DataError if it now gives another tokenizer."""
+    corpus = prepare(trial.config.data)
+    if corpus.facts.tokenizer_hash != trial.facts.tokenizer_hash:
+        raise DataError(
+            f"the text of {trial.config.data.corpus} gives another tokenizer here than trial {trial.identity} had"
+        )
+    return corpus
 
 
 def sample(

@@ -5,6 +5,7 @@ Every target is scored exactly once, for any context length and any size of a fo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -90,6 +91,19 @@ class Evaluation:
         self.n_documents = int(documents_of.max()) + 1
         self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill).to(device)
         self.device = device
+
+    @torch.inference_mode()
+    def against(self, nats: Callable[[Tensor, Tensor], Tensor]) -> Evaluation:
+        """The same windows with a model's loss of each target in place of the source's.
+
+        `excess` of another model's scores is then its loss above that model's, with the standard error of the pairs.
+        nats: `token_losses` of the model.
+        """
+        paired = copy.copy(self)
+        passes = [slice(start, start + self.rows) for start in range(0, len(self.inputs), self.rows)]
+        paired.oracle = torch.cat([nats(self.inputs[rows], self.targets[rows]) for rows in passes])
+        paired.oracle = paired.oracle.view(self.targets.shape)
+        return paired
 
     @torch.inference_mode()
     def scores(self, nats: Callable[[Tensor, Tensor], Tensor], autocast: AbstractContextManager[Any]) -> Scores:

@@ -1,0 +1,69 @@
+"""The subject of measurements: a finished trial's model, its text, and the loss that it has unchanged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tinyscale.data.tokenized import TokenizedCorpus
+from tinyscale.data.tokenizers import Tokenizer
+from tinyscale.inference.trained import load_corpus, load_gpt
+from tinyscale.results.store import Results
+from tinyscale.spec.trial import Trial
+from tinyscale.training.evaluate import Evaluation, Scores, token_losses
+from tinyscale.training.model import GPT
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished trial to be asked. gpt: in fp32 on the CPU, in evaluation mode; a measurement leaves it as it was."""
+
+    trial: Trial
+    gpt: GPT
+    corpus: TokenizedCorpus
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The trial's own."""
+        return self.corpus.tokenizer()
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The trial's validation text, scored against the unchanged model."""
+        plain = Evaluation(self.corpus, self.trial.config.model.context_length, torch.device("cpu"))
+        return plain.against(token_losses(self.gpt))
+
+    @cached_property
+    def unchanged(self) -> Scores:
+        """Of the unchanged model on its validation text, in fp32: training may have scored in another precision."""
+        return self.evaluation.scores(token_losses(self.gpt), nullcontext())
+
+    def scored(self, model: Callable[..., Any]) -> dict[str, Any]:
+        """The columns of a changed model: its loss, and what the change adds to it, in nats per token.
+
+        model: called as the GPT is, tokens [B, T] -> (logits [B, T, V], ...). delta is paired: both models are scored
+        on the same targets, and delta_se is the standard error of the differences, clustered by document.
+        """
+        scores = self.evaluation.scores(token_losses(model), nullcontext())
+        corpus = self.corpus
+        return {
+            "loss": scores.val_loss,
+            "loss_se": scores.val_loss_se,
+            "unchanged_loss": self.unchanged.val_loss,
+            "delta": scores.excess,
+            "delta_se": scores.excess_se,
+            "bits_per_byte": scores.val_loss * corpus.val_tokens / corpus.val_bytes / math.log(2),
+            "val_tokens": corpus.val_tokens,
+        }
+
+
+def load_subject(results: Results, identity: str) -> Subject:
+    """A finished trial of a results folder. ResultsError without its weights, DataError without its text."""
+    trial = results.load_trial(identity)
+    return Subject(trial, load_gpt(results, trial), load_corpus(trial))

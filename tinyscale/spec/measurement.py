@@ -1,0 +1,83 @@
+"""Measurements: questions that a sweep puts to the weights of its finished trials. See docs/sweep-file.md.
+
+    measure:
+      quantize: {bits: [8, 6, 5, 4, 3], of: [all, blocks]}
+
+A measurement has a kind, whose fields say what is asked. A list is an axis of that kind. A measurement changes no
+trial: `measure` added to a file that was launched trains nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, Field
+
+from tinyscale.spec.config import STRICT, Int
+from tinyscale.spec.trial import Trial
+
+
+class Kind(Protocol):
+    """The fields of a measurement of one kind. version: of how it is measured; a change measures again."""
+
+    version: ClassVar[int]
+
+    def refusal(self, trial: Trial) -> str | None:
+        """Why this cannot be asked of the trial, in words; None where it can."""
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """As a pydantic model has it."""
+
+
+class Quantize(BaseModel):
+    """The loss with weights rounded to a few bits."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+
+    bits: Int = Field(ge=2, le=16, description="bits of a weight; its scale is counted apart")
+    of: Literal["all", "blocks"] = Field(
+        default="all", description="which matrices: all, or those of the blocks, without embeddings and head"
+    )
+    group: Int | None = Field(
+        default=None, ge=2, description="weights of a row that share a scale; default: the whole row"
+    )
+    method: Literal["nearest", "gptq"] = Field(
+        default="nearest", description="nearest: each weight by itself; gptq: the later ones make up for the earlier"
+    )
+
+    def refusal(self, trial: Trial) -> str | None:
+        """A group that does not divide the inputs of a matrix."""
+        model = trial.config.model
+        if self.group and any(inputs % self.group for inputs in (model.d_model, model.d_ff)):
+            return f"group = {self.group} does not divide d_model = {model.d_model} and d_ff = {model.d_ff}"
+        return None
+
+
+KINDS: dict[str, type[Any]] = {"quantize": Quantize}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One question to one finished trial. text_hash: of the text that it reads besides the trial's own, if any."""
+
+    trial: str
+    kind: str
+    asked: Kind
+    text_hash: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that its values depend on. Fields at their default are left out, so that new ones move none."""
+        described = {
+            "trial": self.trial,
+            "kind": self.kind,
+            "asked": self.asked.model_dump(mode="json", exclude_defaults=True),
+            "version": self.asked.version,
+        }
+        described |= {"text": self.text_hash} if self.text_hash else {}
+        canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
