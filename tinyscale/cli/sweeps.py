@@ -147,7 +147,8 @@ def launch(
         console.print(results_table(points, record.axes))
     for line in launch_summary(summary, len(made.to_run)):
         console.print(line)
-    console.print(f"results: {store.trials} (rows), {store.sweeps}/{made.sweep.name}.json (the sweep)")
+    measured = f", {store.measurements} (measurements)" if made.questions else ""
+    console.print(f"results: {store.trials} (rows){measured}, {store.sweeps}/{made.sweep.name}.json (the sweep)")
     if summary.stopped:
         console.print("stopped; launch again to resume")
     sys.exit(launch_status(summary))
@@ -220,7 +221,7 @@ def _show(console: PlainConsole, made: Plan, price: float | None, *, table: bool
 
 def _confirm(made: Plan, yes: bool) -> None:
     """Ask before what takes long, unless the user has said yes."""
-    if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.to_run and not yes:
+    if (made.seconds is None or made.seconds > ASK_ABOVE_SECONDS) and made.has_work and not yes:
         click.confirm("Launch?", abort=True, default=True)
 
 
@@ -228,7 +229,7 @@ def _cluster_for(made: Plan, cluster: Cluster | None, stack: ExitStack, console:
     """The cluster; without one, and where there is something to train, a Ray on this machine until the stack ends."""
     from tinyscale.orchestration.session import ray_session
 
-    if cluster is None and made.to_run:
+    if cluster is None and made.has_work:
         console.print("starting Ray on this machine", style="dim")
         cluster = stack.enter_context(ray_session(None))
     if cluster is not None and cluster.dashboard_url:
@@ -238,7 +239,7 @@ def _cluster_for(made: Plan, cluster: Cluster | None, stack: ExitStack, console:
 
 def launch_status(summary: Summary) -> int:
     """The exit status of a launch."""
-    return STOPPED if summary.stopped else SOME_FAILED if summary.failed else DONE
+    return STOPPED if summary.stopped else SOME_FAILED if summary.failed or summary.measurements.failed else DONE
 
 
 @click.command(epilog=examples("status results"))
@@ -299,6 +300,9 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
         click.confirm(f"Delete {len(trials)} trials, finished ones included?", abort=True)
     deleted = sum([store.forget(trial) for trial in trials])
     echo(f"deleted {deleted} trials in {store.trials}; launch their sweeps again to train them")
+    measured = {trial for record in status.sweeps if sweep in (None, record.name) for trial in record.trials}
+    if forgotten := sum([store.forget_measurements(trial, states) for trial in measured]):
+        echo(f"deleted {forgotten} measurements in {store.measurements}; launch their sweeps again to make them")
     if deleted < len(trials):
         echo(f"left {len(trials) - deleted} that a launch is training; stop it first, with Ctrl-C, to delete them too")
 

@@ -21,7 +21,7 @@ from tinyscale.spec.search_space import Search
 from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
-    from tinyscale.orchestration.summary import Summary
+    from tinyscale.orchestration.summary import Measurements, Summary
 
 MAX_ROWS = 60
 MAX_REASONS = 12
@@ -115,10 +115,12 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     whys = Counter(": ".join(filter(None, [WHY[planned.state], planned.reason])) for planned in to_run)
     if set(whys) != {WHY[State.NEW]}:
         lines += [f"  {number}: {why}" for why, number in whys.most_common(MAX_REASONS)]
-    if to_run:
+    lines += _measuring_lines(plan)
+    if plan.has_work:
         tokens, flops = sum(p.trial.tokens for p in to_run), sum(p.trial.flops for p in to_run)
         time = "unknown (not measured here)" if plan.seconds is None else f"about {duration(plan.seconds)}"
-        lines.append(f"{compact(tokens)} tokens, {compact(flops)} FLOPs; expected time {time}")
+        work = f"{compact(tokens)} tokens, {compact(flops)} FLOPs; " if to_run else ""
+        lines.append(f"{work}expected time {time}")
     if to_run and plan.device_hours:
         hours, device = plan.device_hours
         cost = f", ${hours * price:,.2f} at ${price:g} per {device}-hour" if price is not None else ""
@@ -132,6 +134,17 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
 
 
+def _measuring_lines(plan: Plan) -> list[str]:
+    """How many measurements are made and missing, by kind."""
+    if not plan.questions:
+        return []
+    missing = Counter(question.kind for questions in plan.measuring.missing.values() for question in questions)
+    kinds = ", ".join(f"{number} {kind}" for kind, number in missing.items())
+    counts = [f"{plan.measuring.done} done", f"{plan.measuring.count} to make{f' ({kinds})' if kinds else ''}"]
+    failed = [f"{plan.measuring.failed} of these failed before"] if plan.measuring.failed else []
+    return [f"{plural(plan.measuring.done + plan.measuring.count, 'measurement')}: {', '.join(counts + failed)}"]
+
+
 def status_table(status: Status) -> Table:
     """One row per sweep: how many of its trials are in which state."""
     table = Table(**PLAIN)
@@ -139,8 +152,13 @@ def status_table(status: Status) -> Table:
     present = [state for state in State if any(each[state] for each in counts.values())]
     for name in ("sweep", "trials", *present):
         table.add_column(name, justify="left" if name == "sweep" else "right")
+    measured = {sweep.name: status.measurements(sweep) for sweep in status.sweeps if sweep.questions}
+    if measured:
+        table.add_column("measured", justify="right")
     for name, each in counts.items():
-        table.add_row(name, str(each.total()), *(str(each[state]) for state in present))
+        made = measured.get(name, Counter())
+        last = [f"{made[State.FINISHED]}/{made.total()}" if made else ""] if measured else []
+        table.add_row(name, str(each.total()), *(str(each[state]) for state in present), *last)
     return table
 
 
@@ -174,8 +192,9 @@ def _spread(row: dict[Any, Any], name: str) -> str:
 
 def launch_summary(summary: Summary, launched: int) -> list[str]:
     """Lines after a launch: the states of its trials, and how its slots used their time."""
+    measured = _measured_lines(summary.measurements)
     if not launched:
-        return ["nothing to run: every trial had ended before"]
+        return measured or ["nothing to run: every trial had ended before"]
     states = list(summary.states.values())
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
     lines = [f"{plural(launched, 'trial')}: {counted}"]
@@ -189,7 +208,17 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
             f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
             f"overhead {summary.overhead_per_trial:.2f} s a trial"
         )
-    return lines
+    return [*lines, *measured]
+
+
+def _measured_lines(made: Measurements) -> list[str]:
+    """Lines: how many measurements were made, and why others were not."""
+    count = made.made + made.failed + made.unasked
+    if not count:
+        return []
+    parts = [f"{number} {what}" for number, what in ((made.made, "made"), (made.failed, "failed")) if number]
+    left = [f"{made.unasked} not asked of trials that did not finish"] if made.unasked else []
+    return [f"{plural(count, 'measurement')}: {', '.join(parts + left)}"]
 
 
 def registered_table(made: Registration, width: int | None = None) -> Table:

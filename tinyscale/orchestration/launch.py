@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from tinyscale.errors import LaunchError, ResultsError, UnusableError
 from tinyscale.formatting import plural
 from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket
 from tinyscale.orchestration.logs import build_logger, keep_events
+from tinyscale.orchestration.measuring import measure
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.orchestration.scratch import scratch_folder
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.stop import Grid, Stop, interruptible
 from tinyscale.orchestration.summary import Summary
+from tinyscale.orchestration.tuner import run_tuner
 from tinyscale.orchestration.watch import Watch
-from tinyscale.orchestration.worker import MAX_RESTARTS, Train, run_trial
+from tinyscale.orchestration.worker import Train, run_trial
 from tinyscale.planning import forecast
 from tinyscale.planning.plan import Plan, PlannedTrial, batched_sets
 from tinyscale.results.launches import LaunchRecord, write_launch
@@ -54,12 +56,14 @@ def launch(
     cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, besides the
     rows. train: what trains a trial, called as `tinyscale.training.loop.train` is.
     """
+    if plan.questions and not keep_weights:
+        raise LaunchError(f"{plan.sweep.path} measures its trials, and --keep none leaves no weights to measure")
     loggers = [build_logger(log, plan.sweep.name)] if log else []
     provenance = launch_provenance()
     record_sweep(plan, results, provenance)
     clear_void(results.leases)
     to_run = plan.to_run
-    if not to_run:
+    if not plan.has_work:
         return Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
@@ -99,15 +103,34 @@ class Launch:
         """Train the trials; those that need a larger share of a GPU once more."""
         began = time.monotonic()
         with interruptible(self.settings.sweep, self.console) as stop:
-            resized = self._search(stop) if self.plan.sweep.search else self._grid(self.sets, stop)
+            resized: list[PlannedTrial] = []
+            if self.to_run:
+                resized = self._search(stop) if self.plan.sweep.search else self._grid(self.sets, stop)
             if resized and not stop.requested:
                 labels = ", ".join(planned.label for planned in resized)
                 self.console.print(f"training again with a larger share of a GPU: {labels}")
                 self._grid(self._sets_of(resized), stop)
+            if self.plan.questions and not stop.requested:
+                self._measure(stop)
         self.summary.stopped, self.summary.refused = stop.requested, stop.refused
         self.summary.wall_seconds = time.monotonic() - began
         self._teach_forecast({planned.trial.identity for planned in resized})
         return self.summary
+
+    def _measure(self, stop: Stop) -> None:
+        """Put the sweep's questions to the trials that are finished by now."""
+        unfinished = {trial for trial, state in self.summary.states.items() if state != State.FINISHED}
+        to_measure = [each for each in self.plan.to_measure if each.trial.identity not in unfinished]
+        left = sum(len(self.plan.measuring.missing.get(trial, ())) for trial in unfinished)
+        made = measure(
+            to_measure,
+            self.plan.measuring.missing,
+            self.settings,
+            stop,
+            Monitor(to_measure, self.console, quiet=self.quiet),
+            at_once=self.plan.at_once,
+        )
+        self.summary.measurements = replace(made, unasked=left)
 
     def _grid(self, sets: Sets, stop: Stop) -> list[PlannedTrial]:
         """Train these sets; those of their trials that need a larger share of a GPU come back."""
@@ -139,20 +162,14 @@ class Launch:
         with Monitor(list(trials), self.console, quiet=self.quiet) as monitor:
             watch = Watch(sets, monitor, self.summary, self.results, self.settings, machine, stop)
             worker = tune.with_parameters(run_trial, assignments=assignments or {}, train=self.train)
-            tune.Tuner(
-                tune.with_resources(worker, _reserved),
-                param_space=configs,
-                tune_config=tune.TuneConfig(
-                    reuse_actors=all(map(_has_one_worker, trials)), trial_name_creator=_name, **order
-                ),
-                run_config=tune.RunConfig(
-                    name=self.settings.sweep,
-                    storage_path=self.settings.ray_storage,
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                    callbacks=[watch, *self.loggers],
-                ),
-            ).fit()
+            run_tuner(
+                worker,
+                self.settings,
+                order=order,
+                callbacks=[watch, *self.loggers],
+                configs=configs,
+                reuse_actors=all(map(_has_one_worker, trials)),
+            )
         return watch.resized
 
     def _sets_of(self, trials: list[PlannedTrial]) -> Sets:
@@ -175,14 +192,6 @@ class Launch:
         alone = {key: one[0].trial for key, one in self.sets.items() if len(one) == 1 and key not in resized}
         timings = [(alone[t.trial], t.train_seconds) for t in self.summary.finished if t.trial in alone]
         forecast.learn(timings, self.plan.at_once)
-
-
-def _name(trial: Any) -> str:
-    return Ticket.in_config(trial.config).name
-
-
-def _reserved(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    return tune.PlacementGroupFactory([Ticket.in_config(config).reserved])
 
 
 def _has_one_worker(planned: PlannedTrial) -> bool:

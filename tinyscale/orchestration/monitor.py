@@ -31,6 +31,7 @@ class Running:
     tokens_per_second: float = 0.0
     reported: float = field(default_factory=time.monotonic)
     resumed_at: int | None = None
+    part: float | None = None  # of what is not counted in tokens
 
     def on_report(self, metrics: dict[str, Any]) -> None:
         """Take in a report; speed is that between reports, smoothed."""
@@ -40,13 +41,13 @@ class Running:
         elif now > self.reported and tokens > self.tokens:
             speed = (tokens - self.tokens) / (now - self.reported)
             self.tokens_per_second = speed if not self.tokens_per_second else 0.7 * self.tokens_per_second + 0.3 * speed
-        self.tokens, self.reported = tokens, now
+        self.tokens, self.reported, self.part = tokens, now, metrics.get("part")
         self.val_loss = metrics.get("val_loss", self.val_loss)
 
     @property
     def share(self) -> float:
         """Part of the trial that is done."""
-        return min(1.0, self.tokens / self.planned.trial.tokens)
+        return min(1.0, self.tokens / self.planned.trial.tokens) if self.part is None else self.part
 
     @property
     def time_left(self) -> str:

@@ -25,7 +25,9 @@ def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) ->
             known = {entry.trial for entry in entries} | plan.stale
             before = results.read_sweep(sweep.name)
             entries += [entry for entry in before.entries if entry.trial not in known] if before else []
-        record = SweepRecord(sweep.name, sweep.title, sweep.source, axes, tuple(entries), provenance, searched)
+        record = SweepRecord(
+            sweep.name, sweep.title, sweep.source, axes, tuple(entries), provenance, searched, plan.questions
+        )
         results.write_sweep(record)
 
 

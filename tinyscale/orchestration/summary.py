@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tinyscale.spec.state import State
@@ -28,6 +29,18 @@ class Timing:
         return min(self.train_seconds, self.ended - self.began)
 
 
+@dataclass(frozen=True)
+class Measurements:
+    """What came of the measurements of a launch. unasked: of trials that did not finish; reasons: trial -> of those
+    that failed.
+    """
+
+    made: int = 0
+    failed: int = 0
+    unasked: int = 0
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(repr=False)
 class Summary:
     """What came of a launch."""
@@ -40,6 +53,7 @@ class Summary:
     expected_seconds: float | None = None
     stopped: bool = False
     refused: str | None = None  # why the results took no more rows, if that stopped it
+    measurements: Measurements = field(default_factory=Measurements)
 
     def __repr__(self) -> str:
         counted = Counter(self.states.values()).items()

@@ -15,7 +15,7 @@ from tinyscale.orchestration.assignment import LaunchSettings, Ticket
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.stop import Stop
 from tinyscale.orchestration.summary import Summary, Timing
-from tinyscale.orchestration.worker import MAX_RESTARTS
+from tinyscale.orchestration.tuner import MAX_RESTARTS
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.results.leases import Lease
 from tinyscale.results.store import Results

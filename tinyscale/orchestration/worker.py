@@ -22,6 +22,7 @@ from tinyscale.data import prepare
 from tinyscale.errors import DataError
 from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket
 from tinyscale.orchestration.recorder import NodeDrainedError, Recorder, Recorders
+from tinyscale.orchestration.tuner import MAX_RESTARTS
 from tinyscale.results.leases import Lease
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
@@ -30,7 +31,6 @@ from tinyscale.training.batched import train_batched
 from tinyscale.training.progress import Outcome
 
 PATIENCE_SECONDS = 5.0  # for a trial's process that outlives a killed launcher by a moment
-MAX_RESTARTS = 2  # of a trial whose process died; what raises would raise again
 
 Train = Callable[..., Outcome]  # trains a trial, called as `tinyscale.training.loop.train` is
 

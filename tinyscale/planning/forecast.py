@@ -62,6 +62,18 @@ def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
 
     A trial that ran out of GPU memory has infinite seconds. ForecastError if the measurement fails.
     """
+    measured = _measured(trials, at_once)
+    return None if measured is None else [_seconds(*each) for each in zip(trials, measured, strict=True)]
+
+
+def evaluation_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
+    """Expected seconds of each trial's validation text once over, as `trial_seconds` has those of the whole trial."""
+    measured = _measured(trials, at_once)
+    return None if measured is None else [each["evaluation"] for each in measured]
+
+
+def _measured(trials: Sequence[Trial], at_once: int) -> list[dict[str, float]] | None:
+    """The measurement of each trial's shape; None if they need a GPU and this machine has none."""
     if any(trial.config.resources.gpu for trial in trials) and not this_machine().gpus:
         return None
     keys = [shape_key(trial, at_once) for trial in trials]
@@ -70,7 +82,7 @@ def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
         for resources, alike in _by_resources(unknown).items():
             measured = _measure(list(alike.values()), resources, at_once)
             known |= dict(zip(alike, measured, strict=True))
-        return [_seconds(trial, known[key]) for key, trial in zip(keys, trials, strict=True)]
+        return [known[key] for key in keys]
 
 
 def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:

@@ -16,6 +16,7 @@ from tinyscale.errors import ConfigError, ForecastError, ResultsError
 from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
+from tinyscale.planning.measuring import Measuring, plan_measurements
 from tinyscale.planning.resolve import prepare_texts, resolve_against
 from tinyscale.planning.samples import Sample, Samples, known_samples, with_sample
 from tinyscale.results.schema import PARAMETER_COLUMNS
@@ -23,6 +24,7 @@ from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepEntry
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.measurement import Question
 from tinyscale.spec.search_space import Search
 from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, Variant, without_collector
@@ -114,12 +116,34 @@ class Plan:
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()  # what was chosen for fields that the sweep leaves open
     stale: frozenset[str] = frozenset()  # trials of the search's record that are no longer part of it
+    measuring: Measuring = field(default_factory=Measuring)
+    pass_seconds: Mapping[str, float] = field(default_factory=dict)  # trial to measure -> of its validation text
 
     @property
     def to_run(self) -> list[PlannedTrial]:
         """What a launch trains, the longest first so that no slot is left with a long one at the end; each once."""
         missing = {planned.key: planned for planned in self.trials if planned.will_run}
         return sorted(missing.values(), key=lambda planned: planned.seconds or planned.trial.flops, reverse=True)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What is asked of each finished trial."""
+        return self.sweep.measure
+
+    @property
+    def to_measure(self) -> list[PlannedTrial]:
+        """The trials that a launch measures, the longest work first, each once; `seconds` are those of measuring."""
+        missing = {each.trial.identity: each for each in self.trials if each.trial.identity in self.measuring.missing}
+        timed = [replace(each, seconds=self._measuring_seconds(trial)) for trial, each in missing.items()]
+        return sorted(timed, key=lambda each: each.seconds or self.measuring.passes(each.trial.identity), reverse=True)
+
+    def _measuring_seconds(self, trial: str) -> float | None:
+        return self.pass_seconds[trial] * self.measuring.passes(trial) if trial in self.pass_seconds else None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a launch has anything to train or to measure."""
+        return bool(self.to_run or self.measuring.missing)
 
     @property
     def batched_sets(self) -> list[list[PlannedTrial]]:
@@ -132,10 +156,13 @@ class Plan:
 
         Of a batched set it is the time of its trials one after another, the most that it should take.
         """
-        if any(planned.seconds is None for planned in self.to_run):
+        to_run, to_measure = self.to_run, self.to_measure
+        if any(planned.seconds is None for planned in (*to_run, *to_measure)):
             return None
-        known = [sum(planned.seconds or 0.0 for planned in each) for each in self.batched_sets]
-        return forecast.makespan(known, self.at_once) + forecast.LAUNCH_SECONDS if known else 0.0
+        known = [sum(planned.seconds or 0.0 for planned in each) for each in batched_sets(to_run, self.sweep.fuse)]
+        measuring = [planned.seconds or 0.0 for planned in to_measure]
+        phases = [forecast.makespan(each, self.at_once) for each in (known, measuring) if each]
+        return sum(phases) + forecast.LAUNCH_SECONDS if phases else 0.0
 
     @property
     def device_hours(self) -> tuple[float, str] | None:
@@ -166,6 +193,11 @@ class Plan:
             "warnings": list(self.warnings),
             "notes": list(self.notes),
             "trials": [planned.as_json() for planned in self.trials],
+            "measurements": [
+                {"trial": trial, "measurement": question.identity_for(trial), **question.as_json()}
+                for trial, questions in self.measuring.missing.items()
+                for question in questions
+            ],
         }
 
 
@@ -206,13 +238,31 @@ def make_plan(
         _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, recorded_at, trials)
     at_once = forecast.side_by_side([planned.trial.config for planned in trials], capacity)
+    measuring = plan_measurements(sweep.measure, _measurable(trials), results)
     unmeasured: list[str] = []
-    if measure and at_once and any(planned.will_run for planned in trials):
+    pass_seconds: dict[str, float] = {}
+    if measure and at_once and (measuring.missing or any(planned.will_run for planned in trials)):
         notify("measuring this machine's speed")
         trials, unmeasured = _timed(trials, at_once)
-    notes = auto_notes([planned.auto_values for planned in trials])
+        pass_seconds = _pass_seconds(
+            [each for each in _measurable(trials) if each.identity in measuring.missing], at_once
+        )
+    notes = (*auto_notes([planned.auto_values for planned in trials]), *measuring.notes)
     warnings = (*_warnings(trials), *_unplaceable(trials, capacity), *unmeasured)
-    return Plan(sweep, tuple(trials), at_once, warnings, tuple(notes), samples.stale)
+    return Plan(sweep, tuple(trials), at_once, warnings, notes, samples.stale, measuring, pass_seconds)
+
+
+def _measurable(trials: Sequence[PlannedTrial]) -> list[Trial]:
+    """The trials that are finished or may yet be."""
+    return [planned.trial for planned in trials if planned.state not in (State.DIVERGED, State.UNSAMPLED)]
+
+
+def _pass_seconds(trials: list[Trial], at_once: int) -> dict[str, float]:
+    """Identity -> seconds of the validation text, where that can be measured."""
+    with suppress(ForecastError):  # said of the trials' own time
+        seconds = forecast.evaluation_seconds(trials, at_once) or []
+        return {trial.identity: each for trial, each in zip(trials, seconds, strict=False) if math.isfinite(each)}
+    return {}
 
 
 def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:

@@ -116,6 +116,32 @@ PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", 
 
 SCHEMA = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in COLUMNS])
 
+# Of results/measurements: what every row holds, and then the fields and the values of each kind.
+MEASUREMENT_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("trial", _STRING, "identity of the trial that was measured"),
+    ("measurement", _STRING, "identity of the measurement: hash of the trial and of all that was asked"),
+    ("kind", _STRING, "kind of the measurement, such as quantize; its fields are columns below"),
+    ("state", _STRING, "finished or failed"),
+    ("reason", _STRING, "why it failed; null otherwise"),
+    ("loss", _FLOAT, "loss of the changed model on the trial's validation set, nats per token"),
+    ("loss_se", _FLOAT, "standard error of loss, clustered by document"),
+    ("unchanged_loss", _FLOAT, "loss of the model as it was trained, in fp32, nats per token"),
+    ("delta", _FLOAT, "loss - unchanged_loss"),
+    ("delta_se", _FLOAT, "standard error of delta over the same targets, clustered by document"),
+    ("bits_per_byte", _FLOAT, "loss in bits per byte"),
+    ("val_tokens", _INT, "tokens scored"),
+    ("wall_seconds", _FLOAT, "seconds that the measurement took"),
+    ("schema_version", _INT, "version of this schema"),
+    # quantize
+    ("bits", _INT, "bits of a weight"),
+    ("of", _STRING, "which parts of the model were changed"),
+    ("group", _INT, "weights of a row that share a scale; null: the whole row"),
+    ("method", _STRING, "nearest or gptq"),
+    ("model_bits", _INT, "bits of the whole model, scales included"),
+)
+
+MEASUREMENTS = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in MEASUREMENT_COLUMNS])
+
 
 def trial_columns(trial: Trial) -> dict[str, Any]:
     """The columns that are the same in all of a trial's rows: its configuration, and what the data made of it."""

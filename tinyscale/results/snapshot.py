@@ -19,28 +19,28 @@ from tinyscale.spec.state import State
 from tinyscale.storage import Folder
 
 FEWEST = 200  # files worth a new snapshot; below, reading them takes a moment
-NAME = "rows.parquet"
+NAME, MEASURED = "rows.parquet", "measurements.parquet"  # of trials; of measurements
 STAMP = "_stamp"  # the column that says which file a row is of, as it was then
 PROVENANCE = "_provenance"  # the column with that file's provenance, in its first row
 OWN = pa.schema([(STAMP, pa.string()), (PROVENANCE, pa.string())])
 
 
-def load(folder: Folder, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Table:
+def load(folder: Folder, name: str, stamps: Mapping[str, str], schema: pa.Schema) -> pa.Table:
     """The columns of `schema`, and those of `OWN`, of the files that are as they were when the snapshot was made."""
     wanted = pa.schema([*schema, *OWN])
     try:
-        table = open_parquet(folder.read(NAME)).read(columns=wanted.names, use_threads=False).cast(wanted)
+        table = open_parquet(folder.read(name)).read(columns=wanted.names, use_threads=False).cast(wanted)
         table.validate(full=True)
     except DAMAGE:  # none, a damaged one, or one of another schema
         return wanted.empty_table()
     return table.filter(pc.is_in(table[STAMP], pa.array(stamps.values(), pa.string())))
 
 
-def save(folder: Folder, table: pa.Table) -> None:
+def save(folder: Folder, name: str, table: pa.Table) -> None:
     """Replace the snapshot by the rows of trials that ended; a folder that cannot be written goes without."""
     content = to_parquet(table.filter(pc.not_equal(table["state"], State.RUNNING.value)))
     with suppress(ResultsError):
-        folder.write(NAME, content)
+        folder.write(name, content)
 
 
 def labelled(rows: pa.Table, stamp: str, provenance: str | None) -> pa.Table:

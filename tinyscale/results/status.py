@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tinyscale.results.leases import held_trials
@@ -15,11 +15,15 @@ from tinyscale.spec.state import State
 
 @dataclass(frozen=True)
 class Status:
-    """States by trial, as (state, reason); a trial without rows is missing, one that nobody trains is interrupted."""
+    """States by trial, as (state, reason); a trial without rows is missing, one that nobody trains is interrupted.
+
+    measured: the states of measurements, by identity.
+    """
 
     sweeps: tuple[SweepRecord, ...]
     states: dict[str, tuple[State, str | None]]
     set_aside: tuple[str, ...]
+    measured: Mapping[str, State] = field(default_factory=dict)
 
     def of(self, trial: str) -> tuple[State, str | None]:
         """State and reason of a trial."""
@@ -28,6 +32,14 @@ class Status:
     def counts(self, sweep: SweepRecord) -> Counter[State]:
         """Trials of a sweep by state."""
         return Counter(self.of(trial)[0] for trial in dict.fromkeys(sweep.trials))
+
+    def measurements(self, sweep: SweepRecord) -> Counter[State]:
+        """Measurements of a sweep by state."""
+        return Counter(
+            self.measured.get(question.identity_for(trial), State.MISSING)
+            for trial in dict.fromkeys(sweep.trials)
+            for question in sweep.questions
+        )
 
     def failures(self) -> list[str]:
         """One line per trial that failed or diverged: its cell, and why."""
@@ -53,6 +65,7 @@ class Status:
                 {
                     "sweep": sweep.name,
                     "counts": self.counts(sweep),
+                    "measurements": self.measurements(sweep),
                     "trials": [
                         {**entry.as_json(), "state": state, "reason": reason}
                         for entry in sweep.entries
@@ -73,4 +86,4 @@ def read_status(results: Results) -> Status:
         trial: (State.INTERRUPTED, reason) if state == State.RUNNING and trial not in held else (state, reason)
         for trial, (state, reason) in states.items()
     }
-    return Status(tuple(results.read_sweeps()), shown, tuple(set_aside))
+    return Status(tuple(results.read_sweeps()), shown, tuple(set_aside), results.measurement_states())

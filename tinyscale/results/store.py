@@ -4,6 +4,7 @@
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
     launches/<sweep>-<time>-<random>.json   how one launch went: see launches.py
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
+    measurements/<trial>.parquet   rows of `MEASUREMENTS`, of what was asked of the finished trial
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
 read it at every moment. A program that opens one file twice, as these do, may have to try again where a trial has
@@ -13,11 +14,9 @@ replaced its file in between; `read_results` takes each file whole, and need not
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -29,7 +28,8 @@ from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
 from tinyscale.results.leases import Lease
 from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
-from tinyscale.results.schema import IDENTITY, SCHEMA, SCHEMA_VERSION, trial_columns
+from tinyscale.results.rows import MEASURED_ROWS, TRIAL_ROWS, RowFiles, first_line, require_rows, unify
+from tinyscale.results.schema import MEASUREMENTS, SCHEMA, SCHEMA_VERSION, trial_columns
 from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.cell import SWEEP_NAME
 from tinyscale.spec.state import State
@@ -38,10 +38,6 @@ from tinyscale.storage import Folder
 
 FIRST_SPLIT_RULE = "sha256-1"  # of files that do not say theirs
 
-READERS, FILES_AT_ONCE = 16, 500  # threads that read files; files that are held before their rows are joined
-MANY = 2000  # files that take seconds to read, which is said
-
-RECORDED = tuple(state.value for state in State if state.is_recorded)
 FEW_ROWS: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}  # they would double a small file
 
 
@@ -55,6 +51,7 @@ class Results:
         self.folder = replace(Folder.at(location), guard=guard)
         self.location = location if "://" in location else self.folder.path
         self.trials = self.folder / "trials"
+        self.measurements = self.folder / "measurements"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
         self.leases = self.folder / "leases"
@@ -92,12 +89,12 @@ class Results:
         try:
             # Without threads: where a process ends just after Arrow starts its own, they abort it.
             table = open_parquet(content).read(use_threads=False)
-            _require_trials(table)
+            require_rows(table, TRIAL_ROWS)
             footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
             ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
             return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
         except DAMAGE as error:
-            raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
+            raise ResultsError(f"{self.trials}/{identity}.parquet: {first_line(error)}") from error
 
     def load_trial(self, identity: str) -> Trial:
         """The trial whose rows are in that file. FileNotFoundError or ResultsError."""
@@ -107,7 +104,7 @@ class Results:
             return Trial.of_json({"identity": identity, "config": metadata["config"], "facts": facts})
         except (KeyError, TypeError, ValueError) as error:
             file = f"{self.trials}/{identity}.parquet"
-            raise ResultsError(f"{file}: written by another version of tinyscale ({_first_line(error)})") from error
+            raise ResultsError(f"{file}: written by another version of tinyscale ({first_line(error)})") from error
 
     def mark_failed(self, trial: Trial, reason: str, provenance: Mapping[str, Any]) -> None:
         """Record that a trial failed without being able to say so itself; the points it wrote are kept.
@@ -138,6 +135,7 @@ class Results:
         kept = self.checkpoints(identity)
         for name in [] if kept.is_link else kept.names():
             kept.delete(name)
+        self.measurements.delete(f"{identity}.parquet")
         self.trials.delete(f"{identity}.parquet")
         lease.release()
         return True
@@ -170,53 +168,49 @@ class Results:
 
     def _read(self, columns: list[str] | None) -> tuple[pa.Table, list[str]]:
         """The rows with the columns of `snapshot.OWN`, and what was set aside."""
-        wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
-        set_aside: list[str] = []
-        stamps = self.trials.stamps(".parquet")
-        known = snapshot.load(self.cache, stamps, wanted)
-        seen = set(known[snapshot.STAMP].unique().to_pylist())
-        unseen = sorted(name for name, stamp in stamps.items() if stamp not in seen)
-        if columns and len(unseen) >= snapshot.FEWEST:  # worth a snapshot, of all columns
-            table, set_aside = self._read(None)
-            return table.select([*wanted.names, *snapshot.OWN.names]), set_aside
-        if len(unseen) >= MANY:
-            logging.getLogger(__name__).warning(
-                "reading %d files of %s, next time only new ones", len(unseen), self.trials
-            )
-        table = pa.concat_tables([known, *self._read_files(unseen, stamps, wanted, set_aside)]).combine_chunks()
-        if len(unseen) >= snapshot.FEWEST:
-            snapshot.save(self.cache, table)
-        return snapshot.by_file(table), set_aside
+        return RowFiles(self.trials, self.cache, snapshot.NAME, SCHEMA, TRIAL_ROWS).read(columns)
 
-    def _read_files(
-        self, names: Sequence[str], stamps: Mapping[str, str], wanted: pa.Schema, set_aside: list[str]
-    ) -> Iterator[pa.Table]:
-        """The rows of files, those of FILES_AT_ONCE joined: a table of each would take much memory.
+    def write_measurements(self, trial: str, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> None:
+        """Put a trial's file of measurements in place."""
+        rows = [{**row, "trial": trial, "schema_version": SCHEMA_VERSION} for row in rows]
+        unknown = {key for row in rows for key in row} - set(MEASUREMENTS.names)
+        assert not unknown, f"columns that are not in the schema: {sorted(unknown)}"
+        footer = {"tinyscale.provenance": json.dumps(dict(provenance))}
+        table = pa.Table.from_pylist(rows, schema=MEASUREMENTS.with_metadata(footer))
+        self.measurements.write(f"{trial}.parquet", to_parquet(table, **FEW_ROWS))
 
-        set_aside: gets a line for each file that cannot be read. One that went since the folder was listed is left out.
-        """
-        for begin in range(0, len(names), FILES_AT_ONCE):
-            some = names[begin : begin + FILES_AT_ONCE]
-            with ThreadPoolExecutor(READERS) as pool:  # for the store's sake: parsing is faster without
-                contents = list(pool.map(self._content, some))
-            tables = []
-            for name, content in zip(some, contents, strict=True):
-                try:
-                    rows, provenance = _rows_in(content, wanted)
-                    tables.append(snapshot.labelled(rows, stamps[name], provenance))
-                except FileNotFoundError:
-                    continue
-                except DAMAGE as error:
-                    set_aside.append(f"{self.trials}/{name}: set aside, {_first_line(error)}")
-            if tables:
-                yield pa.concat_tables(tables).combine_chunks()
-
-    def _content(self, name: str) -> bytes | OSError:
-        """A trial's file, or why it cannot be read."""
+    def measured(self, trial: str) -> list[dict[str, Any]]:
+        """A trial's rows of measurements; none where it has no file, or one that cannot be read."""
         try:
-            return self.trials.read(name)
-        except OSError as error:
-            return error
+            table = open_parquet(self.measurements.read(f"{trial}.parquet")).read(use_threads=False)
+            require_rows(table, MEASURED_ROWS)
+        except (FileNotFoundError, *DAMAGE):
+            return []
+        rows: list[dict[str, Any]] = unify(table, MEASUREMENTS).to_pylist()
+        return rows
+
+    def forget_measurements(self, trial: str, states: Sequence[str]) -> int:
+        """Remove a trial's measurements in these states; how many that were."""
+        rows = self.measured(trial)
+        kept = [row for row in rows if row["state"] not in states]
+        if kept and len(kept) < len(rows):
+            self.write_measurements(trial, kept, {})
+        elif rows and not kept:
+            self.measurements.delete(f"{trial}.parquet")
+        return len({row["measurement"] for row in rows} - {row["measurement"] for row in kept})
+
+    def measurement_states(self) -> dict[str, State]:
+        """The state of every measurement that has a row, by identity."""
+        files = RowFiles(self.measurements, self.cache, snapshot.MEASURED, MEASUREMENTS, MEASURED_ROWS)
+        table, _ = files.read(["trial", "measurement", "state"])
+        states = zip(table["measurement"].to_pylist(), table["state"].to_pylist(), strict=True)
+        return {measurement: State(state) for measurement, state in states}
+
+    def read_measurements(self) -> tuple[pd.DataFrame, list[str]]:
+        """Every measurement's rows in one frame, and a line for each file that could not be read."""
+        files = RowFiles(self.measurements, self.cache, snapshot.MEASURED, MEASUREMENTS, MEASURED_ROWS)
+        table, set_aside = files.read()
+        return table.drop_columns(snapshot.OWN.names).to_pandas(use_threads=False), set_aside
 
     def write_sweep(self, record: SweepRecord) -> None:
         """Record which trials a sweep consists of."""
@@ -248,47 +242,6 @@ def _facts_in(row: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of the text as far as rows hold them: of a trial on a part of it, train_tokens is the part's."""
     facts = {name: row[name] for name in ("corpus_hash", "tokenizer_hash", "vocab_size")}
     return {**facts, "split_rule": FIRST_SPLIT_RULE, "train_tokens": row["unique_tokens"]}
-
-
-def _rows_in(content: bytes | OSError, wanted: pa.Schema) -> tuple[pa.Table, str]:
-    """The rows of a trial's file in these columns, and its provenance as JSON; one of `DAMAGE` if it is no trial's."""
-    if isinstance(content, OSError):
-        raise content
-    file = open_parquet(content)
-    there = file.schema_arrow
-    if not {"trial", "state", "schema_version"} <= set(there.names):
-        raise pa.ArrowInvalid("not a trial's file: it lacks the columns trial, state, schema_version")
-    table = _unify(file.read(columns=wanted.names, use_threads=False), wanted)
-    _require_trials(table)
-    provenance = (there.metadata or {}).get(b"tinyscale.provenance", b"{}").decode()
-    json.loads(provenance)
-    return table, provenance
-
-
-def _require_trials(table: pa.Table) -> None:
-    """ArrowInvalid unless the rows are whole, and name trials and their states: an identity becomes a path."""
-    table.validate(full=True)
-    for name, what, legal in (("trial", "an identity", IDENTITY), ("state", "a state of rows", "|".join(RECORDED))):
-        for value in table[name].unique().to_pylist():
-            if not isinstance(value, str) or not re.fullmatch(legal, value):
-                raise pa.ArrowInvalid(f"not a trial's file: its column {name} has {value!r}, which is not {what}")
-    if not len(table):
-        raise pa.ArrowInvalid("not a trial's file: it has no rows")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _unify(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give a file of another schema version this version's columns; what it lacks is null."""
-    if table.schema.equals(schema):
-        return table.replace_schema_metadata(None)
-    columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema.remove_metadata())
 
 
 def read_results(

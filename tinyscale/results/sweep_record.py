@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from tinyscale.results.schema import IDENTITY
 from tinyscale.spec.cell import Cell
+from tinyscale.spec.measurement import Question
 from tinyscale.storage import validated
 
 
@@ -55,6 +56,7 @@ class _WrittenSweep:
     groups: list[_WrittenEntry]
     provenance: dict[str, Any]
     searched: list[str] = field(default_factory=list)
+    measure: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class SweepRecord:
     entries: tuple[SweepEntry, ...]  # in the file, `groups`
     provenance: Mapping[str, Any]
     searched: tuple[str, ...] = ()  # axes whose values a search samples
+    questions: tuple[Question, ...] = ()  # asked of each finished trial; in the file, `measure`
 
     @property
     def trials(self) -> list[str]:
@@ -81,10 +84,12 @@ class SweepRecord:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in dict(written).items()
         }
-        return cls(entries=tuple(map(SweepEntry.of_json, fields.pop("groups"))), **fields)
+        questions = tuple(map(Question.of_json, fields.pop("measure", ())))
+        return cls(entries=tuple(map(SweepEntry.of_json, fields.pop("groups"))), questions=questions, **fields)
 
     def as_json(self) -> dict[str, Any]:
         """As the sweep's file holds it."""
         names = ("name", "title", "source", "axes", "groups", "provenance", "searched")
         fields = {**vars(self), "groups": [entry.as_json() for entry in self.entries]}
-        return {name: fields[name] for name in names}
+        asked = {"measure": [question.as_json() for question in self.questions]} if self.questions else {}
+        return {name: fields[name] for name in names} | asked

@@ -10,14 +10,24 @@ trial: `measure` added to a file that was launched trains nothing.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
+from tinyscale.errors import ConfigError
+from tinyscale.formatting import nearest
 from tinyscale.spec.config import STRICT, Int
+from tinyscale.spec.document import Document
+from tinyscale.spec.settings import in_words
 from tinyscale.spec.trial import Trial
+
+MAX_QUESTIONS = 1000  # of one kind, to each trial
 
 
 class Kind(Protocol):
@@ -27,6 +37,10 @@ class Kind(Protocol):
 
     def refusal(self, trial: Trial) -> str | None:
         """Why this cannot be asked of the trial, in words; None where it can."""
+
+    @property
+    def passes(self) -> float:
+        """Expected work, in passes over the validation text."""
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """As a pydantic model has it."""
@@ -56,28 +70,86 @@ class Quantize(BaseModel):
             return f"group = {self.group} does not divide d_model = {model.d_model} and d_ff = {model.d_ff}"
         return None
 
+    @property
+    def passes(self) -> float:
+        """One, and another for what gptq reads."""
+        return 1.0 if self.method == "nearest" else 2.0
+
 
 KINDS: dict[str, type[Any]] = {"quantize": Quantize}
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One question to one finished trial. text_hash: of the text that it reads besides the trial's own, if any."""
+class Question:
+    """One combination of a kind's fields, asked of each trial of a sweep: with a trial it is a measurement.
 
-    trial: str
+    origin: where the sweep file asks it; text_hash: of the text that it reads besides the trial's own, if any.
+    """
+
     kind: str
-    asked: Kind
+    fields: Kind
+    origin: str = field(default="", compare=False)
     text_hash: str | None = None
 
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        return cls(written["kind"], KINDS[written["kind"]](**written["fields"]), text_hash=written["text_hash"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Without the fields at their default, so that a new one moves no identity."""
+        fields = self.fields.model_dump(mode="json", exclude_defaults=True)
+        return {"kind": self.kind, "fields": fields, "text_hash": self.text_hash}
+
     @property
-    def identity(self) -> str:
-        """A hash of all that its values depend on. Fields at their default are left out, so that new ones move none."""
-        described = {
-            "trial": self.trial,
-            "kind": self.kind,
-            "asked": self.asked.model_dump(mode="json", exclude_defaults=True),
-            "version": self.asked.version,
-        }
-        described |= {"text": self.text_hash} if self.text_hash else {}
-        canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    def label(self) -> str:
+        """In words, such as `quantize bits=4 of=blocks`."""
+        asked = self.fields.model_dump(mode="json", exclude_defaults=True)
+        return " ".join([self.kind, *(f"{name}={value}" for name, value in asked.items())])
+
+    @cached_property
+    def _digest(self) -> str:
+        described = {**self.as_json(), "version": self.fields.version}
+        return json.dumps(described, sort_keys=True, separators=(",", ":"))
+
+    def identity_for(self, trial: str) -> str:
+        """The identity of the measurement that puts this question to a trial, given by its own identity."""
+        return hashlib.sha256(f"{trial}:{self._digest}".encode()).hexdigest()[:16]
+
+
+def read_questions(written: Mapping[str, Mapping[str, Any]], document: Document) -> tuple[Question, ...]:
+    """The questions of a sweep file's `measure`; a list is an axis of its kind. ConfigError with the line at fault."""
+    found = []
+    for kind, fields in written.items():
+        origin = document.origin(("measure", kind))
+        if kind not in KINDS:
+            raise ConfigError(
+                f"{origin}: measure.{kind} is not a kind{nearest(kind, KINDS)}; legal: {', '.join(KINDS)}"
+            )
+        lists = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+        for name, values in lists.items():
+            if len(set(map(repr, values))) < max(1, len(values)):
+                where = document.origin(("measure", kind, name))
+                raise ConfigError(f"{where}: measure.{kind}.{name} lists one value or more, each once")
+        if math.prod(map(len, lists.values())) > MAX_QUESTIONS:
+            raise ConfigError(f"{origin}: more than {MAX_QUESTIONS:,} measurements of each trial; ask for fewer values")
+        for chosen in itertools.product(*lists.values()):
+            try:
+                asked = KINDS[kind](**dict(zip(lists, chosen, strict=True)))
+            except ValidationError as error:
+                raise _problem(error, kind, document) from error
+            found.append(Question(kind, asked, origin))
+    return tuple(found)
+
+
+def _problem(error: ValidationError, kind: str, document: Document) -> ConfigError:
+    """The first error as text with its line."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else str(first.get("ctx", {}).get("field", ""))
+    where, path = document.origin(("measure", kind, name)), f"measure.{kind}.{name}"
+    if first["type"] == "extra_forbidden":
+        legal = KINDS[kind].model_fields
+        return ConfigError(f"{where}: {path} is not a field{nearest(name, legal)}\n  legal: {', '.join(legal)}")
+    if first["type"] == "missing":
+        return ConfigError(f"{where}: {path} is missing; {KINDS[kind].model_fields[name].description}")
+    return ConfigError(f"{where}: {path} = {first['input']!r}: {in_words(first)}")

@@ -20,6 +20,7 @@ from tinyscale.formatting import CONTROL, nearest
 from tinyscale.spec.cell import DEFAULT_ARM, SWEEP_NAME, Cell
 from tinyscale.spec.config import STRICT, Int, TrialConfig, alternatives, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
+from tinyscale.spec.measurement import Question, read_questions
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 from tinyscale.spec.settings import (
     TOKENIZER,
@@ -64,6 +65,10 @@ class SweepFile(BaseModel):
     )
     seeds: list[Int] | None = Field(
         default=None, min_length=1, description="each trial is trained once with each seed; default: base's seed"
+    )
+    measure: dict[str, dict[str, Any] | None] = Field(
+        default={},
+        description="what is asked of each finished trial: kind -> fields; a list is an axis of the kind",
     )
     resources: dict[str, Any] = Field(default={}, description="what each trial runs on")
     fuse: list[Literal["seed", "lr"]] = Field(
@@ -128,6 +133,7 @@ class Sweep:
     search: Search | None = None
     whole: bool = True
     fuse: tuple[str, ...] = ()  # trials that differ only in these fields are trained together
+    measure: tuple[Question, ...] = ()  # asked of each finished trial
 
     def __repr__(self) -> str:
         over = ", ".join(self.axes) or "seeds"
@@ -193,8 +199,16 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
         )
     if file.fuse:
         _refuse_unfusable(kept, file, document)
+    if file.measure and search:
+        raise ConfigError(
+            f"{document.origin(('measure',))}: what a search samples is not measured; measure the sweep that takes its "
+            "law, with train.lr: auto"
+        )
+    measure = read_questions({kind: fields or {} for kind, fields in file.measure.items()}, document)
     axes, fuse = dict.fromkeys(name for variant in kept for name in variant.cell.axes), tuple(file.fuse)
-    return Sweep(file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select, fuse)
+    return Sweep(
+        file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select, fuse, measure
+    )
 
 
 def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Document) -> None:
