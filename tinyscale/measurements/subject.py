@@ -15,18 +15,25 @@ from tinyscale.data.tokenized import TokenizedCorpus
 from tinyscale.data.tokenizers import Tokenizer
 from tinyscale.inference.trained import load_corpus, load_gpt
 from tinyscale.results.store import Results
+from tinyscale.spec.config import Resources
 from tinyscale.spec.trial import Trial
+from tinyscale.training.device import prepare_process
 from tinyscale.training.evaluate import Evaluation, Scores, token_losses
 from tinyscale.training.model import GPT
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A finished trial to be asked. gpt: in fp32 on the CPU, in evaluation mode; a measurement leaves it as it was."""
+    """A finished trial to be asked. gpt: in fp32 on `device`, in evaluation mode; a measurement leaves it as it was."""
 
     trial: Trial
     gpt: GPT
     corpus: TokenizedCorpus
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.gpt.embedding.weight.device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -36,7 +43,7 @@ class Subject:
     @cached_property
     def evaluation(self) -> Evaluation:
         """The trial's validation text, scored against the unchanged model."""
-        plain = Evaluation(self.corpus, self.trial.config.model.context_length, torch.device("cpu"))
+        plain = Evaluation(self.corpus, self.trial.config.model.context_length, self.device)
         return plain.against(token_losses(self.gpt))
 
     @cached_property
@@ -63,7 +70,9 @@ class Subject:
         }
 
 
-def load_subject(results: Results, identity: str) -> Subject:
-    """A finished trial of a results folder. ResultsError without its weights, DataError without its text."""
+def load_subject(results: Results, identity: str, resources: Resources) -> Subject:
+    """A finished trial of a results folder, on what it may use. ResultsError without its weights, DataError without
+    its text.
+    """
     trial = results.load_trial(identity)
-    return Subject(trial, load_gpt(results, trial), load_corpus(trial))
+    return Subject(trial, load_gpt(results, trial).to(prepare_process(resources)), load_corpus(trial))

@@ -65,10 +65,10 @@ class Ticket:
     reserved: Mapping[str, float]
 
     @classmethod
-    def of(cls, trial: Trial, label: str) -> Self:
-        """The ticket of an assignment whose first trial this is. label: its cell in words."""
+    def of(cls, trial: Trial, label: str, resources: Resources | None = None) -> Self:
+        """The ticket of an assignment whose first trial this is. label: its cell in words; resources: not its own."""
         name = f"{label.replace(' ', '_').replace('/', '-')}_{trial.identity[:6]}"
-        return cls(trial.identity, name, reserved(trial.config.resources))
+        return cls(trial.identity, name, reserved(resources or trial.config.resources))
 
     @classmethod
     def in_config(cls, config: Mapping[str, Any]) -> Self:

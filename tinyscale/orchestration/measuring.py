@@ -22,8 +22,10 @@ from tinyscale.planning.plan import PlannedTrial
 from tinyscale.results.leases import Lease
 from tinyscale.results.provenance import machine_provenance
 from tinyscale.results.store import Results
+from tinyscale.spec.config import Resources
 from tinyscale.spec.measurement import Question
 from tinyscale.spec.state import State
+from tinyscale.spec.trial import Trial
 
 PATIENCE_SECONDS = 5.0  # for a process that outlives a killed launcher by a moment
 LEASE = "measure-"  # before the trial, in the name of its lease
@@ -33,9 +35,10 @@ FAILURES = (TinyscaleError, RuntimeError, ValueError, ArithmeticError, LookupErr
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures: the questions to one trial."""
+    """What one process measures: the questions to one trial. resources: what it may use, those of one worker."""
 
     trial: str
+    resources: Resources
     questions: tuple[Question, ...]
     settings: LaunchSettings
 
@@ -44,12 +47,15 @@ class Job:
         """What `as_json` wrote."""
         written = json.loads(text)
         questions = tuple(map(Question.of_json, written["questions"]))
-        return cls(written["trial"], questions, LaunchSettings(**written["settings"]))
+        resources = Resources(**written["resources"])
+        return cls(written["trial"], resources, questions, LaunchSettings(**written["settings"]))
 
     def as_json(self) -> str:
         """All of it, as a text."""
         asked = [question.as_json() for question in self.questions]
-        return json.dumps({"trial": self.trial, "questions": asked, "settings": asdict(self.settings)})
+        resources = self.resources.model_dump()
+        written = {"trial": self.trial, "resources": resources, "questions": asked, "settings": asdict(self.settings)}
+        return json.dumps(written)
 
 
 def measure(
@@ -64,12 +70,10 @@ def measure(
     """Put the missing questions to these finished trials, by Ray Tune. stop: of the launch."""
     if not trials:
         return Measurements()
-    jobs = {
-        each.trial.identity: Job(each.trial.identity, tuple(missing[each.trial.identity]), settings) for each in trials
-    }
+    jobs = {each.trial.identity: _job(each.trial, missing, settings) for each in trials}
     count = sum(len(job.questions) for job in jobs.values())
     monitor.console.print(f"measuring {plural(len(trials), 'trial')}: {plural(count, 'measurement')}")
-    tickets = [Ticket.of(each.trial, f"measure {each.label}") for each in trials]
+    tickets = [Ticket.of(each.trial, f"measure {each.label}", jobs[each.trial.identity].resources) for each in trials]
     with monitor:
         watch = MeasuringWatch(jobs, {each.trial.identity: each for each in trials}, monitor, stop)
         run_tuner(
@@ -80,6 +84,11 @@ def measure(
             configs={"ticket": tune.grid_search([ticket.as_json() for ticket in tickets])},
         )
     return Measurements(watch.made, watch.failed, 0, watch.reasons)
+
+
+def _job(trial: Trial, missing: Mapping[str, Sequence[Question]], settings: LaunchSettings) -> Job:
+    alone = trial.config.resources.model_copy(update={"workers": 1, "compile": False})
+    return Job(trial.identity, alone, tuple(missing[trial.identity]), settings)
 
 
 def run_job(config: Mapping[str, Any], jobs: Mapping[str, str]) -> None:
@@ -114,7 +123,7 @@ def _answer(job: Job, lease: Lease) -> None:
         began, reason = time.monotonic(), None
         answer: list[dict[str, Any]] = [{}]
         try:
-            subject = subject or load_subject(results, job.trial)
+            subject = subject or load_subject(results, job.trial, job.resources)
             answer = MEASURES[question.kind](subject, question.fields)
         except UnusableError:
             raise
