@@ -6,7 +6,7 @@ python docs/generate.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, get_args, get_origin
@@ -19,10 +19,11 @@ from pydantic_core import PydanticUndefined
 from tinyscale.analysis.forecasts import Registration, forecasts_table, read_registrations
 from tinyscale.analysis.records import read_records
 from tinyscale.results.launches import FIELDS as LAUNCH_FIELDS
-from tinyscale.results.schema import COLUMNS, SCHEMA_VERSION
+from tinyscale.results.schema import COLUMNS, MEASUREMENT_COLUMNS, SCHEMA_VERSION
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.measurement import KINDS
 from tinyscale.spec.search_space import SEARCHABLE, Search, Values
 from tinyscale.spec.sweep import SweepFile
 from tinyscale.storage import Folder
@@ -54,6 +55,18 @@ Name a field in full (`model.d_model`) or by its last part where that is unique 
 repeats the whole grid with its overrides; a list in an arm is an axis of that arm alone. On the command line,
 `--set FIELD=VALUE` overrides a field of `base`, `--select NAME=VALUE` takes a part of the grid.
 
+## Measurements: `measure`
+
+Each key of `measure` is a kind of question that the launch puts to the weights of every finished trial, in a second
+phase. A list is an axis of its kind. A measurement changes no trial: `measure` added to a file that was launched trains
+nothing, and what is measured is not measured again. A failed one is made again by the next launch; `tinyscale plan`
+shows what is missing. Values are in `results/measurements/`, see [results-schema.md](results-schema.md).
+
+```yaml
+measure:
+  quantize: {{bits: [8, 6, 5, 4, 3], of: [all, blocks]}}
+```
+{kinds}
 ## Keys of `search`
 
 | key | default | what it is |
@@ -101,6 +114,16 @@ The metadata of each file hold, as JSON, the full configuration (`tinyscale.conf
 (`tinyscale.facts`) and the provenance (`tinyscale.provenance`: commit, packages, machine, command). Sweeps are in
 `results/sweeps/<name>.json`, fits in `results/fits/fits.json`, registered forecasts in `results/forecasts/`; the last
 two are described in [fitting.md](fitting.md).
+
+## Measurements
+
+Each file under `results/measurements/` holds what was measured of one trial: most often one row per measurement, for
+some kinds several. The fields of a kind are columns, null in rows of other kinds. Read them with
+`pd.read_parquet("results/measurements")`.
+
+| column | type | what it holds |
+|---|---|---|
+{measurements}
 
 ## Launches
 
@@ -164,6 +187,11 @@ def _parts(model: type[BaseModel], prefix: str) -> Iterator[str]:
 def _keys(model: type[BaseModel]) -> str:
     """The rows of a table of keys."""
     return "\n".join(f"| `{n}` | {_default(info)} | {info.description} |" for n, info in model.model_fields.items())
+
+
+def _columns(columns: Sequence[tuple[str, Any, str]]) -> str:
+    """The rows of a table of columns."""
+    return "\n".join(f"| `{name}` | {kind} | {what} |" for name, kind, what in columns)
 
 
 def exponents(results: Path) -> str:
@@ -236,7 +264,6 @@ def _between(text: str, begin: str, end: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """The text of each generated file."""
-    columns = [f"| `{name}` | {kind} | {what} |" for name, kind, what in COLUMNS]
     launches = "\n".join(f"| `{name}` | {what} |" for name, what in LAUNCH_FIELDS.items())
     parts = "".join(_parts(TrialConfig, ""))
     return {
@@ -247,10 +274,15 @@ def pages() -> dict[Path, str]:
             search=_keys(Search),
             values=_keys(Values),
             searchable=fill(f"Fields that may be searched: {', '.join(f'`{path}`' for path in SEARCHABLE)}.", 118),
+            kinds="".join(each for kind, model in KINDS.items() for each in _parts(model, kind)),
             parts=parts,
         ),
         DOCS / "results-schema.md": SCHEMA_FILE.format(
-            made=MADE, version=SCHEMA_VERSION, columns="\n".join(columns), launches=launches
+            made=MADE,
+            version=SCHEMA_VERSION,
+            columns=_columns(COLUMNS),
+            measurements=_columns(MEASUREMENT_COLUMNS),
+            launches=launches,
         ),
     }
 

@@ -25,8 +25,9 @@ from helpers.text import write_text
 from helpers.trials import trial_config
 from tinyscale.analysis.records import read_records
 from tinyscale.data import content_hash, corpora, documents, hub, prepare
-from tinyscale.results.schema import COLUMNS
+from tinyscale.results.schema import COLUMNS, MEASUREMENT_COLUMNS
 from tinyscale.spec.config import DataConfig, TrialConfig
+from tinyscale.spec.measurement import KINDS
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
@@ -41,7 +42,8 @@ def test_every_field_and_column_is_in_the_reference() -> None:
     for model in [info.annotation for info in TrialConfig.model_fields.values()]:
         for name in getattr(model, "model_fields", {}):
             assert f"`{name}`" in sweep.read_text() or f".{name}`" in sweep.read_text(), name
-    assert all(f"| `{name}` |" in schema.read_text() for name, _, _ in COLUMNS)
+    assert all(f"| `{name}` |" in schema.read_text() for name, _, _ in (*COLUMNS, *MEASUREMENT_COLUMNS))
+    assert all(f"| `{name}` |" in sweep.read_text() for kind in KINDS.values() for name in kind.model_fields)
 
 
 @pytest.mark.parametrize("page", [*DOCS, ROOT / "CHANGELOG.md", ROOT / "README.md"], ids=lambda path: path.name)

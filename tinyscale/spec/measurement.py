@@ -143,8 +143,8 @@ def read_questions(written: Mapping[str, Mapping[str, Any]], document: Document)
 
 
 def _problem(error: ValidationError, kind: str, document: Document) -> ConfigError:
-    """The first error as text with its line."""
-    first = error.errors()[0]
+    """One error as text with its line; misspelt fields come before those that are then missing."""
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     name = str(first["loc"][0]) if first["loc"] else str(first.get("ctx", {}).get("field", ""))
     where, path = document.origin(("measure", kind, name)), f"measure.{kind}.{name}"
     if first["type"] == "extra_forbidden":

@@ -1,0 +1,73 @@
+"""Measurements beside the trials that they are of: the groups of rows whose laws `tinyscale fit` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from tinyscale.analysis.runs import Group, by_setting
+from tinyscale.fitting.laws import LAWS
+from tinyscale.fitting.points import varying
+from tinyscale.results.schema import MEASUREMENT_COLUMNS
+from tinyscale.results.store import Results, is_final, sweep_points
+from tinyscale.results.sweep_record import SweepRecord
+from tinyscale.spec.measurement import KINDS
+from tinyscale.spec.state import State
+
+
+@dataclass(frozen=True)
+class KindLaw:
+    """The law of a kind's measurements. columns: variables of the law -> columns, where these have other names."""
+
+    law: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+LAW_OF_KIND: Mapping[str, KindLaw] = {}
+
+
+def measurement_rows(points: pd.DataFrame, measured: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The rows of a kind, each with the columns of its trial's last point. A name that both have is the measurement's.
+
+    points: rows of trials; measured: of measurements.
+    """
+    rows = measured[(measured["kind"] == kind)]
+    final = points[is_final(points)].drop(columns=[name for name in rows if name in points and name != "trial"])
+    own = [name for name, *_ in MEASUREMENT_COLUMNS if name in rows]
+    joined = rows[own].merge(final, on="trial").assign(decayed=True)
+    return joined.drop(columns=joined.columns[joined.isna().all()])
+
+
+def measured_groups(results: Results, points: pd.DataFrame, records: Sequence[SweepRecord]) -> Iterator[Group]:
+    """A group for each sweep, arm and kind that was measured, and for each setting that its law does not read."""
+    measured, set_aside = results.read_measurements()
+    unread = {"file of measurements that cannot be read": len(set_aside)} if set_aside else {}
+    for record in records if len(measured) else []:
+        of_sweep = sweep_points(points, record)
+        several = of_sweep["arm"].nunique() > 1
+        for arm, rows in of_sweep.groupby("arm", sort=False):
+            title = f"{record.name}-{arm}" if several else record.name
+            for kind, fits in LAW_OF_KIND.items():
+                joined = measurement_rows(rows, measured, kind)
+                if joined.empty:
+                    continue
+                failed = joined["state"] == State.FAILED
+                dropped = unread | ({"failed measurement": int(failed.sum())} if failed.any() else {})
+                group = Group(
+                    record.name, str(arm), f"{title}-{kind}", joined[~failed], dropped, columns=fits.columns, law=fits.law
+                )
+                yield from _by_question(group, kind)
+
+
+def _by_question(group: Group, kind: str) -> Iterator[Group]:
+    """The group split by the fields of its kind that its law does not read, and by the trials' settings."""
+    assert group.law is not None, "each kind has its law"
+    read = {group.columns.get(name, name) for name in LAWS[group.law].variables} if group.law in LAWS else set()
+    apart = [name for name in varying(group.frame, list(KINDS[kind].model_fields)) if name not in read]
+    parts = group.frame.groupby(apart, sort=False, dropna=False) if apart else [((), group.frame)]
+    for values, rows in parts:
+        setting = "".join(f"-{name}={value}" for name, value in zip(apart, values, strict=True))
+        part = replace(group, title=f"{group.title}{setting}", frame=rows.reset_index(drop=True))
+        yield from by_setting(part, group.law)
