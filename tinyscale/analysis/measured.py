@@ -12,7 +12,6 @@ from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.points import varying
 from tinyscale.results.schema import MEASUREMENT_COLUMNS
 from tinyscale.results.store import Results, is_final, sweep_points
-from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.measurement import KINDS
 from tinyscale.spec.state import State
 
@@ -40,11 +39,16 @@ def measurement_rows(points: pd.DataFrame, measured: pd.DataFrame, kind: str) ->
     return joined.drop(columns=joined.columns[joined.isna().all()])
 
 
-def measured_groups(results: Results, points: pd.DataFrame, records: Sequence[SweepRecord]) -> Iterator[Group]:
+def measured_groups(results: Results) -> list[Group]:
     """A group for each sweep, arm and kind that was measured, and for each setting that its law does not read."""
     measured, set_aside = results.read_measurements()
+    return list(_groups(results, measured, set_aside)) if len(measured) or set_aside else []
+
+
+def _groups(results: Results, measured: pd.DataFrame, set_aside: Sequence[str]) -> Iterator[Group]:
+    points, _ = results.read()
     unread = {"file of measurements that cannot be read": len(set_aside)} if set_aside else {}
-    for record in records if len(measured) else []:
+    for record in results.read_sweeps():
         of_sweep = sweep_points(points, record)
         several = of_sweep["arm"].nunique() > 1
         for arm, rows in of_sweep.groupby("arm", sort=False):
@@ -56,7 +60,13 @@ def measured_groups(results: Results, points: pd.DataFrame, records: Sequence[Sw
                 failed = joined["state"] == State.FAILED
                 dropped = unread | ({"failed measurement": int(failed.sum())} if failed.any() else {})
                 group = Group(
-                    record.name, str(arm), f"{title}-{kind}", joined[~failed], dropped, columns=fits.columns, law=fits.law
+                    record.name,
+                    str(arm),
+                    f"{title}-{kind}",
+                    joined[~failed],
+                    dropped,
+                    columns=fits.columns,
+                    law=fits.law,
                 )
                 yield from _by_question(group, kind)
 

@@ -51,6 +51,7 @@ class Group:
     columns: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] | None = None
+    law: str | None = None  # of measurements, the law of their kind
 
 
 def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:

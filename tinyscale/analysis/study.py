@@ -14,6 +14,7 @@ import pandas as pd
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.efficiency import MATCH
+from tinyscale.analysis.measured import measured_groups
 from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import (
     Group,
@@ -37,6 +38,7 @@ from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import COLUMNS, held_variables
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
+from tinyscale.results.store import Results
 from tinyscale.storage import Folder
 
 MOST_PARTS = 12  # combinations of settings, each a curve by itself, that are fitted beside the law of the best ones
@@ -90,6 +92,8 @@ def find_laws(
     if convention and convention != "all":
         columns = {**CONVENTIONS[convention], **(columns or {})}
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
+    if source == TRIALS and not pool:
+        groups += measured_groups(Results(location))
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
@@ -99,7 +103,7 @@ def find_laws(
         fits=fits,
         contrasts=tuple(each for each in contrasts if isinstance(each, Contrast)),
         refused=tuple(each for each in (*outcomes, *contrasts) if isinstance(each, Refusal)),
-        dropped={(group.sweep, group.arm): group.dropped for group in groups},
+        dropped={(group.sweep, group.arm): group.dropped for group in groups if group.law is None},
         source=source,
         reading=tuple(dict.fromkeys(notes)),
     )
@@ -129,6 +133,9 @@ def source_of(location: str) -> str:
 
 def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
     """The fits of a sweep's arm, or why there are none: a law of each setting, then the law of the best settings."""
+    if whole.law is not None:
+        yield from _measured(whole, law, **options)
+        return
     parts = _parts_of(whole, law)
     tuned = _tuned(whole) if len(parts) != 1 and (law is None or whole.searched) else None
     if len(parts) > MOST_PARTS and tuned is not None and not isinstance(tuned, Refusal):
@@ -145,6 +152,16 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
     # In a grid the settings need not be the question, so that they have no law is no news.
     if tuned is not None and (whole.searched or not isinstance(tuned, Refusal)):
         yield tuned
+
+
+def _measured(group: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
+    """The law of a kind of measurements, unless another one was asked for."""
+    if law not in (None, group.law):
+        return
+    try:
+        yield from fit_group(group, group.law, **options)
+    except FitError as error:
+        yield Refusal(group.sweep, str(error), group.title)
 
 
 def _parts_of(whole: Group, law: str | None) -> list[Group]:
@@ -277,7 +294,8 @@ def contrasts_of(groups: Sequence[Group]) -> Iterator[Contrast | Refusal]:
     Arms that tried several learning rates are compared each at its own.
     """
     for sweep in dict.fromkeys(group.sweep for group in groups):
-        arms = [group for group in groups if group.sweep == sweep and not group.frame.empty and not group.searched]
+        of_sweep = [group for group in groups if group.sweep == sweep and group.law is None]
+        arms = [group for group in of_sweep if not group.frame.empty and not group.searched]
         free = {name for group in arms for name in free_settings(group.frame, columns=group.columns)}
         if len(arms) < 2 or free - {"lr"} or not all({*MATCH, "seed"} <= set(group.frame.columns) for group in arms):
             continue

@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from tinyscale.analysis.forecasts import EDITED, Registration, read_registrations
+from tinyscale.analysis.measured import measurement_rows
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
 from tinyscale.analysis.score import score_all
 from tinyscale.analysis.study import Analysis, Refusal, find_laws
@@ -32,6 +33,7 @@ from tinyscale.reporting.tables import (
     forecasts_of,
     frontier_of,
     launches_of,
+    measured_of,
     parameters_of,
     positions_of,
     provenance_of,
@@ -42,6 +44,7 @@ from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results, sweep_points
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
+from tinyscale.spec.state import State
 
 PAGE = "report.html"
 
@@ -136,6 +139,7 @@ class _Page:
     def __init__(self, store: Results, done: Analysis, status: Status) -> None:
         self.folder, self.done, self.status = store.folder, done, status
         self.launches = read_launches(store.launches)
+        self.measured, _ = store.read_measurements()
         self.written: list[str] = []
 
     def section(self, record: SweepRecord, points: pd.DataFrame) -> Section:
@@ -159,6 +163,7 @@ class _Page:
             *([self.table(contrasts_of(record.name, contrasts))] if contrasts else []),
             *self._of_runs(record, points),
             *(self._of_positions(record, by_position, falls) if len(falls) else []),
+            *self._of_measurements(record, points),
             *self._of_trials(record, points),
             *([Notes("Not fitted", tuple(map(str, refused)))] if refused else []),
         ]
@@ -202,6 +207,19 @@ class _Page:
         caption = f"{POSITIONS} Data: tables/{record.name}-positions.csv."
         yield self._draw(f"{record.name}-positions", partial(plot_positions, largest), caption)
         yield self.table(positions_of(record.name, falls))
+
+    def _of_measurements(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
+        """What was measured of the finished trials, kind by kind."""
+        measured = self.measured[self.measured["trial"].isin(record.trials)]
+        for kind in measured["kind"].unique():
+            rows = measurement_rows(points, measured, kind)
+            self._write(f"{record.name}-{kind}-rows", rows)
+            finished = rows[rows["state"] == State.FINISHED]
+            yield Heading(f"Measured: {kind}")
+            if len(finished):
+                yield self.table(measured_of(record, kind, finished))
+            if failed := [str(reason) for reason in rows.loc[rows["state"] == State.FAILED].get("reason", [])]:
+                yield Notes("Failed measurements", tuple(failed))
 
     def _of_trials(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """What the launch cost, what failed, and which rows no fit used."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import Registration, calibration_table, forecasts_table
@@ -20,11 +21,18 @@ from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact, duration
 from tinyscale.results.launches import LaunchRecord, forecast_error
+from tinyscale.results.schema import MEASUREMENT_COLUMNS
 from tinyscale.results.store import Results, is_final, over_seeds
 from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import BUDGETS
+from tinyscale.spec.measurement import KINDS
 from tinyscale.spec.state import State
 
+# Of a measurement's columns, those that the page has no room for: names, errors, and what all rows share.
+NO_VALUE = (
+    "trial", "measurement", "kind", "state", "reason", "loss_se", "unchanged_loss", "delta_se", "bits_per_byte",
+    "val_tokens", "wall_seconds", "schema_version",
+)  # fmt: skip
 COUNTED = ("n_non_embedding", "tokens", "flops", "c", "n", "n_low", "n_high", "d", "d_low", "d_high")
 
 
@@ -162,6 +170,24 @@ def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
         "parameters of the blocks (n_non_embedding); bits_per_byte compares across tokenizers."
     )
     return Table(f"{sweep.name}-final", frame, columns, caption)
+
+
+def measured_of(record: SweepRecord, kind: str, rows: pd.DataFrame) -> Table:
+    """What was measured of one kind: the mean over seeds of each value, for each cell and combination of its fields.
+
+    rows: as `measurement_rows` gives them.
+    """
+    own = [name for name, *_ in MEASUREMENT_COLUMNS if name in rows]
+    fields = [name for name in KINDS[kind].model_fields if name in own and rows[name].nunique(dropna=False) > 1]
+    labels = [name for name in own if name not in fields and not is_numeric_dtype(rows[name]) and name not in NO_VALUE]
+    axes = [name.rpartition(".")[2] for name in record.axes]
+    cell = [name for name in ("arm", *axes) if name in rows and rows[name].nunique() > 1]
+    by = list(dict.fromkeys((*cell, *fields, *labels)))
+    values = [name for name in own if name not in (*by, *KINDS[kind].model_fields, *NO_VALUE)]
+    means = rows.groupby(by, dropna=False, sort=False)[values].mean().reset_index()
+    means.insert(len(by), "seeds", rows.groupby(by, dropna=False, sort=False)["trial"].nunique().to_numpy())
+    caption = f"Measured of the finished trials, mean over seeds. All rows are in tables/{record.name}-{kind}-rows.csv."
+    return Table(f"{record.name}-{kind}", means, {str(name): str(name) for name in means}, caption)
 
 
 def costs_of(sweep: SweepRecord, points: pd.DataFrame, states: Counter[State]) -> Table:
