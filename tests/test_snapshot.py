@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from helpers.trials import known_trial
-from tinyscale.results import snapshot, store
+from tinyscale.results import rows, snapshot
 from tinyscale.results.store import Results
 
 POINT = {"step": 1, "tokens": 512, "val_loss": 2.0, "decayed": True}
@@ -50,8 +50,8 @@ def test_a_file_whose_rows_are_in_it_is_not_opened_again_by_a_read_nor_by_a_repo
 ):
     results.keep_snapshot()
     opened = []
-    rows_in = store._rows_in
-    monkeypatch.setattr(store, "_rows_in", lambda *given: opened.append(1) or rows_in(*given))
+    rows_in = rows.RowFiles._rows_in
+    monkeypatch.setattr(rows.RowFiles, "_rows_in", lambda *given: opened.append(1) or rows_in(*given))
     assert len(results.read()[0]) == 8
     assert sorted(json.loads(text)["host"] for text in results.provenances()) == ["0", "1", "2", "3"]
     assert len(opened) == 2, "the trial that runs, twice"
@@ -66,7 +66,7 @@ def test_provenances_are_counted_by_trials_in_the_order_of_their_files_with_and_
 
 def test_many_files_are_read_some_at_a_time_to_the_same_rows(results, monkeypatch):
     whole = without_snapshot(results)
-    monkeypatch.setattr(store, "FILES_AT_ONCE", 3)
+    monkeypatch.setattr(rows, "FILES_AT_ONCE", 3)
     pd.testing.assert_frame_equal(whole, without_snapshot(results))
 
 
