@@ -21,7 +21,7 @@ BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")
 ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "model.head_dim"))
 
 BASE_WIDTH, BASE_DEPTH = 64, 2  # the size whose lr `mup` and `completep` take
-ZIPF_RECORDS = "zipf_records"  # the corpus that ZipfConfig describes
+ZIPF_RECORDS, REPEATS = "zipf_records", "repeats"  # the corpora that ZipfConfig and RepeatsConfig describe
 NAMED_CORPORA = (
     "sotu",
     "tinystories",
@@ -29,6 +29,7 @@ NAMED_CORPORA = (
     "ag_news",
     "wikitext2",
     ZIPF_RECORDS,
+    REPEATS,
 )  # not paths, whatever lies beside a sweep file
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -97,6 +98,33 @@ class ZipfConfig(BaseModel):
     train_bytes: Count = Field(default=10_000_000, ge=1000, description="characters of training text")
 
 
+class RepeatsConfig(BaseModel):
+    """The source `repeats`: records of one random pattern each, repeated."""
+
+    model_config = STRICT
+
+    symbols: Int = Field(default=64, ge=2, le=94, description="characters that patterns are made of")
+    exponent: Quantity = Field(default=0.0, ge=0, le=8, description="s: the symbol of rank r is drawn with ~ r^-s")
+    period: Int = Field(default=16, ge=2, le=4096, description="symbols of the longest pattern; a record is twice that")
+    shortest: Int | None = Field(
+        default=None,
+        ge=2,
+        description="symbols of the shortest pattern; where lengths vary, no fixed distance leads to what comes next; "
+        "default: the period",
+    )
+    seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="seeds the text")
+    train_bytes: Count = Field(default=10_000_000, ge=1000, description="characters of training text")
+
+    @model_validator(mode="after")
+    def _shortest_is_not_longer(self) -> Self:
+        if self.shortest is not None and self.shortest > self.period:
+            raise _refuse("shortest", f"shortest {self.shortest} is above period {self.period}")
+        return self
+
+
+SOURCES = {ZIPF_RECORDS: "zipf", REPEATS: "repeats"}  # generated corpus -> the field of `data` that describes it
+
+
 class DataConfig(BaseModel):
     """Which text, in which tokens, and how much of it is held out."""
 
@@ -116,14 +144,15 @@ class DataConfig(BaseModel):
         description="train on only this many tokens, the first of the training split; subsets nest",
     )
     zipf: ZipfConfig = Field(default=ZipfConfig(), description="the source of the corpus zipf_records")
+    repeats: RepeatsConfig = Field(default=RepeatsConfig(), description="the source of the corpus repeats")
 
     @model_validator(mode="after")
     def _the_source_belongs_to_its_corpus(self) -> Self:
-        if self.corpus != ZIPF_RECORDS:
-            if self.zipf != ZipfConfig():
-                raise _refuse("zipf", f"zipf describes the corpus {ZIPF_RECORDS}, not {self.corpus}: remove it")
-        elif self.tokenizer.kind == "bpe":
-            raise _refuse("tokenizer.kind", f"{ZIPF_RECORDS} has a known entropy per character: use char or byte")
+        for corpus, field in SOURCES.items():
+            if self.corpus != corpus and getattr(self, field) != type(self).model_fields[field].default:
+                raise _refuse(field, f"{field} describes the corpus {corpus}, not {self.corpus}: remove it")
+        if self.corpus in SOURCES and self.tokenizer.kind == "bpe":
+            raise _refuse("tokenizer.kind", f"{self.corpus} has a known entropy per character: use char or byte")
         return self
 
 
