@@ -57,7 +57,28 @@ class Quantize(BaseModel):
         return None
 
 
-KINDS: dict[str, type[Any]] = {"quantize": Quantize}
+class Ablate(BaseModel):
+    """The loss without what one part of the model writes, for each part in turn."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+
+    of: Literal["sublayers", "heads"] = Field(
+        default="sublayers", description="the parts: attention and MLP of each layer, or each attention head"
+    )
+    by: Literal["zero", "mean", "resample"] = Field(
+        default="mean",
+        description="what takes its place: zero, its mean over the text, or what it writes for another sequence",
+    )
+
+    def refusal(self, trial: Trial) -> str | None:
+        """Heads of a model that has one in each layer."""
+        if self.of == "heads" and trial.config.model.n_heads == 1:
+            return "n_heads = 1: the head is all of the layer's attention; ask for of: sublayers"
+        return None
+
+
+KINDS: dict[str, type[Any]] = {"quantize": Quantize, "ablate": Ablate}
 
 
 @dataclass(frozen=True)
