@@ -78,7 +78,26 @@ class Ablate(BaseModel):
         return None
 
 
-KINDS: dict[str, type[Any]] = {"quantize": Quantize, "ablate": Ablate}
+class Induction(BaseModel):
+    """Whether the model predicts the second half of sequences that repeat their first half."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+
+    period: Int = Field(ge=2, description="tokens of the first half, sampled by the frequencies of the trial's text")
+
+    def refusal(self, trial: Trial) -> str | None:
+        """A sequence longer than the context, or fewer symbols than a first half has."""
+        context = trial.config.model.context_length
+        if 2 * self.period > context:
+            return f"period = {self.period} is above half of context_length = {context}"
+        kind = trial.config.data.tokenizer.kind
+        if kind != "bpe" and trial.vocab_size <= self.period:
+            return f"period = {self.period} needs more symbols than the {trial.vocab_size} of a {kind} tokenizer"
+        return None
+
+
+KINDS: dict[str, type[Any]] = {"quantize": Quantize, "ablate": Ablate, "induction": Induction}
 
 
 @dataclass(frozen=True)
