@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tinyscale.measurements import ablate, induction, quantize
+from tinyscale.measurements import ablate, induction, quantize, score
 from tinyscale.measurements.subject import Subject, load_subject
 
 __all__ = ["MEASURES", "Subject", "load_subject"]
@@ -15,4 +15,5 @@ MEASURES: Mapping[str, Callable[[Subject, Any], list[dict[str, Any]]]] = {
     "ablate": ablate.measure,
     "induction": induction.measure,
     "quantize": quantize.measure,
+    "score": score.measure,
 }

@@ -57,7 +57,7 @@ Count = Annotated[int, BeforeValidator(lambda value: _whole(quantity(value)))]
 Quantity = Annotated[float, BeforeValidator(quantity)]
 
 
-def _refuse(field: str, message: str) -> PydanticCustomError:
+def refuse(field: str, message: str) -> PydanticCustomError:
     """An error of a rule between fields, blamed on the one to change."""
     return PydanticCustomError("tinyscale", "{message}", {"field": field, "message": message})
 
@@ -77,9 +77,9 @@ class TokenizerConfig(BaseModel):
     @model_validator(mode="after")
     def _vocab_size_belongs_to_bpe(self) -> Self:
         if self.kind == "bpe" and self.vocab_size is None:
-            raise _refuse("vocab_size", "bpe needs a vocab_size, for example 1024")
+            raise refuse("vocab_size", "bpe needs a vocab_size, for example 1024")
         if self.kind != "bpe" and self.vocab_size is not None:
-            raise _refuse("vocab_size", f"only bpe takes a vocab_size; {self.kind} takes it from the text: remove it")
+            raise refuse("vocab_size", f"only bpe takes a vocab_size; {self.kind} takes it from the text: remove it")
         return self
 
 
@@ -118,7 +118,7 @@ class RepeatsConfig(BaseModel):
     @model_validator(mode="after")
     def _shortest_is_not_longer(self) -> Self:
         if self.shortest is not None and self.shortest > self.period:
-            raise _refuse("shortest", f"shortest {self.shortest} is above period {self.period}")
+            raise refuse("shortest", f"shortest {self.shortest} is above period {self.period}")
         return self
 
 
@@ -150,9 +150,9 @@ class DataConfig(BaseModel):
     def _the_source_belongs_to_its_corpus(self) -> Self:
         for corpus, field in SOURCES.items():
             if self.corpus != corpus and getattr(self, field) != type(self).model_fields[field].default:
-                raise _refuse(field, f"{field} describes the corpus {corpus}, not {self.corpus}: remove it")
+                raise refuse(field, f"{field} describes the corpus {corpus}, not {self.corpus}: remove it")
         if self.corpus in SOURCES and self.tokenizer.kind == "bpe":
-            raise _refuse("tokenizer.kind", f"{self.corpus} has a known entropy per character: use char or byte")
+            raise refuse("tokenizer.kind", f"{self.corpus} has a known entropy per character: use char or byte")
         return self
 
 
@@ -195,14 +195,14 @@ class ModelConfig(BaseModel):
         n_heads, head_dim = _whole(data.get("n_heads")), _whole(data.get("head_dim"))
         if n_heads is None and isinstance(head_dim, int) and head_dim > 0:
             if width % head_dim:
-                raise _refuse("head_dim", f"head_dim {head_dim} does not divide d_model {width}")
+                raise refuse("head_dim", f"head_dim {head_dim} does not divide d_model {width}")
             filled["n_heads"] = width // head_dim
         elif head_dim is None and isinstance(n_heads, int) and n_heads > 0:
             if width % n_heads:
-                raise _refuse("n_heads", f"{n_heads} heads do not divide d_model {width}")
+                raise refuse("n_heads", f"{n_heads} heads do not divide d_model {width}")
             filled["head_dim"] = width // n_heads
         elif n_heads is None and head_dim is None:
-            raise _refuse("n_heads", "give n_heads or head_dim")
+            raise refuse("n_heads", "give n_heads or head_dim")
         if data.get("n_kv_heads") == filled.get("n_heads"):
             filled["n_kv_heads"] = None  # the same model has the same identity
         if filled.get("d_ff") is None:
@@ -213,14 +213,14 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.n_heads * self.head_dim != self.d_model:
-            raise _refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
+            raise refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
         if self.n_heads % self.kv_heads:
-            raise _refuse("n_kv_heads", f"n_kv_heads {self.kv_heads} does not divide n_heads {self.n_heads}")
+            raise refuse("n_kv_heads", f"n_kv_heads {self.kv_heads} does not divide n_heads {self.n_heads}")
         if self.parametrization == "mup" and self.tie_embeddings:
             own = "mup gives embedding and head learning rates of their own: they cannot tie"
-            raise _refuse("tie_embeddings", f"{own}; use parametrization: completep")
+            raise refuse("tie_embeddings", f"{own}; use parametrization: completep")
         if self.positions == "rotary" and self.head_dim % 2:
-            raise _refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
+            raise refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         return self
 
     @property
@@ -303,9 +303,9 @@ class TrainConfig(BaseModel):
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(BUDGETS)}; found {found}")
+            raise refuse("tokens_budget", f"give exactly one budget of {', '.join(BUDGETS)}; found {found}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise _refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
+            raise refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
         return self
 
     @model_validator(mode="after")
@@ -313,11 +313,11 @@ class TrainConfig(BaseModel):
         if not self.branches:
             return self
         if self.schedule != "wsd":
-            raise _refuse("branches", f"only schedule wsd has a trunk to branch off, not {self.schedule}")
+            raise refuse("branches", f"only schedule wsd has a trunk to branch off, not {self.schedule}")
         if list(self.branches) != sorted(set(self.branches)) or not 0 < self.branches[0] <= self.branches[-1] < 1:
-            raise _refuse("branches", f"branches are rising shares between 0 and 1, not {list(self.branches)}")
+            raise refuse("branches", f"branches are rising shares between 0 and 1, not {list(self.branches)}")
         if self.branches[0] * (1 - self.decay_fraction) < self.warmup_fraction:
-            raise _refuse(
+            raise refuse(
                 "branches", f"the branch at {self.branches[0]:g} would decay before warm-up ends; lower warmup_fraction"
             )
         return self
@@ -341,13 +341,13 @@ class Resources(BaseModel):
     @model_validator(mode="after")
     def _shares_pack(self) -> Self:
         if 0 < self.gpu < 1 and abs(1 / self.gpu - round(1 / self.gpu)) > 1e-6:
-            raise _refuse("gpu", f"a share of a GPU must be 1/k (0.5, 0.25, ...) so that shares pack, not {self.gpu}")
+            raise refuse("gpu", f"a share of a GPU must be 1/k (0.5, 0.25, ...) so that shares pack, not {self.gpu}")
         if self.gpu > 1:
-            raise _refuse(
+            raise refuse(
                 "gpu", f"a worker drives one GPU at most; for {self.gpu} give workers: {int(self.gpu)}, gpu: 1"
             )
         if self.workers > 1 and 0 < self.gpu < 1:
-            raise _refuse("gpu", "several workers need a whole GPU each (gpu: 1) or none")
+            raise refuse("gpu", "several workers need a whole GPU each (gpu: 1) or none")
         return self
 
 
@@ -387,11 +387,11 @@ class TrialConfig(BaseModel):
         if self.model.parametrization == "mup" and not OPTIMIZERS[self.train.optimizer].mup:
             able = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.mup)
             own = f"{self.train.optimizer} scales its own steps; use completep"
-            raise _refuse("model.parametrization", f"mup's rates are for {able}; {own}")
+            raise refuse("model.parametrization", f"mup's rates are for {able}; {own}")
         if batch % context:
-            raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
+            raise refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:
-            raise _refuse(
+            raise refuse(
                 "resources.workers", f"{batch // context} sequences a step do not divide among {workers} workers"
             )
         return self

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from tinyscale.spec.config import STRICT, Int
+from tinyscale.spec.config import SOURCES, STRICT, Count, Int, refuse
 from tinyscale.spec.trial import Trial
 
 
@@ -97,7 +97,38 @@ class Induction(BaseModel):
         return None
 
 
-KINDS: dict[str, type[Any]] = {"quantize": Quantize, "ablate": Ablate, "induction": Induction}
+class Score(BaseModel):
+    """The loss of another text, or how often the right one of several answers is the likeliest."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+
+    text: str | None = Field(
+        default=None, min_length=1, description="a named corpus, or a path to .txt, .jsonl, .parquet or a folder"
+    )
+    prompts: str | None = Field(
+        default=None, min_length=1, description='a path to .jsonl of {"prompt": ..., "choices": [...], "answer": 0}'
+    )
+    max_bytes: Count | None = Field(
+        default=None, ge=1, description="read only this many bytes, from the start, of a text of the hub"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.text is None) == (self.prompts is None):
+            raise refuse("text", "give either text or prompts")
+        if self.prompts is not None and self.max_bytes is not None:
+            raise refuse("max_bytes", "prompts are read whole: remove max_bytes")
+        if self.text in SOURCES:
+            raise refuse("text", f"{self.text} is generated and has no documents; name another text")
+        return self
+
+    def refusal(self, trial: Trial) -> str | None:  # noqa: ARG002
+        """None: every trial can read another text."""
+        return None
+
+
+KINDS: dict[str, type[Any]] = {"quantize": Quantize, "ablate": Ablate, "induction": Induction, "score": Score}
 
 
 @dataclass(frozen=True)
