@@ -26,7 +26,7 @@ from helpers.trials import trial_config
 from tinyscale.analysis.records import read_records
 from tinyscale.data import content_hash, corpora, documents, hub, prepare
 from tinyscale.results.schema import COLUMNS, MEASUREMENT_COLUMNS
-from tinyscale.spec.config import DataConfig, TrialConfig
+from tinyscale.spec.config import SOURCES, DataConfig, TrialConfig
 from tinyscale.spec.measurement import KINDS
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -120,7 +120,7 @@ def test_the_optimizer_that_the_guide_adds_trains(tmp_path: Path, tiny_corpus: D
     config.write_text(changed + "\n" + python_block('OPTIMIZERS["sgd"]'))
     optim.write_text(optim.read_text() + "\n" + python_block('BUILDERS["sgd"]'))
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, tiny_corpus.model_dump_json(exclude={"zipf"})],
+        [sys.executable, "-c", TRAIN, tiny_corpus.model_dump_json(exclude=set(SOURCES.values()))],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'tests'}"},
         capture_output=True,

@@ -34,7 +34,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "betas": ([0.9, 0.95], [0.9, 0.99]), "grad_clip": (1, 0), "precision": ("fp32", "bf16"), "eval_points": (3, 4),
 }  # fmt: skip
 # A field of the data moves one of the facts of the text, or the tokens that are scored.
-DATA_MOVES = {"corpus": "corpus_hash", "max_bytes": "corpus_hash", "zipf": "corpus_hash", "tokenizer": "tokenizer_hash"}
+DATA_MOVES = dict.fromkeys(("corpus", "max_bytes", "zipf", "repeats"), "corpus_hash") | {"tokenizer": "tokenizer_hash"}
 MOVE_NOTHING = {"train.repeats", "seed"}  # a permission; what repeats are
 AXES = [path for path in FIELDS if not path.startswith("resources.") and path not in MOVE_NOTHING]
 

@@ -394,7 +394,9 @@ def test_every_field_of_a_trial_is_a_column_of_its_value() -> None:
     row = trial_columns(trial)
     for field in FIELDS:
         name = field.rpartition(".")[2]
-        if field in EXCEPTIONS or field.startswith("data.zipf."):  # a source's settings are in corpus_hash
+        if field in EXCEPTIONS or field.startswith(
+            ("data.zipf.", "data.repeats.")
+        ):  # a source's settings are in corpus_hash
             continue
         value: Any = trial.config
         for part in field.split("."):

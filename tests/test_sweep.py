@@ -341,7 +341,7 @@ def test_a_scalar_tokenizer_under_an_axis_of_its_parts_is_an_error_not_a_crash(r
         ({"overrides": ["betas=[0.9]"]}, "train.betas = [0.9]: it should be a longer list"),
         ({"overrides": ["bias=1"]}, "model.bias = 1: it should be true or false"),
         ({"overrides": ["tokenizer.knd=char"]}, "nearest: data.tokenizer\n  legal: data.tokenizer.kind, data.tokenizer.vocab_size"),
-        ({"overrides": ["xyzzy=1"]}, "'xyzzy' names no field\n  legal: seed, and the fields of data, data.tokenizer"),
+        ({"overrides": ["xyzzy=1"]}, "'xyzzy' names no field\n  legal: seed, and the fields of data, data.repeats, data.tokenizer"),
         ({"overrides": ["n_layers=[1"]}, "--set n_layers=[1, line 1: not YAML"),
         ({"overrides": ["d_model=32"]}, "--set d_model=32: model.d_model is varied by the sweep; choose a part of it with --select"),
         ({"overrides": ["flops_budget=1"]}, "--set flops_budget=1: train.tokens_budget is varied by the sweep"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 
 from tinyscale.analysis.runs import Group, by_setting
@@ -18,13 +19,18 @@ from tinyscale.spec.state import State
 
 @dataclass(frozen=True)
 class KindLaw:
-    """The law of a kind's measurements. columns: variables of the law -> columns, where these have other names."""
+    """The law of a kind's measurements. columns: variables of the law -> columns, where these have other names;
+    rows: column -> the value in the rows that the law is of.
+    """
 
     law: str
     columns: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, str] = field(default_factory=dict)
 
 
-LAW_OF_KIND: Mapping[str, KindLaw] = {}
+LAW_OF_KIND: Mapping[str, KindLaw] = {
+    "induction": KindLaw("formation", {"loss": "copy_loss"}, {"component": "model"}),
+}
 
 
 def measurement_rows(points: pd.DataFrame, measured: pd.DataFrame, kind: str) -> pd.DataFrame:
@@ -58,6 +64,7 @@ def _groups(results: Results, measured: pd.DataFrame, set_aside: Sequence[str]) 
                 if joined.empty:
                     continue
                 failed = joined["state"] == State.FAILED
+                other = np.logical_or.reduce([joined[name] != value for name, value in fits.rows.items()] or [failed])
                 dropped = unread | ({"failed measurement": int(failed.sum())} if failed.any() else {})
                 group = Group(
                     record.name,
@@ -74,7 +81,10 @@ def _groups(results: Results, measured: pd.DataFrame, set_aside: Sequence[str]) 
 def _by_question(group: Group, kind: str) -> Iterator[Group]:
     """The group split by the fields of its kind that its law does not read, and by the trials' settings."""
     assert group.law is not None, "each kind has its law"
-    read = {group.columns.get(name, name) for name in LAWS[group.law].variables} if group.law in LAWS else set()
+    if group.law not in LAWS:  # a law of optima keeps apart what it has to
+        yield replace(group, frame=group.frame.reset_index(drop=True))
+        return
+    read = {group.columns.get(name, name) for name in LAWS[group.law].variables}
     apart = [name for name in varying(group.frame, list(KINDS[kind].model_fields)) if name not in read]
     parts = group.frame.groupby(apart, sort=False, dropna=False) if apart else [((), group.frame)]
     for values, rows in parts:

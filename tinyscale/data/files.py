@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,26 +106,41 @@ def _txt(path: Path) -> list[str]:
     return between_separators(text) if SEPARATOR in text else [text]
 
 
-def _jsonl(path: Path) -> list[str]:
+def json_lines(path: Path, example: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a .jsonl file, each with its file and line for messages. DataError shows the example of a row."""
     lines = _decoded(path).split("\n")  # not splitlines: JSON may hold other line separators
-    return [_json_text(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: not JSON ({error.msg}); each line must look like {example}") from error
+            yield where, row if isinstance(row, dict) else {}
 
 
-def _json_text(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f'{where}: not JSON ({error.msg}); each line must look like {{"text": "..."}}') from error
-    text = row.get("text") if isinstance(row, dict) else None
+def json_text(row: dict[str, Any], key: str, where: str, example: str) -> str:
+    """The string under a key of a row. DataError where there is none, or no valid one."""
+    text = row.get(key)
     if not isinstance(text, str):
-        raise DataError(f'{where}: no string under the key "text"; each line must look like {{"text": "..."}}')
+        raise DataError(f'{where}: no string under the key "{key}"; each line must look like {example}')
+    return valid_unicode(text, key, where)
+
+
+def valid_unicode(text: str, key: str, where: str) -> str:
+    """The text. DataError where UTF-8 cannot hold it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f'{where}: "text" contains half of a surrogate pair, which is not valid Unicode; remove it'
+            f'{where}: "{key}" contains half of a surrogate pair, which is not valid Unicode; remove it'
         ) from error
     return text
+
+
+def _jsonl(path: Path) -> list[str]:
+    example = '{"text": "..."}'
+    return [json_text(row, "text", where, example) for where, row in json_lines(path, example)]
 
 
 def read_text_column(path: Path) -> pa.ChunkedArray:

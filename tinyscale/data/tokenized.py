@@ -96,7 +96,7 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
 
     DataError when the text is missing or cannot be used.
     """
-    source = open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf)
+    source = open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf, repeats=config.repeats)
     corpus_hash = source.hash()
     folder = cache_folder() / "tokens" / _key(config, corpus_hash)
     if (made := _load(folder)) is not None:

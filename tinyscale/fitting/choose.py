@@ -10,6 +10,7 @@ import pandas as pd
 
 from tinyscale.errors import FitError
 from tinyscale.fitting.fit import Fit, fit_law
+from tinyscale.fitting.formation import fit_formation
 from tinyscale.fitting.isoflop import fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
 from tinyscale.fitting.laws.optima import TUNING
@@ -23,6 +24,7 @@ AnyFit = Fit | Optima
 OPTIMA: dict[str, Callable[..., Optima]] = {
     "isoflop": fit_isoflop,
     "envelope": fit_envelope,
+    "formation": fit_formation,
     **{law: partial(fit_tuning, law=law) for law in TUNING},
 }
 NAMES = (*LAWS, *OPTIMA)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from tinyscale.data.prompts import text_hash
 from tinyscale.errors import ConfigError
 from tinyscale.results.store import Results
-from tinyscale.spec.measurement import Question
+from tinyscale.spec.measurement import Question, Score
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 
@@ -31,16 +32,22 @@ class Measuring:
         """How many are missing."""
         return sum(map(len, self.missing.values()))
 
-    def passes(self, trial: str) -> float:
+    def passes(self, trial: Trial) -> float:
         """Expected work for a trial, in passes over its validation text; its unchanged loss is one more."""
-        questions = self.missing.get(trial, ())
-        return 1.0 + sum(question.fields.passes for question in questions) if questions else 0.0
+        questions = self.missing.get(trial.identity, ())
+        return 1.0 + sum(question.fields.passes(trial) for question in questions) if questions else 0.0
+
+
+def with_text_hash(question: Question) -> Question:
+    """The question with the hash of the text that it reads. DataError where that cannot be read."""
+    return replace(question, text_hash=text_hash(question.fields)) if isinstance(question.fields, Score) else question
 
 
 def plan_measurements(questions: Sequence[Question], trials: Sequence[Trial], results: Results) -> Measuring:
     """What is missing of these questions to these trials. ConfigError for a question that fits none of them."""
     if not questions:
         return Measuring()
+    questions = [with_text_hash(question) for question in questions]
     states = results.measurement_states()
     missing: dict[str, tuple[Question, ...]] = {}
     counts: Counter[State | None] = Counter()

@@ -134,11 +134,12 @@ class Plan:
     def to_measure(self) -> list[PlannedTrial]:
         """The trials that a launch measures, the longest work first, each once; `seconds` are those of measuring."""
         missing = {each.trial.identity: each for each in self.trials if each.trial.identity in self.measuring.missing}
-        timed = [replace(each, seconds=self._measuring_seconds(trial)) for trial, each in missing.items()]
-        return sorted(timed, key=lambda each: each.seconds or self.measuring.passes(each.trial.identity), reverse=True)
+        timed = [replace(each, seconds=self._measuring_seconds(each.trial)) for each in missing.values()]
+        return sorted(timed, key=lambda each: each.seconds or self.measuring.passes(each.trial), reverse=True)
 
-    def _measuring_seconds(self, trial: str) -> float | None:
-        return self.pass_seconds[trial] * self.measuring.passes(trial) if trial in self.pass_seconds else None
+    def _measuring_seconds(self, trial: Trial) -> float | None:
+        each = self.pass_seconds.get(trial.identity)
+        return None if each is None else each * self.measuring.passes(trial)
 
     @property
     def has_work(self) -> bool:

@@ -138,6 +138,26 @@ MEASUREMENT_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("group", _INT, "weights of a row that share a scale; null: the whole row"),
     ("method", _STRING, "nearest or gptq"),
     ("model_bits", _INT, "bits of the whole model, scales included"),
+    # ablate, induction
+    ("by", _STRING, "what took the place of a part: zero, mean or resample"),
+    ("component", _STRING, "the part: attention, mlp or head; model: all of it"),
+    ("layer", _INT, "its layer, the first is 0; of the model's row of induction, that of its best head"),
+    ("head", _INT, "its head, the first is 0"),
+    ("period", _INT, "tokens of the half that is repeated"),
+    ("first_loss", _FLOAT, "loss on the first half, nats per token"),
+    ("copy_loss", _FLOAT, "loss on the second half, from its second token on, nats per token"),
+    ("prefix_score", _FLOAT, "mean attention to the token after the earlier place of the same token"),
+    ("previous_score", _FLOAT, "mean attention to the token before"),
+    # score
+    ("text", _STRING, "the other text"),
+    ("prompts", _STRING, "file of prompts with answers to choose from"),
+    ("max_bytes", _INT, "of the other text, at most"),
+    ("documents", _INT, "documents of the other text, or prompts"),
+    ("text_tokens", _INT, "tokens scored of it; of prompts, those of the right answers"),
+    ("text_bytes", _INT, "their UTF-8 bytes"),
+    ("answer_bits_per_byte", _FLOAT, "loss of the right answers, in bits per byte"),
+    ("accuracy", _FLOAT, "share of prompts whose right answer has the fewest nats per byte"),
+    ("chance", _FLOAT, "accuracy of a blind guess"),
 )
 
 MEASUREMENTS = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in MEASUREMENT_COLUMNS])

@@ -21,7 +21,7 @@ BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")
 ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "model.head_dim"))
 
 BASE_WIDTH, BASE_DEPTH = 64, 2  # the size whose lr `mup` and `completep` take
-ZIPF_RECORDS = "zipf_records"  # the corpus that ZipfConfig describes
+ZIPF_RECORDS, REPEATS = "zipf_records", "repeats"  # the corpora that ZipfConfig and RepeatsConfig describe
 NAMED_CORPORA = (
     "sotu",
     "tinystories",
@@ -29,6 +29,7 @@ NAMED_CORPORA = (
     "ag_news",
     "wikitext2",
     ZIPF_RECORDS,
+    REPEATS,
 )  # not paths, whatever lies beside a sweep file
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -56,7 +57,7 @@ Count = Annotated[int, BeforeValidator(lambda value: _whole(quantity(value)))]
 Quantity = Annotated[float, BeforeValidator(quantity)]
 
 
-def _refuse(field: str, message: str) -> PydanticCustomError:
+def refuse(field: str, message: str) -> PydanticCustomError:
     """An error of a rule between fields, blamed on the one to change."""
     return PydanticCustomError("tinyscale", "{message}", {"field": field, "message": message})
 
@@ -76,9 +77,9 @@ class TokenizerConfig(BaseModel):
     @model_validator(mode="after")
     def _vocab_size_belongs_to_bpe(self) -> Self:
         if self.kind == "bpe" and self.vocab_size is None:
-            raise _refuse("vocab_size", "bpe needs a vocab_size, for example 1024")
+            raise refuse("vocab_size", "bpe needs a vocab_size, for example 1024")
         if self.kind != "bpe" and self.vocab_size is not None:
-            raise _refuse("vocab_size", f"only bpe takes a vocab_size; {self.kind} takes it from the text: remove it")
+            raise refuse("vocab_size", f"only bpe takes a vocab_size; {self.kind} takes it from the text: remove it")
         return self
 
 
@@ -95,6 +96,33 @@ class ZipfConfig(BaseModel):
     )
     seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="seeds the transitions and the text")
     train_bytes: Count = Field(default=10_000_000, ge=1000, description="characters of training text")
+
+
+class RepeatsConfig(BaseModel):
+    """The source `repeats`: records of one random pattern each, repeated."""
+
+    model_config = STRICT
+
+    symbols: Int = Field(default=64, ge=2, le=94, description="characters that patterns are made of")
+    exponent: Quantity = Field(default=0.0, ge=0, le=8, description="s: the symbol of rank r is drawn with ~ r^-s")
+    period: Int = Field(default=16, ge=2, le=4096, description="symbols of the longest pattern; a record is twice that")
+    shortest: Int | None = Field(
+        default=None,
+        ge=2,
+        description="symbols of the shortest pattern; where lengths vary, no fixed distance leads to what comes next; "
+        "default: the period",
+    )
+    seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="seeds the text")
+    train_bytes: Count = Field(default=10_000_000, ge=1000, description="characters of training text")
+
+    @model_validator(mode="after")
+    def _shortest_is_not_longer(self) -> Self:
+        if self.shortest is not None and self.shortest > self.period:
+            raise refuse("shortest", f"shortest {self.shortest} is above period {self.period}")
+        return self
+
+
+SOURCES = {ZIPF_RECORDS: "zipf", REPEATS: "repeats"}  # generated corpus -> the field of `data` that describes it
 
 
 class DataConfig(BaseModel):
@@ -116,14 +144,15 @@ class DataConfig(BaseModel):
         description="train on only this many tokens, the first of the training split; subsets nest",
     )
     zipf: ZipfConfig = Field(default=ZipfConfig(), description="the source of the corpus zipf_records")
+    repeats: RepeatsConfig = Field(default=RepeatsConfig(), description="the source of the corpus repeats")
 
     @model_validator(mode="after")
     def _the_source_belongs_to_its_corpus(self) -> Self:
-        if self.corpus != ZIPF_RECORDS:
-            if self.zipf != ZipfConfig():
-                raise _refuse("zipf", f"zipf describes the corpus {ZIPF_RECORDS}, not {self.corpus}: remove it")
-        elif self.tokenizer.kind == "bpe":
-            raise _refuse("tokenizer.kind", f"{ZIPF_RECORDS} has a known entropy per character: use char or byte")
+        for corpus, field in SOURCES.items():
+            if self.corpus != corpus and getattr(self, field) != type(self).model_fields[field].default:
+                raise refuse(field, f"{field} describes the corpus {corpus}, not {self.corpus}: remove it")
+        if self.corpus in SOURCES and self.tokenizer.kind == "bpe":
+            raise refuse("tokenizer.kind", f"{self.corpus} has a known entropy per character: use char or byte")
         return self
 
 
@@ -166,14 +195,14 @@ class ModelConfig(BaseModel):
         n_heads, head_dim = _whole(data.get("n_heads")), _whole(data.get("head_dim"))
         if n_heads is None and isinstance(head_dim, int) and head_dim > 0:
             if width % head_dim:
-                raise _refuse("head_dim", f"head_dim {head_dim} does not divide d_model {width}")
+                raise refuse("head_dim", f"head_dim {head_dim} does not divide d_model {width}")
             filled["n_heads"] = width // head_dim
         elif head_dim is None and isinstance(n_heads, int) and n_heads > 0:
             if width % n_heads:
-                raise _refuse("n_heads", f"{n_heads} heads do not divide d_model {width}")
+                raise refuse("n_heads", f"{n_heads} heads do not divide d_model {width}")
             filled["head_dim"] = width // n_heads
         elif n_heads is None and head_dim is None:
-            raise _refuse("n_heads", "give n_heads or head_dim")
+            raise refuse("n_heads", "give n_heads or head_dim")
         if data.get("n_kv_heads") == filled.get("n_heads"):
             filled["n_kv_heads"] = None  # the same model has the same identity
         if filled.get("d_ff") is None:
@@ -184,14 +213,14 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.n_heads * self.head_dim != self.d_model:
-            raise _refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
+            raise refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
         if self.n_heads % self.kv_heads:
-            raise _refuse("n_kv_heads", f"n_kv_heads {self.kv_heads} does not divide n_heads {self.n_heads}")
+            raise refuse("n_kv_heads", f"n_kv_heads {self.kv_heads} does not divide n_heads {self.n_heads}")
         if self.parametrization == "mup" and self.tie_embeddings:
             own = "mup gives embedding and head learning rates of their own: they cannot tie"
-            raise _refuse("tie_embeddings", f"{own}; use parametrization: completep")
+            raise refuse("tie_embeddings", f"{own}; use parametrization: completep")
         if self.positions == "rotary" and self.head_dim % 2:
-            raise _refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
+            raise refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         return self
 
     @property
@@ -274,9 +303,9 @@ class TrainConfig(BaseModel):
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise _refuse("tokens_budget", f"give exactly one budget of {', '.join(BUDGETS)}; found {found}")
+            raise refuse("tokens_budget", f"give exactly one budget of {', '.join(BUDGETS)}; found {found}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise _refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
+            raise refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
         return self
 
     @model_validator(mode="after")
@@ -284,11 +313,11 @@ class TrainConfig(BaseModel):
         if not self.branches:
             return self
         if self.schedule != "wsd":
-            raise _refuse("branches", f"only schedule wsd has a trunk to branch off, not {self.schedule}")
+            raise refuse("branches", f"only schedule wsd has a trunk to branch off, not {self.schedule}")
         if list(self.branches) != sorted(set(self.branches)) or not 0 < self.branches[0] <= self.branches[-1] < 1:
-            raise _refuse("branches", f"branches are rising shares between 0 and 1, not {list(self.branches)}")
+            raise refuse("branches", f"branches are rising shares between 0 and 1, not {list(self.branches)}")
         if self.branches[0] * (1 - self.decay_fraction) < self.warmup_fraction:
-            raise _refuse(
+            raise refuse(
                 "branches", f"the branch at {self.branches[0]:g} would decay before warm-up ends; lower warmup_fraction"
             )
         return self
@@ -312,13 +341,13 @@ class Resources(BaseModel):
     @model_validator(mode="after")
     def _shares_pack(self) -> Self:
         if 0 < self.gpu < 1 and abs(1 / self.gpu - round(1 / self.gpu)) > 1e-6:
-            raise _refuse("gpu", f"a share of a GPU must be 1/k (0.5, 0.25, ...) so that shares pack, not {self.gpu}")
+            raise refuse("gpu", f"a share of a GPU must be 1/k (0.5, 0.25, ...) so that shares pack, not {self.gpu}")
         if self.gpu > 1:
-            raise _refuse(
+            raise refuse(
                 "gpu", f"a worker drives one GPU at most; for {self.gpu} give workers: {int(self.gpu)}, gpu: 1"
             )
         if self.workers > 1 and 0 < self.gpu < 1:
-            raise _refuse("gpu", "several workers need a whole GPU each (gpu: 1) or none")
+            raise refuse("gpu", "several workers need a whole GPU each (gpu: 1) or none")
         return self
 
 
@@ -358,11 +387,11 @@ class TrialConfig(BaseModel):
         if self.model.parametrization == "mup" and not OPTIMIZERS[self.train.optimizer].mup:
             able = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.mup)
             own = f"{self.train.optimizer} scales its own steps; use completep"
-            raise _refuse("model.parametrization", f"mup's rates are for {able}; {own}")
+            raise refuse("model.parametrization", f"mup's rates are for {able}; {own}")
         if batch % context:
-            raise _refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
+            raise refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:
-            raise _refuse(
+            raise refuse(
                 "resources.workers", f"{batch // context} sequences a step do not divide among {workers} workers"
             )
         return self

@@ -18,28 +18,31 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import STRICT, Int
+from tinyscale.spec.config import SOURCES, STRICT, Count, Int, refuse
 from tinyscale.spec.document import Document
-from tinyscale.spec.settings import in_words
+from tinyscale.spec.settings import in_words, relative_to_file
 from tinyscale.spec.trial import Trial
 
 MAX_QUESTIONS = 1000  # of one kind, to each trial
 
 
 class Kind(Protocol):
-    """The fields of a measurement of one kind. version: of how it is measured; a change measures again."""
+    """The fields of a measurement of one kind. version: of how it is measured; a change measures again.
+
+    places: fields that say where another text lies; its hash is part of the identity in their place.
+    """
 
     version: ClassVar[int]
+    places: ClassVar[tuple[str, ...]]
 
     def refusal(self, trial: Trial) -> str | None:
         """Why this cannot be asked of the trial, in words; None where it can."""
 
-    @property
-    def passes(self) -> float:
+    def passes(self, trial: Trial) -> float:
         """Expected work, in passes over the validation text."""
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
@@ -51,6 +54,7 @@ class Quantize(BaseModel):
 
     model_config = STRICT
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ()
 
     bits: Int = Field(ge=2, le=16, description="bits of a weight; its scale is counted apart")
     of: Literal["all", "blocks"] = Field(
@@ -70,13 +74,99 @@ class Quantize(BaseModel):
             return f"group = {self.group} does not divide d_model = {model.d_model} and d_ff = {model.d_ff}"
         return None
 
-    @property
-    def passes(self) -> float:
+    def passes(self, trial: Trial) -> float:  # noqa: ARG002
         """One, and another for what gptq reads."""
         return 1.0 if self.method == "nearest" else 2.0
 
 
-KINDS: dict[str, type[Any]] = {"quantize": Quantize}
+class Ablate(BaseModel):
+    """The loss without what one part of the model writes, for each part in turn."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ()
+
+    of: Literal["sublayers", "heads"] = Field(
+        default="sublayers", description="the parts: attention and MLP of each layer, or each attention head"
+    )
+    by: Literal["zero", "mean", "resample"] = Field(
+        default="mean",
+        description="what takes its place: zero, its mean over the text, or what it writes for another sequence",
+    )
+
+    def refusal(self, trial: Trial) -> str | None:
+        """Heads of a model that has one in each layer."""
+        if self.of == "heads" and trial.config.model.n_heads == 1:
+            return "n_heads = 1: the head is all of the layer's attention; ask for of: sublayers"
+        return None
+
+    def passes(self, trial: Trial) -> float:
+        """One for each part."""
+        model = trial.config.model
+        return float(model.n_layers * (2 if self.of == "sublayers" else model.n_heads))
+
+
+class Induction(BaseModel):
+    """Whether the model predicts the second half of sequences that repeat their first half."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ()
+
+    period: Int = Field(ge=2, description="tokens of the first half, sampled by the frequencies of the trial's text")
+
+    def refusal(self, trial: Trial) -> str | None:
+        """A sequence longer than the context, or fewer symbols than a first half has."""
+        context = trial.config.model.context_length
+        if 2 * self.period > context:
+            return f"period = {self.period} is above half of context_length = {context}"
+        kind = trial.config.data.tokenizer.kind
+        if kind != "bpe" and trial.vocab_size <= self.period:
+            return f"period = {self.period} needs more symbols than the {trial.vocab_size} of a {kind} tokenizer"
+        return None
+
+    def passes(self, trial: Trial) -> float:  # noqa: ARG002
+        """One, of sequences about as long."""
+        return 1.0
+
+
+class Score(BaseModel):
+    """The loss of another text, or how often the right one of several answers is the likeliest."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("text", "prompts", "max_bytes")
+
+    text: str | None = Field(
+        default=None, min_length=1, description="a named corpus, or a path to .txt, .jsonl, .parquet or a folder"
+    )
+    prompts: str | None = Field(
+        default=None, min_length=1, description='a path to .jsonl of {"prompt": ..., "choices": [...], "answer": 0}'
+    )
+    max_bytes: Count | None = Field(
+        default=None, ge=1, description="read only this many bytes, from the start, of a text of the hub"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.text is None) == (self.prompts is None):
+            raise refuse("text", "give either text or prompts")
+        if self.prompts is not None and self.max_bytes is not None:
+            raise refuse("max_bytes", "prompts are read whole: remove max_bytes")
+        if self.text in SOURCES:
+            raise refuse("text", f"{self.text} is generated and has no documents; name another text")
+        return self
+
+    def refusal(self, trial: Trial) -> str | None:  # noqa: ARG002
+        """None: every trial can read another text."""
+        return None
+
+    def passes(self, trial: Trial) -> float:  # noqa: ARG002
+        """One, of a text as long."""
+        return 1.0
+
+
+KINDS: dict[str, type[Any]] = {"quantize": Quantize, "ablate": Ablate, "induction": Induction, "score": Score}
 
 
 @dataclass(frozen=True)
@@ -109,7 +199,8 @@ class Question:
 
     @cached_property
     def _digest(self) -> str:
-        described = {**self.as_json(), "version": self.fields.version}
+        asked = self.fields.model_dump(mode="json", exclude_defaults=True, exclude=set(self.fields.places))
+        described = {**self.as_json(), "fields": asked, "version": self.fields.version}
         return json.dumps(described, sort_keys=True, separators=(",", ":"))
 
     def identity_for(self, trial: str) -> str:
@@ -127,6 +218,8 @@ def read_questions(written: Mapping[str, Mapping[str, Any]], document: Document)
                 f"{origin}: measure.{kind} is not a kind{nearest(kind, KINDS)}; legal: {', '.join(KINDS)}"
             )
         lists = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+        for place in {"text", "prompts"} & lists.keys() & set(KINDS[kind].places):
+            lists[place] = relative_to_file(lists[place], document)
         for name, values in lists.items():
             if len(set(map(repr, values))) < max(1, len(values)):
                 where = document.origin(("measure", kind, name))

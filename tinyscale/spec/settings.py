@@ -74,13 +74,13 @@ def flatten(name: str, value: Any, origin: str, document: Document | None, keys:
             yield from flatten(f"{name}.{key}", inner, place, document, (*keys, key))
     else:
         path = field_path(name, origin)
-        yield path, Setting(_relative_to_file(value, document) if path == "data.corpus" and document else value, origin)
+        yield path, Setting(relative_to_file(value, document) if path == "data.corpus" and document else value, origin)
 
 
-def _relative_to_file(corpus: Any, document: Document) -> Any:
+def relative_to_file(corpus: Any, document: Document) -> Any:
     """A corpus path that the file gives is relative to the file; the name of a corpus is no path (`./sotu` is)."""
     if isinstance(corpus, list):
-        return [_relative_to_file(each, document) for each in corpus]
+        return [relative_to_file(each, document) for each in corpus]
     if isinstance(corpus, str) and corpus and corpus not in NAMED_CORPORA:
         with suppress(OSError):  # a name too long for a path is none
             if (found := Path(document.path).parent / corpus).exists():

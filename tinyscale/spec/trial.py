@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from tinyscale.errors import ConfigError
-from tinyscale.spec.config import TrainConfig, TrialConfig
+from tinyscale.spec.config import SOURCES, TrainConfig, TrialConfig
 from tinyscale.spec.costs import Parameters, decay_steps, flops_per_token, memory_bytes, parameters, training_steps
 from tinyscale.spec.facts import TextFacts
 
@@ -119,7 +119,7 @@ def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
         raise ConfigError(f"the budget allows {tokens:.3g} tokens, more than a trial may train on; lower it") from error
     left_out: Any = {
         "resources": True,
-        "data": {"corpus", "max_bytes", "zipf", "tokenizer"},  # hashes say what these hold
+        "data": {"corpus", "max_bytes", *SOURCES.values(), "tokenizer"},  # hashes say what these hold
         "train": _idle(config.train),
     }
     described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)

@@ -92,6 +92,11 @@ class Evaluation:
         self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill).to(device)
         self.device = device
 
+    def passes(self) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each forward pass, [rows, T] each."""
+        rows = [slice(start, start + self.rows) for start in range(0, len(self.inputs), self.rows)]
+        return [(self.inputs[each], self.targets[each]) for each in rows]
+
     @torch.inference_mode()
     def against(self, nats: Callable[[Tensor, Tensor], Tensor]) -> Evaluation:
         """The same windows with a model's loss of each target in place of the source's.
@@ -100,8 +105,7 @@ class Evaluation:
         nats: `token_losses` of the model.
         """
         paired = copy.copy(self)
-        passes = [slice(start, start + self.rows) for start in range(0, len(self.inputs), self.rows)]
-        paired.oracle = torch.cat([nats(self.inputs[rows], self.targets[rows]) for rows in passes])
+        paired.oracle = torch.cat([nats(*each) for each in self.passes()])
         paired.oracle = paired.oracle.view(self.targets.shape)
         return paired
 

@@ -71,6 +71,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(attend(*self.queries_keys_values(x)).transpose(1, 2).flatten(2))
+        return out
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is attended with, to and of: [B, T, D] -> [B, H, T, K] each."""
         H, G = self.n_heads, self.kv_heads
         heads = self.qkv(x).unflatten(-1, (H + 2 * G, self.head_dim)).transpose(1, 2)  # [B, H + 2G, T, K]
         qk, v = heads.split([H + G, G], dim=1)
@@ -81,8 +86,7 @@ class Attention(nn.Module):
         q, k = qk.split([H, G], dim=1)
         if G < H:
             k, v = (each.repeat_interleave(H // G, dim=1) for each in (k, v))
-        out: Tensor = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
-        return out
+        return q, k, v
 
 
 class MLP(nn.Module):

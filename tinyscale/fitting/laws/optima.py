@@ -19,7 +19,7 @@ class OptimaLaw:
     """
 
     name: str
-    kind: Literal["budgets", "sizes"]
+    kind: Literal["budgets", "sizes", "jumps"]
     predicts: str
     exponents: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
@@ -40,10 +40,11 @@ SETTINGS = ("lr", "batch_tokens", "weight_decay")  # what is tuned at each size
 LR = OptimaLaw("lr", "sizes", "lr", ("p", "q", "r"), {"best": "optimum"}, ("lr",))
 BATCH = OptimaLaw("batch", "sizes", "batch_tokens", ("p", "q"), {"best": "optimum"}, ("batch_tokens",))
 ALL = OptimaLaw("settings", "sizes", "settings", ("p", "q", "r"), {"best": "optimum"}, SETTINGS)
+FORMATION = OptimaLaw("formation", "jumps", "D*", ("p", "q"), {"best": "d_star"})
 
 TUNING = {law.name: law for law in (ALL, LR, BATCH)}
 LAW_OF = {law.tunes: law for law in TUNING.values()}  # where only these settings were tuned
-OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, *TUNING.values())}
+OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, FORMATION, *TUNING.values())}
 
 
 def with_optimum(table: pd.DataFrame) -> pd.DataFrame:
