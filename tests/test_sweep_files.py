@@ -160,7 +160,7 @@ def test_a_sweep_asks_a_question_and_trains_three_seeds_of_distinct_trials(path:
     assert "?" in path.read_text().splitlines()[0]
     assert {v.config.seed for v in variants} >= {0, 1, 2}
     assert len({(v.cell.arm, resolved(v.config).identity) for v in variants}) == len(variants)
-    assert {v.config.resources.gpu for v in variants} == {0 if path.stem == "known_floor" else 0.25}
+    assert {v.config.resources.gpu for v in variants} == {0 if path.stem in ("known_floor", "induction") else 0.25}
 
 
 @by_name
@@ -171,7 +171,7 @@ def test_the_command_for_two_cores_takes_a_part_that_they_can_train(path: Path) 
     trials = [resolved(variant.config) for variant in variants]
     assert len({(v.cell.arm, t.identity) for v, t in zip(variants, trials, strict=True)}) == len(variants) > 1
     assert all(v.config.resources.gpu == 0 for v in variants)
-    assert {v.config.data.corpus for v in variants} <= {"sotu", "zipf_records"}
+    assert {v.config.data.corpus for v in variants} <= {"sotu", "zipf_records", "repeats"}
     assert sum(spent(trials)) < 3e13, "a quarter of an hour at 33 GFLOP/s"
     assert min(trial.steps for trial in trials) >= 100
 
@@ -330,3 +330,17 @@ def test_known_floor_crosses_sizes_with_tokens_on_whole_records_read_once() -> N
         assert trial.tokens < zipf.train_bytes
         assert trial.config.model.context_length % RECORD == 0
         assert len(trial.branch_ends) == 3
+
+
+def test_induction_repeats_patterns_of_many_lengths_in_whole_records_read_once() -> None:
+    trials = [trial for _, trial in cells("induction")]
+    for trial in trials:
+        repeats = trial.config.data.repeats
+        assert repeats.shortest is not None
+        assert repeats.shortest < repeats.period, "or one layer copies from a fixed distance"
+        assert trial.config.model.context_length % (2 * repeats.period) == 0
+        assert trial.tokens < repeats.train_bytes
+    two = [trial for trial in trials if trial.config.model.n_layers == 2]
+    by_batch = {trial.config.train.batch_tokens for trial in two}
+    assert max(by_batch) >= 8 * min(by_batch)
+    assert {trial.config.model.n_layers for trial in trials} == {1, 2}
