@@ -107,3 +107,29 @@ def test_published_constants_come_back_from_noisy_runs_inside_their_intervals() 
         for name, tolerance in (("E", 0.1), ("alpha", 0.05), ("beta", 0.05)):
             assert found.params[name] == pytest.approx(HOFFMANN[name], abs=tolerance)
     assert min(hits.values()) >= 9  # of 12 at 95 %: fewer has a chance below 1 %
+
+
+SAE = {"latents": "n", "active": "k", "loss": "loss"}
+GAO = {"alpha": -0.50, "b_k": 0.26, "b_n": -0.017, "g": -0.042, "zeta": -1.32, "eta": -0.085}
+
+
+@pytest.mark.parametrize(("n", "k", "loss"), [(2048, 32, 0.6314), (131072, 128, 0.3357)])
+def test_the_law_of_sparse_autoencoders_has_the_published_values(n: int, k: int, loss: float) -> None:
+    assert float(find_law("features").loss(GAO, latents=n, active=k)) == pytest.approx(loss, abs=1e-4)
+
+
+def test_the_law_of_sparse_autoencoders_explains_the_published_points_to_one_percent() -> None:
+    found = fit_law(published("sae/runs.csv"), "features", columns=SAE, delta=np.inf, draws=100, holdout=0)
+    assert len(found.points) == 45
+    left = found.points.y - np.log(found.law.loss(found.params, **found.points.frame[["latents", "active"]]))
+    assert 100 * float(np.sqrt((left**2).mean())) == pytest.approx(0.96, abs=0.005)
+    refitted = {"alpha": -0.4225, "b_k": 0.2397, "b_n": -0.0271, "g": -0.0383, "zeta": -1.3189, "eta": -0.0965}
+    assert found.params == pytest.approx(refitted, abs=1e-4)
+
+
+def test_at_a_fixed_number_of_active_features_a_power_and_a_floor_explain_the_published_points() -> None:
+    exponents = []
+    for _, points in published("sae/runs.csv").groupby("k"):
+        found = fit_law(points, "power-latents", columns=SAE, draws=100, holdout=0)
+        exponents.append(found.params["alpha"])
+    assert exponents == pytest.approx([0.16, 0.17, 0.19, 0.21, 0.31], abs=0.006)

@@ -70,7 +70,7 @@ def _groups(results: Results, measured: pd.DataFrame, set_aside: Sequence[str]) 
                     record.name,
                     str(arm),
                     f"{title}-{kind}",
-                    joined[~failed],
+                    joined[~(failed | other)],
                     dropped,
                     columns=fits.columns,
                     law=fits.law,

@@ -31,9 +31,11 @@ VARIABLES = {
     "u": "uniquetokens u nuniquetokens",
     "width": "dmodel width hiddensize hiddendim nembd embeddim modeldim",
     "depth": "nlayers depth layers numlayers nlayer numhiddenlayers",
+    "latents": "latents nlatents numlatents dictsize dictionarysize",
+    "active": "active nactive activelatents topk",
     "loss": "valloss loss validationloss evalloss testloss finalvalloss finalvalidationloss finalevalloss finalloss "
     "heldoutloss devloss lossval losseval losstest lossfinal crossentropy crossentropyloss celoss ce valce valnll nll "
-    "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain",
+    "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain fvu",
 }  # fmt: skip
 PERPLEXITY = "perplexity ppl valppl valperplexity validationperplexity evalppl evalperplexity testppl testperplexity"
 SETTINGS = {

@@ -20,7 +20,7 @@ from tinyscale.formatting import compact
 # What a law calls it -> the results' column. A frame with a column of the law's own name may use that instead.
 COLUMNS = {
     "n": "n_non_embedding", "d": "tokens", "c": "flops", "t": "context_length", "u": "unique_tokens",
-    "width": "d_model", "depth": "n_layers", "loss": "val_loss",
+    "width": "d_model", "depth": "n_layers", "latents": "latents", "active": "active", "loss": "val_loss",
 }  # fmt: skip
 
 SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size

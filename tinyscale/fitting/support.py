@@ -16,6 +16,7 @@ from tinyscale.fitting.points import SAME_BUDGET, Points, column_of, group_sizes
 from tinyscale.formatting import compact
 
 NO_SCALING = 0.05  # chance of losses that go with the sizes by accident alone, above which none is seen
+SIZES = ("n", "d", "c", "t", "u", "latents")  # variables whose power law is chosen where they alone vary
 LEAST_SPREAD = np.log(1.5)  # of a variable, or of D about its dependence on N: with less there is nothing to fit
 
 
@@ -114,8 +115,10 @@ def _collinear(first: Array, second: Array) -> bool:
 
 
 def laws_for(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """The laws for what varies, the main one first: N, D, both, budgets of FLOPs, context or only C."""
-    spread = {name: x for name in ("n", "d", "c", "t", "u") if (x := _logarithms(frame, name, columns)) is not None}
+    """The laws for what varies, the main one first: N, D, both, budgets of FLOPs, context, only C, or the
+    latents of an autoencoder.
+    """
+    spread = {name: x for name in SIZES if (x := _logarithms(frame, name, columns)) is not None}
     varies = [name for name, x in spread.items() if np.ptp(x) > LEAST_SPREAD]
     if {"n", "d"} <= set(varies):
         if "c" in spread and _in_budgets(spread["n"], spread["c"]):
@@ -127,7 +130,7 @@ def laws_for(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> t
         repeats = _logarithms(frame, "u", columns)
         repeated = repeats is not None and np.mean(spread["d"] - repeats > LEAST_SPREAD) > 0.2
         return ("data-constrained", "chinchilla") if repeated else ("chinchilla",)
-    if not spread.keys() & {"n", "d", "c"}:
+    if not spread.keys() & {"n", "d", "c", "latents"}:
         there = ", ".join(map(str, frame.columns))
         raise FitError(
             f"no column of sizes is known; the columns are {there}: name parameters, tokens or FLOPs with --columns "
@@ -136,6 +139,9 @@ def laws_for(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> t
     if not varies:
         stay = ", ".join(f"{name} = {compact(float(np.exp(np.median(x))))}" for name, x in spread.items())
         raise FitError(f"nothing varies: {stay} in all runs; sweep one of them")
+    active = _logarithms(frame, "active", columns)
+    if varies == ["latents"] and active is not None and np.ptp(active) > LEAST_SPREAD:
+        return ("features",)
     of_context = varies == ["c", "t"] or (varies == ["d", "t"] and "c" in spread)  # at equal tokens, or FLOPs
     return ("power-t",) if of_context else (f"power-{varies[0]}",)
 

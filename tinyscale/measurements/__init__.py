@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tinyscale.measurements import ablate, induction, quantize, score
+from tinyscale.measurements import ablate, features, induction, quantize, score
 from tinyscale.measurements.subject import Subject, load_subject
 
 __all__ = ["MEASURES", "Subject", "load_subject"]
@@ -16,4 +16,5 @@ MEASURES: Mapping[str, Callable[[Subject, Any], list[dict[str, Any]]]] = {
     "induction": induction.measure,
     "quantize": quantize.measure,
     "score": score.measure,
+    "features": features.measure,
 }

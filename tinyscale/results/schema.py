@@ -158,6 +158,16 @@ MEASUREMENT_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("answer_bits_per_byte", _FLOAT, "loss of the right answers, in bits per byte"),
     ("accuracy", _FLOAT, "share of prompts whose right answer has the fewest nats per byte"),
     ("chance", _FLOAT, "accuracy of a blind guess"),
+    # features
+    ("site", _INT, "block after which the residual stream was read; the first is 0"),
+    ("latents", _INT, "features of the sparse autoencoder"),
+    ("active", _INT, "features that describe one token, at most"),
+    ("sae_tokens", _INT, "tokens that the autoencoder was trained on"),
+    ("sae_flops", _FLOAT, "FLOPs of its training, those of the model left out"),
+    ("fvu", _FLOAT, "share of the variance of the residual stream that the autoencoder leaves unexplained"),
+    ("fvu_token", _FLOAT, "share of the variance within a token: what knowing the token leaves unexplained"),
+    ("dead", _FLOAT, "share of features that never fire on the validation text"),
+    ("mean_ablation", _FLOAT, "delta where the mean stands for the residual stream, instead of its reconstruction"),
 )
 
 MEASUREMENTS = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in MEASUREMENT_COLUMNS])

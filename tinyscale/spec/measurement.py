@@ -28,6 +28,8 @@ from tinyscale.spec.settings import in_words, relative_to_file
 from tinyscale.spec.trial import Trial
 
 MAX_QUESTIONS = 1000  # of one kind, to each trial
+TOKENS_PER_LATENT = 20  # of a sparse autoencoder, at least
+PASS_TOKENS = 100_000  # about those of a pass over the validation text
 
 
 class Kind(Protocol):
@@ -166,7 +168,44 @@ class Score(BaseModel):
         return 1.0
 
 
-KINDS: dict[str, type[Any]] = {"quantize": Quantize, "ablate": Ablate, "induction": Induction, "score": Score}
+class Features(BaseModel):
+    """A sparse autoencoder of the residual stream."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ()
+
+    site: Int = Field(ge=0, description="block after which the residual stream is read; the first is 0")
+    latents: Int = Field(ge=2, description="features that there are")
+    active: Int = Field(ge=1, description="features that describe one token, at most")
+    sae_tokens: Count = Field(default=500_000, ge=1000, description="tokens of the training text to train on")
+
+    def refusal(self, trial: Trial) -> str | None:
+        """A block that the model lacks, nothing sparse to find, or too little training."""
+        width, depth = trial.config.model.d_model, trial.config.model.n_layers
+        if self.site >= depth:
+            return f"site = {self.site} is no block of n_layers = {depth}, the first is 0"
+        if self.active >= width:
+            return f"active = {self.active} is not sparse for d_model = {width}; take fewer"
+        if self.latents < width:
+            return f"latents = {self.latents} is less than d_model = {width}; take more"
+        if self.sae_tokens < TOKENS_PER_LATENT * self.latents:
+            least = TOKENS_PER_LATENT * self.latents
+            return f"sae_tokens = {self.sae_tokens:,} is too few for {self.latents:,} latents; take {least:,} or more"
+        return None
+
+    def passes(self, trial: Trial) -> float:  # noqa: ARG002
+        """Four, and each token of the training three times: forwards, and twice backwards."""
+        return 4.0 + 3.0 * self.sae_tokens / PASS_TOKENS
+
+
+KINDS: dict[str, type[Any]] = {
+    "quantize": Quantize,
+    "features": Features,
+    "ablate": Ablate,
+    "induction": Induction,
+    "score": Score,
+}
 
 
 @dataclass(frozen=True)

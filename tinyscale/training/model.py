@@ -185,16 +185,25 @@ class GPT(nn.Module):
 
         A target is the token after its input, or -100 where it is not scored. The caller shifts the labels.
         """
-        x = self.embedding(tokens)  # [B, T, D]
-        if self.positions is not None:
-            x = self.positions(x)
-        x = scaled(x, self.scales.embedding)
+        x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
-        logits = self.head(scaled(self.norm(x), self.scales.logits))  # [B, T, V]
+        logits = self.unembed(x)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The residual stream before the first block: tokens [B, T] -> [B, T, D]."""
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = self.positions(x)
+        return scaled(x, self.scales.embedding)
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """The logits of the residual stream after the last block: [B, T, D] -> [B, T, V]."""
+        logits: Tensor = self.head(scaled(self.norm(x), self.scales.logits))
+        return logits
 
     @torch.no_grad()
     def generate(

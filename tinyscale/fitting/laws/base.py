@@ -18,6 +18,8 @@ VARIABLES = {
     "u": ("U", "unique training tokens"),
     "width": ("w", "d_model"),
     "depth": ("l", "n_layers"),
+    "latents": ("n", "features of an autoencoder"),
+    "active": ("k", "active features"),
 }
 
 FLOOR, COEFFICIENT, EXPONENT = (0.0, 1e3), (1e-12, 1e50), (0.005, 3.0)

@@ -168,7 +168,7 @@ WIDTH_DEPTH = replace(
 )
 
 LAWS = (
-    *(make(variable) for variable in ("n", "d", "c", "t", "u") for make in (power_floor, power)),
+    *(make(variable) for variable in ("n", "d", "c", "t", "u", "latents") for make in (power_floor, power)),
     CHINCHILLA,
     TIED,
     WIDTH_DEPTH,
