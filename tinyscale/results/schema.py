@@ -85,7 +85,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("val_bytes", _INT, "UTF-8 bytes of the validation text"),
     ("wall_seconds", _FLOAT, "training seconds so far, evaluation included, over the attempts that led to this point"),
     ("tokens_per_second", _FLOAT, "training tokens per second since the previous point, evaluation excluded"),
-    ("peak_memory_bytes", _INT, "largest memory of the process (CPU) or device (GPU) so far"),
+    ("peak_memory_bytes", _INT, "largest memory of the trial's tensors on its GPU so far; null on a CPU"),
     ("workers", _INT, "workers that shared the trial"),
     ("cpu", _INT, "CPU cores of a worker"),
     ("gpu", _FLOAT, "GPUs of a worker"),
