@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tinyscale.measurements import features, quantize
+from tinyscale.measurements import features, memory, quantize
 from tinyscale.measurements.subject import Subject, load_subject
 
 __all__ = ["MEASURES", "Subject", "load_subject"]
@@ -13,5 +13,6 @@ __all__ = ["MEASURES", "Subject", "load_subject"]
 # Kind -> its measurement. Rows hold the columns of the kind that are not settings: see results/schema.py.
 MEASURES: Mapping[str, Callable[[Subject, Any], list[dict[str, Any]]]] = {
     "features": features.measure,
+    "memory": memory.measure,
     "quantize": quantize.measure,
 }

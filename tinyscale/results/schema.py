@@ -148,6 +148,13 @@ MEASUREMENT_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("fvu_token", _FLOAT, "share of the variance within a token: what knowing the token leaves unexplained"),
     ("dead", _FLOAT, "share of features that never fire on the validation text"),
     ("mean_ablation", _FLOAT, "delta where the mean stands for the residual stream, instead of its reconstruction"),
+    # memory
+    ("weight_bytes", _INT, "bytes of the weights, a tied head once"),
+    ("state_bytes", _INT, "bytes that the optimizer holds between steps"),
+    ("saved_bytes", _INT, "bytes that a step of one worker keeps for its backward pass, logits left out"),
+    ("logits_bytes", _INT, "bytes that such a step keeps of the logits for its backward pass"),
+    ("peak_bytes", _INT, "largest memory of such a step on a GPU; null on a CPU"),
+    ("cache_bytes_per_token", _INT, "bytes that generation keeps per token of context"),
 )
 
 MEASUREMENTS = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in MEASUREMENT_COLUMNS])

@@ -109,7 +109,23 @@ class Features(BaseModel):
         return 4.0 + 3.0 * self.sae_tokens / PASS_TOKENS
 
 
-KINDS: dict[str, type[Any]] = {"quantize": Quantize, "features": Features}
+class Memory(BaseModel):
+    """The memory of a training step by its parts, counted."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+
+    def refusal(self, _: Trial) -> str | None:
+        """None: any trial has a training step."""
+        return None
+
+    @property
+    def passes(self) -> float:
+        """Less than one: two steps."""
+        return 0.5
+
+
+KINDS: dict[str, type[Any]] = {"quantize": Quantize, "features": Features, "memory": Memory}
 
 
 @dataclass(frozen=True)
