@@ -228,7 +228,7 @@ def _device_memory() -> tuple[float, float]:
     """Most bytes of tensors that this process has held on its GPU, and the bytes that the GPU has; 0: not known."""
     try:
         device = torch.device("cuda", torch.cuda.current_device())
-        return peak_memory(device), torch.cuda.get_device_properties(device).total_memory
+        return peak_memory(device) or 0.0, torch.cuda.get_device_properties(device).total_memory
     except RuntimeError:  # the process did not even get what it takes for itself
         return 0.0, gpu_bytes() or 0.0
 

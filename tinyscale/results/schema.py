@@ -85,7 +85,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("val_bytes", _INT, "UTF-8 bytes of the validation text"),
     ("wall_seconds", _FLOAT, "training seconds so far, evaluation included, over the attempts that led to this point"),
     ("tokens_per_second", _FLOAT, "training tokens per second since the previous point, evaluation excluded"),
-    ("peak_memory_bytes", _INT, "largest memory of the process (CPU) or device (GPU) so far"),
+    ("peak_memory_bytes", _INT, "largest memory of the trial's tensors on its GPU so far; null on a CPU"),
     ("workers", _INT, "workers that shared the trial"),
     ("cpu", _INT, "CPU cores of a worker"),
     ("gpu", _FLOAT, "GPUs of a worker"),
@@ -168,6 +168,13 @@ MEASUREMENT_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("fvu_token", _FLOAT, "share of the variance within a token: what knowing the token leaves unexplained"),
     ("dead", _FLOAT, "share of features that never fire on the validation text"),
     ("mean_ablation", _FLOAT, "delta where the mean stands for the residual stream, instead of its reconstruction"),
+    # memory
+    ("weight_bytes", _INT, "bytes of the weights, a tied head once"),
+    ("state_bytes", _INT, "bytes that the optimizer holds between steps"),
+    ("saved_bytes", _INT, "bytes that a step of one worker keeps for its backward pass, logits left out"),
+    ("logits_bytes", _INT, "bytes that such a step keeps of the logits for its backward pass"),
+    ("peak_bytes", _INT, "largest memory of such a step on a GPU; null on a CPU"),
+    ("cache_bytes_per_token", _INT, "bytes that generation keeps per token of context"),
 )
 
 MEASUREMENTS = pa.schema([pa.field(name, kind, nullable=True) for name, kind, _ in MEASUREMENT_COLUMNS])

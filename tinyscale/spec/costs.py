@@ -117,19 +117,21 @@ def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) ->
     """Peak bytes of a worker's training step: weights, gradients, optimizer state and activations.
 
     Activations are what the backward pass needs, per token. In a block: the input of each matrix, its output unless
-    that is added to the residual stream, the input of both norms, the activated gate of swiglu, one number per head,
-    and what `_changed_heads` says. For the head: the logits, their softmax and its gradient. bf16 keeps half of a
-    block's in two bytes. A GPU also holds the text of train_tokens, unless that is large relative to the rest. The
-    process itself (Python, torch, Ray; on a GPU its context) comes on top.
+    that is added to the residual stream, the input of both norms (of rmsnorm also what its scale multiplies), the
+    activated gate of swiglu, one number per head, and what `_changed_heads` says. For the head: the logits, their
+    softmax and its gradient. bf16 keeps half of a block's in two bytes. A GPU also holds the text of train_tokens,
+    unless that is large relative to the rest. The process itself (Python, torch, Ray; on a GPU its context) comes on
+    top.
     """
     model, train = config.model, config.train
     state = 2 + OPTIMIZERS[train.optimizer].states  # weights, gradients and averages, in fp32
     state += state - 1 if train.branches else 0  # the trunk's weights and averages, set aside during a branch
     kept = sum(matrix.inputs + (0 if matrix.residual else matrix.outputs) for matrix in block_matrices(model))
     gate = model.d_ff if model.activation == "swiglu" else 0
-    block = kept + 2 * model.d_model + gate + _changed_heads(model) + model.n_heads
+    norm = model.d_model * (2 if model.norm == "rmsnorm" else 1)
+    block = kept + 2 * norm + gate + _changed_heads(model) + model.n_heads
     block_bytes = 4 if train.precision == "fp32" else 3
-    per_token = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + 2 * model.d_model)
+    per_token = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + model.d_model + norm)
     tokens = train.batch_tokens / config.resources.workers
     step = 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
     if not config.resources.gpu:

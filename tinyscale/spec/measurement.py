@@ -199,12 +199,29 @@ class Features(BaseModel):
         return 4.0 + 3.0 * self.sae_tokens / PASS_TOKENS
 
 
+class Memory(BaseModel):
+    """The memory of a training step by its parts, counted."""
+
+    model_config = STRICT
+    version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ()
+
+    def refusal(self, trial: Trial) -> str | None:  # noqa: ARG002
+        """None: any trial has a training step."""
+        return None
+
+    def passes(self, trial: Trial) -> float:  # noqa: ARG002
+        """Less than one: two steps."""
+        return 0.5
+
+
 KINDS: dict[str, type[Any]] = {
     "quantize": Quantize,
+    "score": Score,
     "features": Features,
     "ablate": Ablate,
     "induction": Induction,
-    "score": Score,
+    "memory": Memory,
 }
 
 

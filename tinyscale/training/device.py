@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import resource
 import sys
 
 import torch
@@ -70,11 +69,13 @@ def device_bytes(resources: Resources, device: torch.device) -> float:
     return share_bytes(resources.gpu, total) if resources.gpu < 1 else total
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes that this process used: of main memory (CPU) or of the GPU; on Apple's GPUs the current bytes."""
+def peak_memory(device: torch.device) -> int | None:
+    """Peak bytes of the trial's tensors on its GPU; on Apple's GPUs the current bytes of the process.
+
+    None on a CPU: the peak of a process includes that of the trials before, whose freed memory it also keeps.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return None

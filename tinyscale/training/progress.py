@@ -21,7 +21,7 @@ class Point:
     val_loss_se: float
     wall_seconds: float
     tokens_per_second: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     entropy_rate: float | None = None  # of the source, nats per token; None if unknown
     excess: float | None = None
     excess_se: float | None = None
