@@ -213,6 +213,8 @@ def read_registrations(results: Folder) -> list[Registration]:
             written = validated(_Written, content)
             if f"{written.registered.name}.json" != name:
                 raise ValueError(f"it is named {written.registered.name!r}")
+            if not written.registered.forecasts:
+                raise ValueError("registered.forecasts: there are none")
         except (ValueError, RecursionError) as error:
             raise ResultsError(f"{folder}/{name}: not a file of forecasts ({error}); restore it") from error
         intact = _hash(content["registered"]) == written.sha256
