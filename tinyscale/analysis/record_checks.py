@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 
 from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.isoflop import optimum_line
-from tinyscale.fitting.record import TRIALS, Record
-from tinyscale.fitting.solve import Certificate
+from tinyscale.fitting.laws import LAWS, Law
+from tinyscale.fitting.record import TRIALS, Record, json_hash
+from tinyscale.fitting.solve import Certificate, Problem, objective
 from tinyscale.fitting.uncertainty import Noise
 from tinyscale.storage import validated
+
+SAME = 1e-6  # numbers that differ by a smaller share are one number, computed on two machines
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,12 @@ class WrittenFit:
     of: dict[str, Any] = field(default_factory=dict)
 
 
+def require_intact(entry: Mapping[str, Any]) -> None:
+    """ValueError where an entry is not the one that was written; older ones have no hash."""
+    if "sha256" in entry and json_hash({key: entry[key] for key in entry if key != "sha256"}) != entry["sha256"]:
+        raise ValueError(f"{entry['title']}, {entry['law']}: its SHA-256 is not the one that was written")
+
+
 def checked(record: Record) -> Record:
     """The record. ValueError where one of its parts holds what it cannot."""
     for kind, part in ((HeldOut, record.held_out), (Certificate, record.certificate), (Noise, record.noise)):
@@ -102,6 +112,8 @@ def checked(record: Record) -> Record:
         raise ValueError("optima: a size is not a positive number")
     if record.form.kind == "budgets" and not _on_their_line(record):
         raise ValueError("optima: the lines through them are not those that were fitted")
+    if isinstance(record.form, Law):
+        _check_loss(record, record.form)
     return record
 
 
@@ -111,4 +123,37 @@ def _on_their_line(record: Record) -> bool:
     if np.log(table["c"]).nunique() < 2:
         return False
     lines = {"a": optimum_line(table, "best"), "b": optimum_line(table, "best_d")}
-    return all(np.isclose(line.slope, record.estimates[name].value, rtol=1e-6) for name, line in lines.items())
+    return all(np.isclose(line.slope, record.estimates[name].value, rtol=SAME) for name, line in lines.items())
+
+
+def _check_loss(record: Record, law: Law) -> None:
+    """ValueError unless the parameters of a law of the loss, and of those that forecast with it, are ones."""
+    params = {name: each.value for name, each in record.estimates.items()}
+    _check_params("params", law, params)
+    if record.objective.get("value") is None:
+        raise ValueError("objective.value is missing")
+    for part in ("held", "prior"):
+        if unknown := set(record.objective.get(part, {})) - set(law.params):
+            raise ValueError(f"objective.{part}: {law.formula} has no {', '.join(sorted(unknown))}")
+    for number, member in enumerate(record.forecast):
+        where, other = f"forecast.{number}", LAWS.get(member["law"])
+        if other is None or other.variables != law.variables or not member["error"] >= 0:
+            raise ValueError(f"{where}: it is no law of {', '.join(law.variables)} with its error")
+        _check_params(f"{where}.params", other, member["params"])
+
+
+def _check_params(where: str, law: Law, params: Mapping[str, float]) -> None:
+    """ValueError unless these are the parameters of the law, each where the law can have it."""
+    if set(params) != set(law.params):
+        raise ValueError(f"{where}: {law.formula} has {', '.join(law.params)}")
+    for name, (low, high) in zip(law.params, law.bounds, strict=True):
+        if not low - SAME * abs(low) <= params[name] <= high * (1 + SAME):
+            raise ValueError(f"{where}.{name}: {params[name]} is not between {low:g} and {high:g}")
+
+
+def fits_points(record: Record, problem: Problem) -> bool:
+    """Whether the parameters of a record have the objective that it holds at the points of the problem."""
+    law = problem.law
+    theta = law.to_solver(np.array([record.estimates[name].value for name in law.params]))
+    exact = 1e-16 * float(problem.weight.sum())  # as of `solve`, for points without noise
+    return bool(np.isclose(objective(problem, theta), record.objective["value"], rtol=SAME, atol=exact))

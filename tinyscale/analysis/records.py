@@ -14,7 +14,7 @@ import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
-from tinyscale.analysis.record_checks import Ends, WrittenFit, checked
+from tinyscale.analysis.record_checks import Ends, WrittenFit, checked, fits_points, require_intact
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.curve import Curve
@@ -101,7 +101,10 @@ def _records_in(folder: Folder) -> list[Record]:
     try:
         entries = json.loads(folder.read(FITS))
         validated(list[WrittenFit], entries)
-        return [checked(Record.of_json(entry)) for entry in entries]
+        found = [checked(Record.of_json(entry)) for entry in entries]
+        for entry in entries:
+            require_intact(entry)
+        return found
     except UNFIT as error:
         raise ResultsError(
             f"{folder}/{FITS}: not a file of fits ({_reason(error)}); delete it and run tinyscale fit again"
@@ -236,7 +239,10 @@ def _read_problem(folder: Folder, record: Record) -> tuple[Points, Problem]:
     law, delta = _law_of(record), record.objective["delta"]
     columns = {name: column for name, column in record.columns.items() if name in (*law.variables, "loss", "weight")}
     points = read_points(read_points_table(folder, record), law, columns)
-    return points, points.problem(law, np.inf if delta is None else delta, record.objective.get("above", 1.0))
+    problem = points.problem(law, np.inf if delta is None else delta, record.objective.get("above", 1.0))
+    if not fits_points(record, problem):
+        raise ResultsError(f"{folder}: the points of {record.name} are not those of the fit; run tinyscale fit again")
+    return points, problem
 
 
 def _law_of(record: Record) -> Law:
