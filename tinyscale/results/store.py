@@ -29,6 +29,7 @@ from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
 from tinyscale.results.leases import Lease
 from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
+from tinyscale.results.provenance import require_provenance
 from tinyscale.results.schema import IDENTITY, SCHEMA, SCHEMA_VERSION, trial_columns
 from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.cell import SWEEP_NAME
@@ -95,7 +96,9 @@ class Results:
             _require_trials(table)
             footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
             ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
-            return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
+            described = {name: json.loads(footer[key]) for name, key in ours.items()}
+            require_provenance(described.get("provenance", {}))
+            return table.to_pylist(), described
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {_first_line(error)}") from error
 
@@ -261,7 +264,7 @@ def _rows_in(content: bytes | OSError, wanted: pa.Schema) -> tuple[pa.Table, str
     table = _unify(file.read(columns=wanted.names, use_threads=False), wanted)
     _require_trials(table)
     provenance = (there.metadata or {}).get(b"tinyscale.provenance", b"{}").decode()
-    json.loads(provenance)
+    require_provenance(json.loads(provenance))
     return table, provenance
 
 
