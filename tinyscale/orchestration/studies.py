@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.pruners import NopPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage
@@ -33,6 +33,8 @@ from tinyscale.spec.state import State
 FOLDER = "optuna"
 REPEATS = 100  # samples in a row that were sampled before, after which nothing new is left in the cell
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+# What Optuna raises on a journal that is not one, or was cut off by a crash.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, OptunaError)
 
 
 class RoundedTPE(TPESampler):
@@ -220,12 +222,12 @@ class StudyFile:
         self.storage = self._open()
 
     def _open(self) -> BaseStorage:
-        """The storage; a journal cut off by a crash is set aside, and the studies are made again from the results."""
+        """The storage; a damaged journal is set aside, and the studies are made again from the results."""
         try:
             if self.path.exists() and not f"\n{self.path.read_text()}".endswith("\n"):
                 raise ValueError("its last line is cut off")
             return JournalStorage(JournalFileBackend(str(self.path)))
-        except (ValueError, KeyError):
+        except _DAMAGE:
             self.path.replace(self.path.with_suffix(".damaged"))
             return JournalStorage(JournalFileBackend(str(self.path)))
 
