@@ -186,10 +186,12 @@ def test_parameters_of_an_older_file_that_are_not_those_of_its_points_are_named(
         (lambda entry: entry["forecast"][0]["params"].pop("E"), r"forecast.0.params: .* has E, "),
         (lambda entry: entry["forecast"][0].update(law="chinchilla"), r"forecast.0: it is no law of n"),
         (lambda entry: entry["objective"].update(held={"x": 1.0}), r"objective.held: .* has no x"),
+        (lambda entry: entry["held_out"].update(runs=2), r"held_out: runs, .* come together"),
+        (lambda entry: entry["held_out"].update(predicted=9.0), r"held_out: error_percent is not that of predicted"),
         (lambda entry: entry["objective"].update(value=None), r"objective.value is missing"),
     ],
 )
-def test_parameters_that_a_law_cannot_have_are_named(
+def test_numbers_that_a_fit_cannot_have_are_named(
     fitted: str, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     with pytest.raises(ResultsError, match=message):

@@ -107,6 +107,8 @@ def checked(record: Record) -> Record:
     for kind, part in ((HeldOut, record.held_out), (Certificate, record.certificate), (Noise, record.noise)):
         if part is not None:
             validated(kind, vars(part))
+    if record.held_out is not None:
+        _check_held_out(record.held_out)
     kept = record.kept[[name for name in ("c", "n", "d", "best") if name in record.kept]]
     if not (kept > 0).all(axis=None):
         raise ValueError("optima: a size is not a positive number")
@@ -115,6 +117,15 @@ def checked(record: Record) -> Record:
     if isinstance(record.form, Law):
         _check_loss(record, record.form)
     return record
+
+
+def _check_held_out(held: HeldOut) -> None:
+    """ValueError unless its error is that of its prediction, and what is said of several runs is whole."""
+    several = (held.runs, held.reach, held.rms_percent, held.carried_rms_percent, held.inside)
+    if None in several and any(each is not None for each in several):
+        raise ValueError("held_out: runs, reach, rms_percent, carried_rms_percent and inside come together")
+    if not np.isclose(held.actual * (1 + held.error_percent / 100), held.predicted, rtol=SAME):
+        raise ValueError("held_out: error_percent is not that of predicted")
 
 
 def _on_their_line(record: Record) -> bool:
