@@ -180,7 +180,9 @@ def test_choices_that_run_out_end_the_cell(tmp_path, results, storage):
     assert study.work_left == 0
 
 
-@pytest.mark.parametrize("damage", [lambda it: it[:-9], lambda it: it.replace("high", "hygh"), lambda _: "[]\n"])
+@pytest.mark.parametrize(
+    "damage", [lambda it: it[:-9], lambda it: it.replace("high", "hygh"), lambda _: "[]\n", lambda it: it + "{x\n"]
+)
 def test_a_damaged_journal_is_set_aside_and_the_study_begins_again(
     tmp_path: Path, results: Results, damage: Callable[[str], str]
 ) -> None:

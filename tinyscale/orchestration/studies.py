@@ -6,6 +6,7 @@ and how a trial ended is read from its own rows. `optuna-dashboard results/optun
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -224,7 +225,10 @@ class StudyFile:
     def _open(self) -> BaseStorage:
         """The storage; a damaged journal is set aside, and the studies are made again from the results."""
         try:
-            if self.path.exists() and not f"\n{self.path.read_text()}".endswith("\n"):
+            *lines, end = (self.path.read_text() if self.path.exists() else "").split("\n")
+            if end or (
+                lines and not json.loads(lines[-1])
+            ):  # of its last line, Optuna says it only at the next reading
                 raise ValueError("its last line is cut off")
             return JournalStorage(JournalFileBackend(str(self.path)))
         except _DAMAGE:
