@@ -353,7 +353,7 @@ def killed(bench: Bench) -> None:
     path = bench.sweep("killed", gpu=0.25, train={"tokens_budget": "32M", "batch_tokens": 4096})
     if bench.rehearse:
         path.write_text(path.read_text().replace('"50K"', '"400K"'))
-    once, twice, disturbed = (bench.folder / name for name in ("once", "twice", "disturbed"))
+    once, twice, disturbed = (bench.folder / name for name in ("once", bench.choose("twice", "once"), "disturbed"))
     victim = bench.launch(path, disturbed)
     while not saved_after_a_point(disturbed):
         if victim.poll() is not None or bench.left <= 1:
@@ -369,7 +369,7 @@ def killed(bench: Bench) -> None:
     resumed = len(after) > len(before) and float(before["wall_seconds"][0]) == float(after["wall_seconds"][0])
     seen = f"exit {code}, {len(before)} points before the kill, {len(after)} after, the first one kept: {resumed}"
     bench.report("resumes from its checkpoint and finishes", seen, resumed and code == [0])
-    bench.launches((path, once), (path, twice))
+    bench.launches(*((path, results) for results in dict.fromkeys((once, twice))))
     losses = [float(last_points(results)["val_loss"].iloc[0]) for results in (once, twice, disturbed)]
     bench.report("run-to-run spread of the same trial under 2e-2", *near(losses[0], losses[1]))
     bench.report("final loss as undisturbed, within 2e-2", *near(losses[0], losses[2]))

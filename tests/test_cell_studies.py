@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,7 @@ from helpers.sweeps import SWEEP, write_tiny_sweep
 from helpers.text import words
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sampled, record_sweep
-from tinyscale.orchestration.studies import CellStudy
+from tinyscale.orchestration.studies import CellStudy, StudyFile
 from tinyscale.planning.plan import Plan, PlannedTrial, make_plan
 from tinyscale.results.leases import Lease
 from tinyscale.results.schema import point_columns
@@ -177,3 +178,17 @@ def test_choices_that_run_out_end_the_cell(tmp_path, results, storage):
     assert 1 < len(cells) <= 4
     assert len(set(cells)) == len(cells)
     assert study.work_left == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda it: it[:-9], lambda it: it.replace("high", "hygh"), lambda _: "[]\n", lambda it: it + "{x\n"]
+)
+def test_a_damaged_journal_is_set_aside_and_the_study_begins_again(
+    tmp_path: Path, results: Results, damage: Callable[[str], str]
+) -> None:
+    plan = plan_of(tmp_path, results)
+    assert study_of(plan, results, StudyFile(results, "tiny", "").storage).suggest("0")
+    path = tmp_path / "results" / "optuna" / "tiny.log"
+    path.write_text(damage(path.read_text()))
+    assert study_of(plan, results, StudyFile(results, "tiny", "").storage).suggest("0")
+    assert path.with_suffix(".damaged").exists()

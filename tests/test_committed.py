@@ -36,6 +36,7 @@ def test_a_committed_record_is_read_and_written_again_as_it_was(study: Path) -> 
         again = Record.of_json(entry).as_json()
         method = entry.pop("method", entry["intervals"].split()[0])  # older records have it in words alone
         assert again.pop("method") == method
+        again.pop("sha256")  # which they have not
         assert list(again.items()) == list(entry.items())
 
 

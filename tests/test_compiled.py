@@ -38,6 +38,7 @@ def losses(outcome: Outcome) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run: Callable[..., Outcome]) -> None:
     first = losses(run(compiled=True))
     assert losses(run(compiled=True)) == first
@@ -48,6 +49,7 @@ def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_training_gives_the_losses_of_eager_training(run: Callable[..., Outcome], precision: str) -> None:
     eager, compiled = (run(compiled=compiled, precision=precision) for compiled in (False, True))

@@ -113,6 +113,18 @@ def test_parquet_needs_a_column_of_texts(tmp_path: Path) -> None:
         documents(write_parquet(tmp_path / "c.parquet", text=["x", None]))
 
 
+def test_a_parquet_file_with_any_byte_changed_is_read_or_is_an_error_in_words(tmp_path: Path) -> None:
+    path = Path(write_parquet(tmp_path / "a.parquet", text=["one", "two two"]))
+    content, damaged = path.read_bytes(), 0
+    for index, byte in enumerate(content):
+        path.write_bytes(content[:index] + bytes([byte ^ 4]) + content[index + 1 :])
+        try:
+            documents(str(path))
+        except DataError:
+            damaged += 1
+    assert damaged > 100
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")

@@ -205,6 +205,7 @@ def test_a_worker_of_several_is_measured_on_its_part_of_the_batch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_plan_that_waits_for_another_process_to_measure_says_so_and_ctrl_c_ends_it(
     tmp_path: Path, own_cache: Path
 ) -> None:

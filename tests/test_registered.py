@@ -229,6 +229,16 @@ def test_a_score_says_error_and_interval_and_leaves_what_was_registered(store: R
     assert score(store)[0].scores == made.scores, "a score stays when the rows are gone"
 
 
+def test_a_registration_without_forecasts_is_an_error_in_words(store: Results) -> None:
+    register_trials(store, "ladder", cells(128))
+    path = Path(store.location) / "forecasts" / "ladder.json"
+    written = json.loads(path.read_text())
+    written["registered"]["forecasts"] = []
+    path.write_text(json.dumps(written))
+    with pytest.raises(ResultsError, match=r"ladder\.json: not a file of forecasts \(registered.forecasts: .* none"):
+        read_registrations(store.folder)
+
+
 def test_an_edited_registration_is_said_and_not_scored(store: Results) -> None:
     register_trials(store, "ladder", cells(128))
     for _, trial in cells(128):

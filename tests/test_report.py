@@ -138,6 +138,7 @@ def test_a_sweep_without_rows_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_browser_shows_it_whole_without_network_at_any_width(reported: Path, tmp_path: Path) -> None:
     page = reported / "report.html"
     with browser(tmp_path) as address:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +13,7 @@ import pytest
 
 from helpers.programs import invoke
 from helpers.results import write_results, write_rows
-from tinyscale.analysis.records import read_records
+from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import Group, by_setting, read_groups, refuse_mixed
 from tinyscale.analysis.study import find_laws
 from tinyscale.cli.fits import fit as fit_command
@@ -148,6 +150,52 @@ def test_optima_that_do_not_lie_on_their_fitted_line_are_named(fitted: str, tmp_
     (tmp_path / "fits/fits.json").write_text(json.dumps(entries))
     with pytest.raises(ResultsError, match="optima: the lines through them are not those that were fitted"):
         read_records(str(tmp_path))
+
+
+def changed(fitted: str, folder: Path, change: Callable[[dict[str, Any]], None], *, sealed: bool) -> str:
+    """A copy of a fitted folder's fits and tables, with a change to its first law of sizes. sealed: with its hash."""
+    for name in ("fits", "tables"):
+        shutil.copytree(f"{fitted}/{name}", folder / name)
+    entries = json.loads((folder / "fits/fits.json").read_text())
+    entry = next(entry for entry in entries if entry["law"] == "power-n")
+    change(entry)
+    if not sealed:
+        del entry["sha256"]
+    (folder / "fits/fits.json").write_text(json.dumps(entries))
+    return str(folder)
+
+
+def test_a_fit_of_which_a_number_was_changed_is_named_and_not_read(fitted: str, tmp_path: Path) -> None:
+    location = changed(fitted, tmp_path, lambda entry: entry["params"]["alpha"].update(high=0.9), sealed=True)
+    with pytest.raises(ResultsError, match=r"fits.json: .*, power-n: its SHA-256 is not the one that was written"):
+        read_records(location)
+
+
+def test_parameters_of_an_older_file_that_are_not_those_of_its_points_are_named(fitted: str, tmp_path: Path) -> None:
+    location = changed(fitted, tmp_path, lambda entry: entry["params"]["alpha"].update(value=0.31), sealed=False)
+    folder, records = read_records(location)
+    with pytest.raises(ResultsError, match=r"the points of .*-power-n are not those of the fit; run tinyscale fit"):
+        read_fit(folder, next(record for record in records if record.law == "power-n"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry["params"].pop("E"), r"params: .* has E, "),
+        (lambda entry: entry["params"]["alpha"].update(value=-1.0), r"params.alpha: -1.0 is not between"),
+        (lambda entry: entry["forecast"][0]["params"].pop("E"), r"forecast.0.params: .* has E, "),
+        (lambda entry: entry["forecast"][0].update(law="chinchilla"), r"forecast.0: it is no law of n"),
+        (lambda entry: entry["objective"].update(held={"x": 1.0}), r"objective.held: .* has no x"),
+        (lambda entry: entry["held_out"].update(runs=2), r"held_out: runs, .* come together"),
+        (lambda entry: entry["held_out"].update(predicted=9.0), r"held_out: error_percent is not that of predicted"),
+        (lambda entry: entry["objective"].update(value=None), r"objective.value is missing"),
+    ],
+)
+def test_numbers_that_a_fit_cannot_have_are_named(
+    fitted: str, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    with pytest.raises(ResultsError, match=message):
+        read_records(changed(fitted, tmp_path, change, sealed=False))
 
 
 def test_every_convention_that_the_columns_allow_is_printed(tmp_path: Path) -> None:

@@ -324,10 +324,18 @@ def test_marking_a_trial_failed_keeps_the_points_it_wrote(results: Results) -> N
         assert set(frame["reason"]) == {"the process died"}
 
 
+@pytest.mark.parametrize("provenance", [{"host": {"a": 1}}, {"packages": []}, {"launched": "x"}, {"launched": "2026"}])
+def test_a_file_with_a_provenance_of_another_shape_is_set_aside(results: Results, provenance: dict[str, Any]) -> None:
+    results.write_trial(known_trial(), [point(known_trial())], "finished", None, provenance)
+    assert results.provenances() == {}
+    assert results.state(known_trial().identity) is None
+
+
 def test_marking_a_trial_failed_keeps_the_machine_that_its_rows_of_the_same_launch_name(results: Results) -> None:
     launched = {**PROVENANCE, "launched": "2026-01-02T03:04:05+00:00"}
     trial = known_trial()
-    for machine, kept in (({"host": "node"}, {"host": "node"}), ({"host": "node", "launched": "before"}, {})):
+    before = {"host": "node", "launched": "2026-01-01T03:04:05+00:00"}
+    for machine, kept in (({"host": "node"}, {"host": "node"}), (before, {})):
         results.write_trial(trial, [point(trial)], "running", None, {**launched, **machine})
         results.mark_failed(trial, "the process died", launched)
         assert results.read_trial(trial.identity)[1]["provenance"] == {**launched, **kept}

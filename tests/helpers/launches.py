@@ -57,11 +57,16 @@ def final_losses(results: Path) -> pd.Series:
 
 def undisturbed(path: Path) -> pd.Series:
     """What `final_losses` gives when nothing disturbs a sweep: each trial trained here, from beginning to end."""
-    losses = {}
-    for trial in (each.trial for each in planned(path, Results(str(path.parent / "undisturbed"))).trials):
-        outcome = train(trial, prepare(trial.config.data), lambda _: None)
-        losses[trial.identity] = outcome.points[-1].val_loss
+    trials = [each.trial for each in planned(path, Results(str(path.parent / "undisturbed"))).trials]
+    for trial in trials:
+        if trial.identity not in _UNDISTURBED:  # several tests train the same trials
+            outcome = train(trial, prepare(trial.config.data), lambda _: None)
+            _UNDISTURBED[trial.identity] = outcome.points[-1].val_loss
+    losses = {trial.identity: _UNDISTURBED[trial.identity] for trial in trials}
     return pd.Series(losses, name="val_loss").rename_axis("trial").sort_index()
+
+
+_UNDISTURBED: dict[str, float] = {}
 
 
 def has_points(results: Results, identity: str) -> bool:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.fitting.record import TRIALS, file_stem
+from tinyscale.fitting.record import TRIALS, file_stem, json_hash
 from tinyscale.storage import Folder, validated
 
 # Ends of the rows of a calibration: how many times the largest compute of the fitted runs a forecast reaches.
@@ -155,7 +155,11 @@ class Registration:
     def as_json(self) -> dict[str, Any]:
         """As the file holds it."""
         registered = _plain(asdict(self.registered))
-        return {"registered": registered, "sha256": _hash(registered), "scores": [asdict(each) for each in self.scores]}
+        return {
+            "registered": registered,
+            "sha256": json_hash(registered),
+            "scores": [asdict(each) for each in self.scores],
+        }
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def write_scores(results: Folder, made: Registration) -> None:
     """
     folder, name = folder_of(results), f"{made.name}.json"
     written = json.loads(folder.read(name))
-    if _hash(written["registered"]) != written["sha256"]:
+    if json_hash(written["registered"]) != written["sha256"]:
         raise ResultsError(f"{folder}/{name}: {EDITED}")
     scores = [asdict(each) for each in made.scores]
     if written["scores"] != scores:
@@ -213,9 +217,11 @@ def read_registrations(results: Folder) -> list[Registration]:
             written = validated(_Written, content)
             if f"{written.registered.name}.json" != name:
                 raise ValueError(f"it is named {written.registered.name!r}")
+            if not written.registered.forecasts:
+                raise ValueError("registered.forecasts: there are none")
         except (ValueError, RecursionError) as error:
             raise ResultsError(f"{folder}/{name}: not a file of forecasts ({error}); restore it") from error
-        intact = _hash(content["registered"]) == written.sha256
+        intact = json_hash(content["registered"]) == written.sha256
         found.append(Registration(written.registered, tuple(written.scores), intact))
     return sorted(found, key=lambda made: made.registered.time)
 
@@ -319,8 +325,3 @@ def _plain(registered: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(registered, allow_nan=False))
     return found
-
-
-def _hash(registered: Mapping[str, Any]) -> str:
-    """SHA-256 of the registered part as JSON with sorted keys and no spaces."""
-    return hashlib.sha256(json.dumps(registered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,18 +14,16 @@ import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
+from tinyscale.analysis.record_checks import Ends, WrittenFit, checked, fits_points, require_intact
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.forecast import Forecast
-from tinyscale.fitting.holdout import HeldOut
-from tinyscale.fitting.isoflop import optimum_line
 from tinyscale.fitting.laws import Law, find_law
 from tinyscale.fitting.points import Points, read_points
 from tinyscale.fitting.record import TRIALS, Record
-from tinyscale.fitting.solve import Certificate, Problem
-from tinyscale.fitting.uncertainty import Noise
+from tinyscale.fitting.solve import Problem
 from tinyscale.results.parquet import read_frame, to_parquet
 from tinyscale.storage import Folder, validated
 
@@ -98,113 +96,19 @@ def _other_records(folder: Folder) -> list[Record]:
         return []
 
 
-@dataclass(frozen=True)
-class _Ends:
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class _Rows:
-    kept: int
-    dropped: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Objective:
-    kind: str
-    value: float | None = None
-    delta: float | None = None
-    held: dict[str, float] = field(default_factory=dict)
-    prior: dict[str, tuple[float, float]] = field(default_factory=dict)
-    above: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Rival:
-    law: str
-    held_out_rms_percent: float
-
-
-@dataclass(frozen=True)
-class _Member:
-    law: str
-    weight: float
-    error: float
-    params: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Convention:
-    convention: str
-
-
-@dataclass(frozen=True)
-class _WrittenFit:
-    """What every entry of fits.json holds, also one that an older version wrote."""
-
-    sweep: str
-    arm: str
-    title: str
-    rows: _Rows
-    law: str
-    formula: str
-    params: dict[str, _Ends]
-    derived: dict[str, _Ends]
-    intervals: str
-    objective: _Objective
-    held_out: dict[str, Any] | None
-    slice: str
-    warnings: list[str]
-    columns: dict[str, str]
-    points: int
-    source: str = TRIALS
-    method: str = ""
-    certificate: dict[str, Any] = field(default_factory=dict)
-    noise: Noise | None = None
-    influence: list[dict[str, float | None]] = field(default_factory=list)
-    forecast: list[_Member] = field(default_factory=list)
-    rivals: list[_Rival] = field(default_factory=list)
-    conventions: list[_Convention] = field(default_factory=list)
-    range: dict[str, tuple[float, float]] = field(default_factory=dict)
-    sizes: int | None = None
-    optima: list[dict[str, Any]] | None = None
-    of: dict[str, Any] = field(default_factory=dict)
-
-
 def _records_in(folder: Folder) -> list[Record]:
     """The records of fits.json. FileNotFoundError without one; ResultsError names the entry and field at fault."""
     try:
         entries = json.loads(folder.read(FITS))
-        validated(list[_WrittenFit], entries)
-        return [_checked(Record.of_json(entry)) for entry in entries]
+        validated(list[WrittenFit], entries)
+        found = [checked(Record.of_json(entry)) for entry in entries]
+        for entry in entries:
+            require_intact(entry)
+        return found
     except UNFIT as error:
         raise ResultsError(
             f"{folder}/{FITS}: not a file of fits ({_reason(error)}); delete it and run tinyscale fit again"
         ) from error
-
-
-def _checked(record: Record) -> Record:
-    """The record. ValueError where one of its parts holds what it cannot."""
-    for kind, part in ((HeldOut, record.held_out), (Certificate, record.certificate), (Noise, record.noise)):
-        if part is not None:
-            validated(kind, vars(part))
-    kept = record.kept[[name for name in ("c", "n", "d", "best") if name in record.kept]]
-    if not (kept > 0).all(axis=None):
-        raise ValueError("optima: a size is not a positive number")
-    if record.form.kind == "budgets" and not _on_their_line(record):
-        raise ValueError("optima: the lines through them are not those that were fitted")
-    return record
-
-
-def _on_their_line(record: Record) -> bool:
-    """Whether the optima of a record give the exponents that it holds."""
-    table = record.kept
-    if np.log(table["c"]).nunique() < 2:
-        return False
-    lines = {"a": optimum_line(table, "best"), "b": optimum_line(table, "best_d")}
-    return all(np.isclose(line.slope, record.estimates[name].value, rtol=1e-6) for name, line in lines.items())
 
 
 def _reason(error: Exception) -> str:
@@ -247,7 +151,7 @@ def _json(entries: Sequence[Mapping[str, Any]]) -> str:
 class _WrittenContrast:
     sweep: str
     arm: str
-    efficiency: dict[str, _Ends]
+    efficiency: dict[str, Ends]
 
 
 def _other_contrasts(folder: Folder) -> list[dict[str, Any]]:
@@ -335,7 +239,10 @@ def _read_problem(folder: Folder, record: Record) -> tuple[Points, Problem]:
     law, delta = _law_of(record), record.objective["delta"]
     columns = {name: column for name, column in record.columns.items() if name in (*law.variables, "loss", "weight")}
     points = read_points(read_points_table(folder, record), law, columns)
-    return points, points.problem(law, np.inf if delta is None else delta, record.objective.get("above", 1.0))
+    problem = points.problem(law, np.inf if delta is None else delta, record.objective.get("above", 1.0))
+    if not fits_points(record, problem):
+        raise ResultsError(f"{folder}: the points of {record.name} are not those of the fit; run tinyscale fit again")
+    return points, problem
 
 
 def _law_of(record: Record) -> Law:

@@ -152,14 +152,14 @@ def read_text_column(path: Path) -> pa.ChunkedArray:
 def _parquet(path: Path) -> list[str]:
     try:
         schema = pq.read_schema(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({error})") from error
-    if "text" not in schema.names or schema.field("text").type not in (pa.string(), pa.large_string()):
-        raise DataError(f"{path}: needs a column text of strings; its columns are {', '.join(schema.names)}")
-    column = read_text_column(path)
-    if column.null_count:
-        raise DataError(f"{path}, row {column.is_null().index(True).as_py() + 1}: text is null; remove such rows")
-    return list(column.to_pylist())
+        if "text" not in schema.names or schema.field("text").type not in (pa.string(), pa.large_string()):
+            raise DataError(f"{path}: needs a column text of strings; its columns are {', '.join(schema.names)}")
+        column = read_text_column(path)
+        if column.null_count:
+            raise DataError(f"{path}, row {column.is_null().index(True).as_py() + 1}: text is null; remove such rows")
+        return list(column.to_pylist())
+    except (pa.ArrowException, ValueError) as error:  # the latter of bytes that are not UTF-8
+        raise DataError(f"{path}: not a Parquet file, or a damaged one ({error})") from error
 
 
 _READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}

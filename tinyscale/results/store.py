@@ -28,6 +28,7 @@ from tinyscale.errors import ResultsError
 from tinyscale.results import snapshot
 from tinyscale.results.leases import Lease
 from tinyscale.results.parquet import DAMAGE, open_parquet, to_parquet
+from tinyscale.results.provenance import require_provenance
 from tinyscale.results.rows import MEASURED_ROWS, TRIAL_ROWS, RowFiles, first_line, require_rows, unify
 from tinyscale.results.schema import MEASUREMENTS, SCHEMA, SCHEMA_VERSION, trial_columns
 from tinyscale.results.sweep_record import SweepRecord
@@ -92,7 +93,9 @@ class Results:
             require_rows(table, TRIAL_ROWS)
             footer = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
             ours = {key.removeprefix("tinyscale."): key for key in footer if key.startswith("tinyscale.")}
-            return table.to_pylist(), {name: json.loads(footer[key]) for name, key in ours.items()}
+            described = {name: json.loads(footer[key]) for name, key in ours.items()}
+            require_provenance(described.get("provenance", {}))
+            return table.to_pylist(), described
         except DAMAGE as error:
             raise ResultsError(f"{self.trials}/{identity}.parquet: {first_line(error)}") from error
 
