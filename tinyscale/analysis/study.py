@@ -37,6 +37,7 @@ from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import COLUMNS, held_variables
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
+from tinyscale.formatting import plural
 from tinyscale.storage import Folder
 
 MOST_PARTS = 12  # combinations of settings, each a curve by itself, that are fitted beside the law of the best ones
@@ -135,16 +136,25 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
         without = f"the loss has no law of its own at each of the {len(parts)} combinations of settings: ask with --law"
         yield replace(tuned, warnings=(*tuned.warnings, without))
         return
-    note = untuned_note(whole.frame, whole.columns)
+    note, refused = untuned_note(whole.frame, whole.columns), []
     for group in parts:
         try:
             for found in fit_group(group, law, **options):
                 yield replace(found, warnings=(*found.warnings, *note))
         except FitError as error:
-            yield Refusal(group.sweep, str(error), group.title)
+            refused.append(Refusal(group.sweep, str(error), group.title))
+    yield from _joined(refused)
     # In a grid the settings need not be the question, so that they have no law is no news.
     if tuned is not None and (whole.searched or not isinstance(tuned, Refusal)):
         yield tuned
+
+
+def _joined(refused: Sequence[Refusal]) -> Iterator[Refusal]:
+    """One refusal in place of those of several settings, with the reason of the first."""
+    if refused:
+        first, more = refused[0], len(refused) - 1
+        group = f"{first.group} and {plural(more, 'setting')} more" if more else first.group
+        yield replace(first, group=group)
 
 
 def _parts_of(whole: Group, law: str | None) -> list[Group]:
