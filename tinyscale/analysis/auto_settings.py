@@ -30,7 +30,10 @@ def _decay_rule(n: float, d: float, batch: float, lr: float) -> float:
     return float(min(1.0, batch / (lr * d * 1.084 * (d / n) ** -0.527)))
 
 
-# Where the rules come from; all are for adamw under the standard parametrization.
+# Where the rules come from; all are for adamw under the standard parametrization. Of the published ones: Li et al. 2025
+# (2503.04715), B* = 0.58 D^0.571 (95 % of their bootstraps of the exponent: 0.534 to 0.606, by their table of fits);
+# Bergsma et al. 2025 (2505.13738) say that the best timescale is a power of D / N, and the two numbers of it are quoted
+# from memory. Both are from models of 60M parameters and more, far beyond those that the rest was measured on.
 SOURCES = {
     "batch_tokens": "0.58 D^0.571 (Li et al. 2025) or D / 2000, whichever is less: 2,000 steps of 256 tokens had less "
     "loss than fewer of more (results/sotu, lr)",
