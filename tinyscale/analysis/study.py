@@ -28,7 +28,7 @@ from tinyscale.analysis.table import given_columns
 from tinyscale.analysis.table_checks import explaining, refuse_scattered
 from tinyscale.analysis.table_file import ending_of, typed
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.choose import AnyFit, fit
+from tinyscale.fitting.choose import AnyFit, fit, without_idle_floor
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
@@ -182,6 +182,8 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
             refused = refused or (error if name == main else None)
     if refused and not fits:
         raise refused
+    if options["average"]:
+        fits = [without_idle_floor(found, group.frame, columns=columns, **options) for found in fits]
     notes += [f"{main} was not fitted: {refused}"] if refused else []
     fits = [replace(found, origin=_origin(group), warnings=(*notes, *found.warnings)) for found in fits]
     fits = [_with_unread(found, group) for found in fits]
