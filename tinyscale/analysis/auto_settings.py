@@ -110,8 +110,8 @@ def _size(trial: Trial, law: Record) -> tuple[float, float]:
 def _doubts(trial: Trial, setting: str, law: Record, others: Mapping[str, float]) -> list[str]:
     """What a reader should know of a law that is used where it was not fitted."""
     n, d = _size(trial, law)
-    kept, sizes = law.kept, {"n": n} | ({"d": d} if {"q", "q_B", "q_w"} & set(law.estimates) else {})
-    beyond = max(max(value / kept[name].max(), kept[name].min() / value) for name, value in sizes.items())
+    kept = law.kept
+    beyond = max(max(value / kept[name].max(), kept[name].min() / value) for name, value in (("n", n), ("d", d)))
     doubts = [f"{beyond:.2g} times beyond the sizes it was fitted to"] if beyond > FAR else []
     held = law.of.get("batch_tokens", others["batch_tokens"])
     if setting != "batch_tokens" and held != others["batch_tokens"]:
