@@ -10,12 +10,10 @@ text=(--results results/sotu --set corpus=sotu --set gpu=0) # the speeches, unle
 launch() { # SWEEP OPTIONS...
     tinyscale launch -y --keep none "${text[@]}" "sweeps/$1.yaml" "${@:2}"
 }
-foretell() { # RESULTS STUDY: what the fit so far says of width 96, written once
-    local file=$1/predictions/$2.json
-    [[ ! -e $file ]] || return 0
-    mkdir -p "$1/predictions"
+register() { # RESULTS OPTIONS...: what the fits so far say of width 96, written down once
+    [[ ! -e $1/forecasts/width.json ]] || return 0
     tinyscale fit "$1"
-    tinyscale predict "$1" --fit "$2-power-n" --n 221664 --json >"$file"
+    tinyscale register "$1" "${text[@]:2}" --sweep sweeps/width.yaml "${@:2}" --select d_model=96
 }
 bf16=(--set precision=bf16)
 small=(--set n_layers=2 --set head_dim=8 --set context_length=64 --set batch_tokens=1024)
@@ -30,10 +28,11 @@ lr() {
 
 width() {
     local asked=(--select arm=small,small_tokens "${bf16[@]}" "${tuned[@]}")
+    tinyscale tune -y "${text[@]}" sweeps/width.yaml "${bf16[@]}" "${tuned[@]}" --select arm=small # batches of 512
     launch width "${asked[@]}" --select d_model=16,24,32,48,64
-    foretell results/sotu width-small
-    foretell results/sotu width-small_tokens
+    register results/sotu "${asked[@]}"
     launch width "${asked[@]}"
+    tinyscale score results/sotu
 }
 
 depth() {
@@ -58,6 +57,10 @@ isoflop() {
 grid() {
     launch grid --select d_model=16,32,48,64,96 "${bf16[@]}" "${small[@]}" "${tuned[@]}" --set max_bytes=null \
         --set tokens_budget=2M
+}
+
+grid_tuned() {
+    launch grid_tuned --select seed=0,1 "${bf16[@]}" --set max_bytes=null --set eval_points=3
 }
 
 ablation_schedule() {
@@ -121,7 +124,7 @@ stories() { # on TinyStories, or on the sample of it that STORIES names
     launch lr --select arm=small --set search.trials=10 --set eval_points=1 --set vocab_size=512
     tinyscale fit results/tinystories
     launch width --select arm=small_tokens "${tuned[@]}" --select d_model=16,24,32,48,64
-    foretell results/tinystories width
+    register results/tinystories --select arm=small_tokens "${tuned[@]}"
     launch width --select arm=small_tokens "${tuned[@]}"
     launch data --select arm=small_one_epoch,small_repeated --select unique_tokens=250K,500K,1M,2M "${small[@]}" \
         "${tuned[@]}" --set d_model=32
@@ -132,7 +135,7 @@ known_floor() { # seeds that had no part in tuning it
     launch known_floor --select seed=3,4,5 --set data.zipf.seed=1
 }
 
-(($#)) || set -- lr width depth context data isoflop grid ablation_schedule ablation_precision ablation_optimizer \
-    ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr ladder stories known_floor
+(($#)) || set -- lr width depth context data isoflop grid grid_tuned ablation_schedule ablation_precision \
+    ablation_optimizer ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr ladder stories known_floor
 for study in "$@"; do "$study"; done
 for trials in results/*/trials; do tinyscale fit "${trials%/trials}"; done

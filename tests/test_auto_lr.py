@@ -47,9 +47,10 @@ def best(n: float) -> float:
     return 0.3 * n**-0.35
 
 
-def searched(plan: Callable[..., Plan], results: Results, *overrides: str) -> None:
+def searched(plan: Callable[..., Plan], results: Results, *overrides: str, name: str = "rates") -> None:
     """A search as its launch would leave it, its losses a bowl about the best rate of each size."""
-    made, rng, trials = plan(SEARCHED, *overrides), np.random.default_rng(0), []
+    made = plan(SEARCHED.replace("name: rates", f"name: {name}"), *overrides)
+    rng, trials = np.random.default_rng(0), []
     for planned in made.trials:
         drawn = planned.with_sample({"train.lr": float(f"{10 ** rng.uniform(-4, -1):.3g}")})
         trial, n = drawn.trial, drawn.trial.parameters.n_non_embedding
@@ -149,6 +150,18 @@ def test_a_law_used_where_it_was_not_fitted_is_said(tmp_path: Path, plan: Callab
     notes = plan(AUTO.replace("96]", "512]"), "batch_tokens=512").notes
     assert any("times beyond the sizes it was fitted to" in note for note in notes)
     assert all("which is of batch_tokens 256, not 512" in note for note in notes if note.startswith("train.lr"))
+
+
+def test_of_two_laws_the_one_fitted_at_the_batch_counts_though_it_has_fewer_runs(
+    tmp_path: Path, plan: Callable[..., Plan]
+) -> None:
+    results = Results(str(tmp_path / "results"))
+    searched(plan, results)
+    searched(plan, results, "batch_tokens=512", "search.trials=12", name="other")
+    analyse(str(tmp_path / "results"), str(tmp_path / "results"))
+    for batch, law in ((256, "rates-lr"), (512, "other-lr")):
+        rates = [note for note in plan(AUTO, f"batch_tokens={batch}").notes if note.startswith("train.lr")]
+        assert all(note.endswith(f"by the law {law}") for note in rates)
 
 
 def test_status_and_report_tell_of_a_search(tmp_path: Path, plan: Callable[..., Plan]) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from helpers.runs import TRUE, runs_of_sizes
-from tinyscale.analysis.study import find_laws
+from tinyscale.analysis.study import find_laws, fit_frame
 from tinyscale.errors import FitError
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import fit_law
@@ -190,3 +190,15 @@ def test_the_warning_stands_with_the_fit_unless_rates_were_swept(tmp_path: Path)
         rates.to_csv(tmp_path / "runs.csv", index=False)
         fits = find_laws(str(tmp_path / "runs.csv")).fits
         assert [any("one learning rate" in note for note in found.warnings) for found in fits] == expected
+
+
+@pytest.mark.parametrize("floor", [0.0, 2.0])
+def test_a_floor_is_shown_where_the_runs_identify_one_and_left_out_where_a_line_predicts_as_well(floor: float) -> None:
+    n = np.geomspace(1e4, 1e6, 6).repeat(2)
+    noise = 2e-3 * np.random.default_rng(0).standard_normal(len(n))
+    runs = pd.DataFrame({"n": n, "loss": (floor + 8 * n**-0.15) * np.exp(noise)})
+    found = fit_frame(runs)
+    assert found.record.law == ("power-n" if floor else "power-n-no-floor")
+    said = [note for note in found.warnings if note.startswith("shown without a floor E")]
+    assert len(said) == (0 if floor else 1)
+    assert fit_frame(runs, "power-n").record.law == "power-n", "a law that is asked for is not replaced"

@@ -199,8 +199,10 @@ def test_weight_decay_joins_the_law_and_gives_the_timescale() -> None:
             )
             loss = 3 * n**-0.01 * d**-0.02 * np.exp(excess + 1e-3 * rng.standard_normal(40))
             rows.append(pd.DataFrame({"n": n, "d": d, **columns, "loss": loss}))
-    found = fit_tuning(pd.concat(rows, ignore_index=True))
+    none = rows[0].head(3).assign(weight_decay=0.0)
+    found = fit_tuning(pd.concat([*rows, none], ignore_index=True))
     assert found.columns["setting"] == "lr" and "k_w" in found.params
+    assert "3 runs left out: weight_decay is 0 in them, which a power law cannot reach" in found.warnings
     for name, value in {"p_tau": 0.527, "q_tau": -0.527, "p": -0.713, "q_B": 0.571}.items():
         low, high = found.interval(name)
         assert low < value < high, name

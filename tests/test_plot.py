@@ -14,7 +14,7 @@ from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.isoflop import fit_isoflop
 from tinyscale.fitting.laws import find_law
 from tinyscale.fitting.record import Origin
-from tinyscale.fitting.tuning import fit_tuning
+from tinyscale.fitting.tuning import best_setting, fit_tuning
 
 mpl.use("Agg")
 import itertools
@@ -23,7 +23,8 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from tinyscale.reporting import plot_optima as plot_optima_module
-from tinyscale.reporting.plot_law import plot_fit
+from tinyscale.reporting.figures import figures_of
+from tinyscale.reporting.plot_law import new_axes, plot_fit
 from tinyscale.reporting.plot_optima import plot_budgets, plot_optima, plot_settings, plot_tuning
 from tinyscale.reporting.plot_runs import plot_residuals, plot_runs
 
@@ -92,11 +93,27 @@ def test_best_rates_are_drawn_with_their_law_and_its_band_and_with_the_curves_be
     assert dots == len(found.runs), "every seed is a point"
 
 
+def test_the_best_batch_is_drawn_beside_the_best_rate() -> None:
+    rng, n = np.random.default_rng(0), np.repeat(np.geomspace(1e6, 1e9, 5), 40)
+    z = rng.uniform(-1.5, 1.5, (2, len(n)))
+    loss = 3 * n**-0.05 * np.exp(0.01 * z[0] ** 2 + 0.01 * z[1] ** 2 + 1e-4 * rng.standard_normal(len(n)))
+    settings = {"lr": 0.3 * n**-0.35 * np.exp(z[0]), "batch_tokens": 20 * n**0.4 * np.exp(z[1])}
+    found = fit_tuning(pd.DataFrame({"n": n, "d": 20 * n, "loss": loss, **settings}))
+    figures = figures_of(found)
+    assert list(figures) == ["curves", "law", "batch_tokens"]
+    ax = figures["batch_tokens"](ax=new_axes())
+    assert ax.get_ylabel() == "Best batch_tokens"
+    (stars,) = [line for line in ax.lines if line.get_marker() == "*"]
+    np.testing.assert_allclose(np.asarray(stars.get_ydata(), float), 20 * np.unique(n) ** 0.4, rtol=0.1)
+    assert f"{found.params['p_B']:.3f}" in ax.get_legend().get_title().get_text()
+
+
 def test_the_band_of_best_rates_is_that_of_the_fits_own_intervals() -> None:
     """Far away the width of the band in log rate is that of p alone."""
     found = fit_tuning(runs_by_rate(), "lr")
     far = np.exp(np.array([1000.0, 1001.0]) / 2)
-    low, high = plot_optima_module._tuning_band(found, far)
+    best = found.table["best"].to_numpy(float)
+    low, high = plot_optima_module._tuning_band(found, far, lambda n: best_setting(found.estimates, n), best, "p")
     widening = np.diff(np.log(high / low) / 2)[0] / 0.5
     assert widening == pytest.approx((found.interval("p")[1] - found.interval("p")[0]) / 2, rel=1e-3)
 

@@ -66,6 +66,13 @@ def test_a_swept_learning_rate_also_gives_the_law_of_the_best_one(tmp_path: Path
     assert (tmp_path / "plots/all-lr.png").exists()
 
 
+def test_settings_without_a_law_are_refused_in_one_line_with_their_number(tmp_path: Path) -> None:
+    runs = [(n, rate, n**-0.1 * (1 + rate)) for n in (1e6, 1e7) for rate in (1e-3, 2e-3, 4e-3)]
+    pd.DataFrame(runs, columns=["n", "lr", "loss"]).to_csv(tmp_path / "runs.csv", index=False)
+    (refused,) = find_laws(str(tmp_path / "runs.csv")).refused
+    assert str(refused).startswith("runs-lr=0.001 and 2 settings more: not fitted: ")
+
+
 def test_runs_on_different_corpora_are_refused() -> None:
     group = read_groups_of(pd.DataFrame({"corpus_hash": ["a", "b"], "val_loss": [3.0, 2.0]}))
     with pytest.raises(FitError, match="corpus_hash, so their losses do not compare"):

@@ -30,7 +30,10 @@ def _decay_rule(n: float, d: float, batch: float, lr: float) -> float:
     return float(min(1.0, batch / (lr * d * 1.084 * (d / n) ** -0.527)))
 
 
-# Where the rules come from; all are for adamw under the standard parametrization.
+# Where the rules come from; all are for adamw under the standard parametrization. Of the published ones: Li et al. 2025
+# (2503.04715), B* = 0.58 D^0.571 (95 % of their bootstraps of the exponent: 0.534 to 0.606, by their table of fits);
+# Bergsma et al. 2025 (2505.13738) say that the best timescale is a power of D / N, and the two numbers of it are quoted
+# from memory. Both are from models of 60M parameters and more, far beyond those that the rest was measured on.
 SOURCES = {
     "batch_tokens": "0.58 D^0.571 (Li et al. 2025) or D / 2000, whichever is less: 2,000 steps of 256 tokens had less "
     "loss than fewer of more (results/sotu, lr)",
@@ -51,8 +54,8 @@ def best_settings(trial: Trial, open_: Sequence[str], laws: Sequence[Record]) ->
     """For each open setting its value, in three digits or whole contexts, and what says so.
 
     The batch comes first, then the rate at that batch, then the weight decay at both. Of laws for the trial's text,
-    tokenizer, optimizer and parametrization the one of most runs counts; where there is none, a rule. FitError where
-    there is no rule either.
+    tokenizer, optimizer and parametrization the one with the fewest doubts counts, of these the one of most runs; where
+    there is no law, a rule. FitError where there is no rule either.
     """
     columns, others = trial_columns(trial), _settings_of(trial)
     task = {name: columns[name] for name in HOLDS_FOR}
@@ -62,7 +65,7 @@ def best_settings(trial: Trial, open_: Sequence[str], laws: Sequence[Record]) ->
         differ = {law.name: [name for name in task if law.of.get(name) != task[name]] for law in about}
         agree = [law for law in about if not differ[law.name]]
         if agree:
-            value, why = _by_law(trial, setting, max(agree, key=lambda law: law.points), others)
+            value, why = _by_law(trial, setting, agree, others)
         else:
             value, why = _by_rule(trial, setting, others, differ)
         others[setting] = _rounded(trial, setting, value)
@@ -88,26 +91,32 @@ def _rounded(trial: Trial, setting: str, value: float) -> float:
     return whole * max(1, round(min(value, trial.tokens) / whole))
 
 
-def _by_law(trial: Trial, setting: str, law: Record, others: Mapping[str, float]) -> tuple[float, str]:
-    n, d = float(getattr(trial.parameters, law.columns["n"])), float(trial.tokens)
+def _by_law(trial: Trial, setting: str, laws: Sequence[Record], others: Mapping[str, float]) -> tuple[float, str]:
+    doubts = [_doubts(trial, setting, law, others) for law in laws]
+    law, doubted = min(zip(laws, doubts, strict=True), key=lambda each: (len(each[1]), -each[0].points))
+    n, d = _size(trial, law)
     if setting == _tuned(law)[0]:
         value = best_setting(law.estimates, n, d, others["batch_tokens"])
     else:
         value = setting_beside(law.estimates, setting, n, d)
-    doubts = _doubts(law, n, d if {"q", "q_B", "q_w"} & set(law.estimates) else None)
+    return value, ", ".join([f"N = {compact(n)}, by the law {law.name}", *doubted])
+
+
+def _size(trial: Trial, law: Record) -> tuple[float, float]:
+    """N as the law counts it, and D."""
+    return float(getattr(trial.parameters, law.columns["n"])), float(trial.tokens)
+
+
+def _doubts(trial: Trial, setting: str, law: Record, others: Mapping[str, float]) -> list[str]:
+    """What a reader should know of a law that is used where it was not fitted."""
+    n, d = _size(trial, law)
+    kept = law.kept
+    beyond = max(max(value / kept[name].max(), kept[name].min() / value) for name, value in (("n", n), ("d", d)))
+    doubts = [f"{beyond:.2g} times beyond the sizes it was fitted to"] if beyond > FAR else []
     held = law.of.get("batch_tokens", others["batch_tokens"])
     if setting != "batch_tokens" and held != others["batch_tokens"]:
         doubts.append(f"which is of batch_tokens {held}, not {others['batch_tokens']:.0f}")
-    return value, ", ".join([f"N = {compact(n)}, by the law {law.name}", *doubts])
-
-
-def _doubts(law: Record, n: float, d: float | None) -> list[str]:
-    """What a reader should know of a law that is used where it was not fitted."""
-    kept = law.kept
-    beyond = max(
-        max(value / kept[name].max(), kept[name].min() / value) for name, value in (("n", n), ("d", d)) if value
-    )
-    return [f"{beyond:.2g} times beyond the sizes it was fitted to"] if beyond > FAR else []
+    return doubts
 
 
 def _by_rule(

@@ -29,7 +29,7 @@ from tinyscale.analysis.table import given_columns
 from tinyscale.analysis.table_checks import explaining, refuse_scattered
 from tinyscale.analysis.table_file import ending_of, typed
 from tinyscale.errors import FitError, ResultsError
-from tinyscale.fitting.choose import AnyFit, fit
+from tinyscale.fitting.choose import AnyFit, fit, without_idle_floor
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
@@ -38,6 +38,7 @@ from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import COLUMNS, held_variables
 from tinyscale.fitting.record import TRIALS, Origin, Record
 from tinyscale.fitting.support import laws_for
+from tinyscale.formatting import plural
 from tinyscale.results.store import Results
 from tinyscale.storage import Folder
 
@@ -142,13 +143,14 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
         without = f"the loss has no law of its own at each of the {len(parts)} combinations of settings: ask with --law"
         yield replace(tuned, warnings=(*tuned.warnings, without))
         return
-    note = untuned_note(whole.frame, whole.columns)
+    note, refused = untuned_note(whole.frame, whole.columns), []
     for group in parts:
         try:
             for found in fit_group(group, law, **options):
                 yield replace(found, warnings=(*found.warnings, *note))
         except FitError as error:
-            yield Refusal(group.sweep, str(error), group.title)
+            refused.append(Refusal(group.sweep, str(error), group.title))
+    yield from _joined(refused)
     # In a grid the settings need not be the question, so that they have no law is no news.
     if tuned is not None and (whole.searched or not isinstance(tuned, Refusal)):
         yield tuned
@@ -162,6 +164,14 @@ def _measured(group: Group, law: str | None, **options: Any) -> Iterator[AnyFit 
         yield from fit_group(group, group.law, **options)
     except FitError as error:
         yield Refusal(group.sweep, str(error), group.title)
+
+
+def _joined(refused: Sequence[Refusal]) -> Iterator[Refusal]:
+    """One refusal in place of those of several settings, with the reason of the first."""
+    if refused:
+        first, more = refused[0], len(refused) - 1
+        group = f"{first.group} and {plural(more, 'setting')} more" if more else first.group
+        yield replace(first, group=group)
 
 
 def _parts_of(whole: Group, law: str | None) -> list[Group]:
@@ -189,6 +199,8 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
             refused = refused or (error if name == main else None)
     if refused and not fits:
         raise refused
+    if options["average"]:
+        fits = [without_idle_floor(found, group.frame, columns=columns, **options) for found in fits]
     notes += [f"{main} was not fitted: {refused}"] if refused else []
     fits = [replace(found, origin=_origin(group), warnings=(*notes, *found.warnings)) for found in fits]
     fits = [_with_unread(found, group) for found in fits]

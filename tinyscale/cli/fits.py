@@ -252,10 +252,11 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
 @_columns_option
 @click.option(
     "--figure",
-    type=click.Choice(["law", "residuals", "curves"]),
+    type=click.Choice(["law", "residuals", "curves", "batch_tokens", "weight_decay"]),
     default="law",
     show_default=True,
-    help="The law with its runs; its residuals; or the loss curves whose minima it is fitted to.",
+    help="The law with its runs; its residuals; the loss curves whose minima it is fitted to; or the best of a setting "
+    "that is tuned beside the learning rate.",
 )
 @click.option(
     "--out",

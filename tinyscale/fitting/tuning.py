@@ -105,7 +105,7 @@ def fit_tuning(frame: pd.DataFrame, law: str = "settings", *, columns: Mapping[s
     FitError when none is left.
     """
     form = TUNING[law]
-    frame = _with_decay(
+    frame, notes = _with_decay(
         frame.rename(columns={column: name for name, column in (columns or {}).items() if name in SETTINGS})
     )
     read, counts = _read(frame, columns), {name: column_of(frame, name, columns) for name in ("n", "d", "loss")}
@@ -119,7 +119,7 @@ def fit_tuning(frame: pd.DataFrame, law: str = "settings", *, columns: Mapping[s
     while tuned:
         search = _search(read, tuned)
         try:
-            return _optima(_fit(search), counts, _held(frame), refused)
+            return _optima(_fit(search), counts, _held(frame), [*notes, *refused])
         except _NoOptimumError as error:
             tuned.remove(error.setting)
             refused.append(f"no law of the best {error.setting}: {error}")
@@ -146,11 +146,14 @@ def _plain(value: float) -> float | int:
     return int(value) if value.is_integer() else value
 
 
-def _with_decay(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without the runs that do not decay weights, where others do: there is no logarithm of none."""
+def _with_decay(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Without the runs that do not decay weights, where others do: there is no logarithm of none. What was left out."""
     if "weight_decay" not in varying(frame, ["weight_decay"]):
-        return frame
-    return frame[pd.to_numeric(frame["weight_decay"], errors="coerce") != 0]
+        return frame, []
+    decays = pd.to_numeric(frame["weight_decay"], errors="coerce") != 0
+    without = int((~decays).sum())
+    notes = [f"{plural(without, 'run')} left out: weight_decay is 0 in them, which a power law cannot reach"]
+    return frame[decays], notes if without else []
 
 
 def _read(frame: pd.DataFrame, columns: Mapping[str, str] | None) -> pd.DataFrame:
@@ -364,7 +367,7 @@ def _formula(found: _Found) -> str:
     return ", ".join(parts)
 
 
-def _optima(found: _Found, columns: Mapping[str, str], of: Mapping[str, Any], refused: Sequence[str]) -> Optima:
+def _optima(found: _Found, columns: Mapping[str, str], of: Mapping[str, Any], notes: Sequence[str]) -> Optima:
     """The law with its table: one row per cell, with its optimum by its own runs and the common shape of the bowl."""
     search, bowl = found.search, found.bowl
     estimates, dof = _estimates(found)
@@ -389,7 +392,7 @@ def _optima(found: _Found, columns: Mapping[str, str], of: Mapping[str, Any], re
         dof=dof,
         method="jackknife",
         held_out=None,
-        warnings=(*refused, *_notes(found)),
+        warnings=(*notes, *_notes(found)),
         of=MappingProxyType(dict(of)),
     )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FIGURES = ("law", "curves", "residuals", "batch_tokens", "weight_decay")
 # The same fit gives the same file: what to leave out of its description, by kind of file.
 UNDATED: dict[str, dict[str, None] | None] = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
@@ -38,22 +39,31 @@ def stem_of(found: AnyFit, what: str) -> str:
 
 
 def figures_of(found: AnyFit) -> dict[str, Callable[..., Axes]]:
-    """The figures of a fit: what each shows (the law, the curves behind it, its residuals) -> what draws it."""
+    """The figures of a fit: what each shows -> what draws it.
+
+    The law, the curves behind it, its residuals; by their names, the settings that are tuned beside the first.
+    """
     from tinyscale.reporting import plot_law, plot_optima, plot_runs
+
+    beside = found.record.objective.get("tuned", [])[1:]
 
     drawn: dict[str, dict[str, Callable[..., Axes]]] = {
         "loss": {"law": plot_law.plot_fit, "residuals": plot_runs.plot_residuals},
         "budgets": {"curves": plot_optima.plot_budgets, "law": plot_optima.plot_optima},
-        "sizes": {"curves": plot_optima.plot_settings, "law": plot_optima.plot_tuning},
+        "sizes": {
+            "curves": plot_optima.plot_settings,
+            "law": plot_optima.plot_tuning,
+            **{name: partial(plot_optima.plot_tuning, setting=name) for name in beside},
+        },
     }
     return {what: partial(draw, found) for what, draw in drawn[found.record.form.kind].items()}
 
 
 def draw_of(found: AnyFit, what: str) -> Callable[..., Axes]:
-    """What draws the law, its residuals or the curves behind it. FitError where the fit has no such figure."""
+    """What draws one of `FIGURES`. FitError where the fit has no such figure."""
     figures = figures_of(found)
     if what not in figures:
-        names = ", ".join(sorted(figures, key=["law", "curves", "residuals"].index))
+        names = ", ".join(name for name in FIGURES if name in figures)
         raise FitError(f"{found.record.name} has no figure {what!r}; it has {names}")
     return figures[what]
 

@@ -16,7 +16,7 @@ from tinyscale.fitting.laws.optima import ISOFLOP, with_optimum
 from tinyscale.fitting.minimum import Line, weighted_line
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import SAME_BUDGET, group_sizes
-from tinyscale.fitting.tuning import best_setting
+from tinyscale.fitting.tuning import SYMBOLS, best_setting, setting_beside
 from tinyscale.formatting import compact, scientific
 from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, heading, literal, new_axes, shades, tidy
 
@@ -123,41 +123,57 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     return ax
 
 
-def plot_tuning(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
-    """The best setting against N with its power law. frame: a table of optima to draw instead of the fit's own."""
+def plot_tuning(
+    fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None, *, setting: str | None = None
+) -> Axes:
+    """The best setting against N with its power law. frame: a table of optima to draw instead of the fit's own.
+
+    setting: one that is tuned beside the first, as the batch beside the learning rate; left out, the first.
+    """
     ax = ax or new_axes()
     table = fit.kept if frame is None else with_optimum(frame)
-    best = table["best"].to_numpy(float)
+    of = f"_{setting}" if setting else ""
+    ending = f"_{SYMBOLS[setting]}" if setting else ""
+    best, log_sd = table[f"best{of}"].to_numpy(float), table[f"log_sd{of}"]
     grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 2.5, 50)
     batch = np.exp(np.log(table["batch_tokens"].to_numpy(float)).mean()) if "batch_tokens" in table else None
-    if not {"q", "r"} & set(fit.params):
-        low, high = _tuning_band(fit, grid)
+
+    def law(n: float, d: float = 1.0) -> float:
+        if setting:
+            return setting_beside(fit.estimates, setting, n, d)
+        return best_setting(fit.estimates, n, d, batch)
+
+    by_d = f"q{ending}" in fit.params
+    if not by_d and not _at_given_batch(fit):
+        low, high = _tuning_band(fit, grid, law, best, f"p{ending}")
         ax.fill_between(grid, low, high, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
-    sizes = np.unique(table["d"]) if "q" in fit.params else [1.0]
+    sizes = np.unique(table["d"]) if by_d else [1.0]
     for d, colour in zip(sizes, shades(len(sizes)), strict=True):
-        label, shade = (f"D = {compact(d)}", colour) if "q" in fit.params else ("fit", BLUE)
-        ax.plot(grid, [best_setting(fit.estimates, n, d, batch) for n in grid], lw=1.6, color=shade, label=label)
-    ax.errorbar(table["n"], best, _factor(best, table["log_sd"]), fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
+        label, shade = (f"D = {compact(d)}", colour) if by_d else ("fit", BLUE)
+        ax.plot(grid, [law(n, d) for n in grid], lw=1.6, color=shade, label=label)
+    ax.errorbar(table["n"], best, _factor(best, log_sd), fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
     ax.plot(table["n"], best, "*", **STAR, label="best of a size, ± 1 sd")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(f"N: parameters ({literal(fit.columns['n'])})")
-    ax.set_ylabel(f"Best {literal(fit.columns['setting'])}")
+    ax.set_ylabel(f"Best {literal(setting or fit.columns['setting'])}")
     ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
     ax.set_ylim(best.min() / 3, best.max() * 8)  # a factor is what matters in a setting: do not magnify less
-    ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=_tuning_text(fit), title_fontsize=9.5, alignment="left")
+    text = _tuning_text(fit, setting)
+    ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=text, title_fontsize=9.5, alignment="left")
     tidy(ax)
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     return ax
 
 
-def _tuning_band(fit: Optima, grid: Array) -> tuple[Array, Array]:
-    """95 % ends of the law: those of a line through the optima, as wide as makes its slope's interval that of p."""
-    kept = fit.kept
-    line = weighted_line(np.log(kept["n"].to_numpy(float)), np.log(kept["best"].to_numpy(float)), None)
-    low, high = fit.interval("p")
+def _tuning_band(
+    fit: Optima, grid: Array, law: Callable[[float], float], best: Array, exponent: str
+) -> tuple[Array, Array]:
+    """95 % ends of a law: those of a line through the optima, as wide as makes its slope's interval that of p."""
+    line = weighted_line(np.log(fit.kept["n"].to_numpy(float)), np.log(best), None)
+    low, high = fit.interval(exponent)
     wider = (high - low) / 2 / line.slope_half_width
-    value = np.array([best_setting(fit.estimates, n) for n in grid])
+    value = np.array([law(n) for n in grid])
     half_width = wider * np.array([line.at(x).high - line.at(x).value for x in np.log(grid)])
     return value * np.exp(-half_width), value * np.exp(half_width)
 
@@ -168,10 +184,17 @@ def _band(line: Line, grid: Array) -> tuple[Array, Array, Array]:
     return value, low, high
 
 
-def _tuning_text(fit: Optima) -> str:
+def _tuning_text(fit: Optima, setting: str | None) -> str:
     """The law with its numbers as mathematics, and the interval of its first exponent."""
-    low, high = fit.interval("p")
-    d = f"\\;D^{{{fit.params['q']:.3f}}}" if "q" in fit.params else ""
-    d += f"\\;B^{{{fit.params['r']:.3f}}}" if "r" in fit.params else ""
-    law = f"${scientific(fit.params['k'])}\\;N^{{{fit.params['p']:.3f}}}{d}$"
-    return f"{literal(fit.columns['setting'])}* = {law}, p: {low:.3f} to {high:.3f} (95 %)"
+    ending = f"_{SYMBOLS[setting]}" if setting else ""
+    powers = {"N": f"p{ending}", "D": f"q{ending}"} | ({"B": "r"} if _at_given_batch(fit) else {})
+    law = scientific(fit.params[f"k{ending}"]) + "".join(
+        f"\\;{of}^{{{fit.params[name]:.3f}}}" for of, name in powers.items() if name in fit.params
+    )
+    low, high = fit.interval(f"p{ending}")
+    return f"{literal(setting or fit.columns['setting'])}* = ${law}$, p: {low:.3f} to {high:.3f} (95 %)"
+
+
+def _at_given_batch(fit: Optima) -> bool:
+    """Whether the law gives a setting at each batch that was tried, and not at the best batch."""
+    return "r" in fit.params and "k_B" not in fit.params
