@@ -31,6 +31,7 @@ VARIABLES = {
     "u": "uniquetokens u nuniquetokens",
     "width": "dmodel width hiddensize hiddendim nembd embeddim modeldim",
     "depth": "nlayers depth layers numlayers nlayer numhiddenlayers",
+    "bits": "bits nbits weightbits numbits bitwidth bitsperweight wbits",
     "loss": "valloss loss validationloss evalloss testloss finalvalloss finalvalidationloss finalevalloss finalloss "
     "heldoutloss devloss lossval losseval losstest lossfinal crossentropy crossentropyloss celoss ce valce valnll nll "
     "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain",

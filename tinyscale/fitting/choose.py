@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.bits import fit_bits
 from tinyscale.fitting.fit import Fit, fit_law
 from tinyscale.fitting.isoflop import fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
@@ -43,4 +44,6 @@ def fit(
         return OPTIMA[name](frame, columns=columns)
     if name not in LAWS:
         raise FitError(f"no law is called {name!r}{nearest(name, NAMES)}; there are {', '.join(NAMES)}")
+    if LAWS[name].predicts == "delta":
+        return fit_bits(frame, name, columns=columns, **options)
     return fit_law(frame, find_law(name), columns=columns, **options)

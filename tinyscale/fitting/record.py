@@ -98,6 +98,11 @@ class Record:
         return self.form.headline if self.form.headline in self.estimates else next(iter(self.estimates))
 
     @property
+    def theory(self) -> Mapping[str, float]:
+        """Parameter -> the value that is derived for it, where there is one."""
+        return self.form.theory if isinstance(self.form, Law) else {}
+
+    @property
     def all_estimates(self) -> dict[str, Estimate]:
         """Of the parameters, and of what follows from them."""
         return {**self.estimates, **self.derived}
