@@ -69,7 +69,9 @@ def test_every_seed_is_a_point() -> None:
     np.testing.assert_allclose(np.sort(seeds.get_ydata()), np.sort(found.points.frame["loss"]))
 
 
-@pytest.mark.parametrize("name", ["chinchilla", "data-constrained", "kaplan", "width-depth", "broken"])
+@pytest.mark.parametrize(
+    "name", ["chinchilla", "data-constrained", "kaplan", "width-depth", "broken", "bits", "bits-n", "bits-alone"]
+)
 def test_every_kind_of_law_can_be_drawn(name: str) -> None:
     found = fit_law(grid_of(find_law(name)).sample(40, random_state=0, replace=True), name, draws=100, holdout=0)
     ax = plot_fit(found)

@@ -31,6 +31,10 @@ TRUTHS = {
         **{"b3": -0.4, "a3": -0.08, "c3": 0.17},
     },
     "features": {"alpha": -0.42, "b_k": 0.24, "b_n": -0.027, "g": -0.038, "zeta": -1.32, "eta": -0.096},
+    "bits": {"C": 0.06, "gN": 0.34, "gD": 0.5, "gP": 0.7},  # near those of 2411.04330
+    "bits-n": {"C": 50.0, "gN": 0.34, "gP": 0.7},
+    "bits-d": {"C": 0.003, "gD": 0.5, "gP": 0.7},
+    "bits-alone": {"C": 3.0, "gP": 0.7},
     "width-depth": {"E": 1.8, "A": 80.0, "B": 3.0, "alpha": 0.8, "beta": 0.9},
 }
 
@@ -72,7 +76,8 @@ def runs_by_rate(seeds: int = 2) -> pd.DataFrame:
 
 def grid_of(law: Law) -> pd.DataFrame:
     """A grid of the law's variables over two decades each, without noise."""
-    ranges = {"width": (64, 4096), "depth": (2, 64), "t": (64, 8192), "latents": (2e3, 5e5), "active": (32, 512)}
+    ranges = {"width": (64, 4096), "depth": (2, 64), "t": (64, 8192), "bits": (2, 9)}
+    ranges |= {"latents": (2e3, 5e5), "active": (32, 512)}
     axes = [np.geomspace(*ranges.get(name, (1e6, 1e9)), 24 if len(law.variables) == 1 else 7) for name in law.variables]
     columns = dict(zip(law.variables, (axis.ravel() for axis in np.meshgrid(*axes)), strict=True))
     default = {"E": 1.5, "A": 60.0, "alpha": 0.3}

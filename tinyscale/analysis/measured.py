@@ -29,6 +29,7 @@ class KindLaw:
 
 
 LAW_OF_KIND: Mapping[str, KindLaw] = {
+    "quantize": KindLaw("bits", {"loss": "delta"}),
     "features": KindLaw("power-latents", {"loss": "fvu"}),
     "induction": KindLaw("formation", {"loss": "copy_loss"}, {"component": "model"}),
 }

@@ -33,6 +33,7 @@ from tinyscale.fitting.choose import AnyFit, fit, without_idle_floor
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.laws.optima import LAW_OF, SETTINGS, TUNING
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import COLUMNS, held_variables
@@ -92,6 +93,8 @@ def find_laws(
     named = dict(columns or {})
     if convention and convention != "all":
         columns = {**CONVENTIONS[convention], **(columns or {})}
+    if ending_of(location):
+        columns = _with_loss(law, columns)
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
     if source == TRIALS and not pool:
         groups += measured_groups(Results(location))
@@ -108,6 +111,12 @@ def find_laws(
         source=source,
         reading=tuple(dict.fromkeys(notes)),
     )
+
+
+def _with_loss(law: str | None, columns: Mapping[str, str] | None) -> Mapping[str, str]:
+    """The columns that a table is read by: a law of what a change adds reads that in place of a loss."""
+    predicts = LAWS[law].predicts if law in LAWS else "loss"
+    return {**({} if predicts == "loss" else {"loss": predicts}), **(columns or {})}
 
 
 def not_used(named: Mapping[str, str], groups: Sequence[Group], fits: Sequence[AnyFit]) -> list[str]:
@@ -202,7 +211,7 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     if options["average"]:
         fits = [without_idle_floor(found, group.frame, columns=columns, **options) for found in fits]
     notes += [f"{main} was not fitted: {refused}"] if refused else []
-    fits = [replace(found, origin=_origin(group), warnings=(*notes, *found.warnings)) for found in fits]
+    fits = [replace(found, origin=_origin(group, found), warnings=(*notes, *found.warnings)) for found in fits]
     fits = [_with_unread(found, group) for found in fits]
     return [_under_conventions(found, group) for found in fits] if every_convention else fits
 
@@ -217,7 +226,7 @@ def fit_frame(
     columns, where they have other names. options: of `fit_law` (delta, intervals, draws, holdout, seed, hold, prior,
     one_sided). FitError when the runs cannot support the law, or are several curves.
     """
-    whole = _one_group(frame, columns or {})
+    whole = _one_group(frame, _with_loss(law, columns))
     refuse_mixed(whole)
     parts = _parts_of(whole, law)
     if len(parts) > 1:
@@ -286,11 +295,12 @@ def _tuned(group: Group) -> AnyFit | Refusal:
         found = fit(pd.concat([group.frame, diverged]), law.name, columns=group.columns)
     except FitError as error:
         return Refusal(group.sweep, str(error), group.title)
-    return replace(found, origin=_origin(group))
+    return replace(found, origin=_origin(group, found))
 
 
-def _origin(group: Group) -> Origin:
-    return Origin(group.sweep, group.arm, group.title, dict(group.dropped))
+def _origin(group: Group, found: AnyFit) -> Origin:
+    """Of a fit to the rows of a group; a law may have left out some more."""
+    return Origin(group.sweep, group.arm, group.title, {**group.dropped, **found.origin.dropped})
 
 
 def _under_conventions(found: AnyFit, group: Group) -> AnyFit:

@@ -137,7 +137,7 @@ def suggest_from(
     location: results folder or fits.json. None in place of the file when the fit's runs belong to no sweep.
     """
     folder, records = read_records(location)
-    usable = [record for record in records if record.form.kind == "loss"]
+    usable = [record for record in records if record.is_of_loss]
     asked = [record for record in usable if name in (None, record.name)]
     if not asked:
         names = ", ".join(record.name for record in usable)

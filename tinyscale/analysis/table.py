@@ -33,6 +33,7 @@ VARIABLES = {
     "depth": "nlayers depth layers numlayers nlayer numhiddenlayers",
     "latents": "latents nlatents numlatents dictsize dictionarysize",
     "active": "active nactive activelatents topk",
+    "bits": "bits nbits weightbits numbits bitwidth bitsperweight wbits",
     "loss": "valloss loss validationloss evalloss testloss finalvalloss finalvalidationloss finalevalloss finalloss "
     "heldoutloss devloss lossval losseval losstest lossfinal crossentropy crossentropyloss celoss ce valce valnll nll "
     "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain fvu",

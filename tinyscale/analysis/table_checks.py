@@ -121,7 +121,7 @@ def separating(frame: pd.DataFrame, columns: Mapping[str, str], names: Sequence[
 
     0 where no size was run twice, or the loss is not known.
     """
-    sizes = [columns[name] for name in ("n", "d", "c", "t", "u") if name in columns]
+    sizes = [columns[name] for name in ("n", "d", "c", "t", "u", "bits") if name in columns]
     used = [*sizes, *([columns["loss"]] if "loss" in columns else [])]
     if not sizes or len(used) == len(sizes) or any(frame[name].dtype.kind not in "iuf" for name in used):
         return 0.0, []
@@ -138,7 +138,7 @@ def separating(frame: pd.DataFrame, columns: Mapping[str, str], names: Sequence[
 
 def following(frame: pd.DataFrame, columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
     """Those columns of numbers with which the loss of runs of equal sizes goes up or down."""
-    sizes = [columns[name] for name in ("n", "d", "c", "t", "u") if name in columns]
+    sizes = [columns[name] for name in ("n", "d", "c", "t", "u", "bits") if name in columns]
     y = np.log(frame[columns["loss"]])
     found = []
     for name in names:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
+from tinyscale.fitting.bits import fit_bits
 from tinyscale.fitting.fit import Fit, fit_law
 from tinyscale.fitting.formation import fit_formation
 from tinyscale.fitting.isoflop import fit_envelope, fit_isoflop
@@ -48,6 +49,8 @@ def fit(
         return OPTIMA[name](frame, columns=columns)
     if name not in LAWS:
         raise FitError(f"no law is called {name!r}{nearest(name, NAMES)}; there are {', '.join(NAMES)}")
+    if LAWS[name].predicts == "delta":
+        return fit_bits(frame, name, columns=columns, **options)
     return fit_law(frame, find_law(name), columns=columns, **options)
 
 

@@ -63,7 +63,7 @@ def gather_evidence(
         whole = make_forecast(points, problem, theta, laws)
         forecast = whole if average else whole.alone(law, theta)
         alternatives = [{"law": m.law.name, "held_out_rms_percent": 100 * m.error} for m in whole.members]
-        of_compute = {"n", "d"} <= set(law.variables) and holdout == 1
+        of_compute = {"n", "d"} <= set(law.variables) and law.predicts == "loss" and holdout == 1
         held_out = (
             hold_out_top(points, problem, laws if average else (law,))
             if of_compute
@@ -186,7 +186,7 @@ def _about_data(law: Law, points: Points) -> list[str]:
     notes = [
         f"{name} spans a factor of {np.exp(np.ptp(row)):.2g}, under a decade: exponents rest on little"
         for row, name in zip(points.x, law.variables, strict=True)
-        if np.ptp(row) < np.log(10) * 0.999 and name != "u"
+        if np.ptp(row) < np.log(10) * 0.999 and name not in ("u", "bits")
     ]
     if points.copies:
         notes.append(f"{plural(points.copies, 'row')} left out: exact copies of others, and no runs of their own")
@@ -214,7 +214,7 @@ def _about_scaling(law: Law, points: Points, residual: Array) -> list[str]:
     return [
         f"the loss does not fall with {name} where the rest is equal: its exponent rests on nothing"
         for name in rising
-        if len(law.variables) > 1
+        if len(law.variables) > 1 and law.predicts == "loss"
     ]
 
 

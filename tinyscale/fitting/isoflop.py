@@ -48,18 +48,22 @@ def fit_envelope(frame: pd.DataFrame, *, columns: Mapping[str, str] | None = Non
     """
     points, counts = _read(frame, columns)
     ordered = points.sort_values(["c", "loss"])
-    hull: list[int] = []
-    x, y = np.log(ordered["c"].to_numpy()), np.log(ordered["loss"].to_numpy())
-    for i in range(len(ordered)):
-        while len(hull) >= 2 and _bend(x, y, hull[-2], hull[-1], i) <= 0:
-            hull.pop()
-        hull.append(i)
-    hull = [i for i in hull if i == hull[0] or y[i] < y[:i].min()]
+    hull = lower_hull(np.log(ordered["c"].to_numpy()), np.log(ordered["loss"].to_numpy()))
     if len(hull) < 4:
         raise FitError(f"the envelope holds {len(hull)} runs, 4 are needed; add budgets, or fit isoflop or chinchilla")
     table = ordered.iloc[hull].rename(columns={"n": "best", "d": "best_d"})
     table = table.assign(log_sd=np.nan, refused="").reset_index(drop=True)
     return _through(ENVELOPE, table, table, points, counts)
+
+
+def lower_hull(x: Array, y: Array) -> list[int]:
+    """Which of the points, in the order of x and then of y, are on the lower convex hull and fall."""
+    hull: list[int] = []
+    for i in range(len(x)):
+        while len(hull) >= 2 and _bend(x, y, hull[-2], hull[-1], i) <= 0:
+            hull.pop()
+        hull.append(i)
+    return [i for i in hull if i == hull[0] or y[i] < y[:i].min()]
 
 
 def _read(frame: pd.DataFrame, columns: Mapping[str, str] | None) -> tuple[pd.DataFrame, dict[str, str]]:

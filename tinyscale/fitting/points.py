@@ -20,7 +20,8 @@ from tinyscale.formatting import compact
 # What a law calls it -> the results' column. A frame with a column of the law's own name may use that instead.
 COLUMNS = {
     "n": "n_non_embedding", "d": "tokens", "c": "flops", "t": "context_length", "u": "unique_tokens",
-    "width": "d_model", "depth": "n_layers", "latents": "latents", "active": "active", "loss": "val_loss",
+    "width": "d_model", "depth": "n_layers", "latents": "latents", "active": "active", "bits": "bits",
+    "loss": "val_loss",
 }  # fmt: skip
 
 SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size
@@ -125,7 +126,7 @@ def read_points(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | None
     kept = kept.reset_index(drop=True)
     x = np.log(kept[list(law.variables)].to_numpy(float).T)
     y = np.log(kept["loss"].to_numpy(float))
-    size = group_sizes(x.sum(axis=0)) if len(law.variables) <= 2 else group_sizes(x[0])
+    size = group_sizes(x[: len(law.sizes) or 1].sum(axis=0) if len(law.variables) <= 2 else x[0])
     return Points(kept, x, y, size, _clusters(x, kept.get("run")), counts, names, rows - len(kept))
 
 
@@ -190,8 +191,8 @@ def _clusters(x: Array, run: pd.Series[Any] | None) -> Index:
 
 
 def held_variables(law: Law) -> tuple[str, ...]:
-    """The variables that say what a law of one variable holds fixed; none of a joint law."""
-    if len(law.variables) > 1:
+    """The variables that say what a law of one size, or none, holds fixed; none of a joint law."""
+    if len(law.sizes) > 1:
         return ()
     return ("n", "d", "c") if law.variables == ("t",) else ("n", "d")
 
@@ -207,11 +208,13 @@ def describe_slice(frame: pd.DataFrame, law: Law, columns: Mapping[str, str] | N
         return "the other sizes are not known: the floor and the exponent belong to whatever was held fixed"
     held = (
         *((_constant(each), f"at fixed FLOPs C = {compact(np.median(each))}") for each in c),
-        (law.variables != ("d",) and _constant(d), f"at fixed tokens D = {compact(np.median(d))}"),
-        (law.variables != ("n",) and _constant(n), f"at fixed parameters N = {compact(np.median(n))}"),
+        ("d" not in law.variables and _constant(d), f"at fixed tokens D = {compact(np.median(d))}"),
+        ("n" not in law.variables and _constant(n), f"at fixed parameters N = {compact(np.median(n))}"),
         (_constant(d / n), f"at a fixed ratio D/N = {np.median(d / n):.3g}"),
     )
-    other, values = ("N", n) if law.variables == ("d",) else ("D", d)
+    if not law.sizes and _constant(d) and _constant(n):
+        return f"{held[-3][1]} and {held[-2][1].removeprefix('at fixed ')}"
+    other, values = ("N", n) if law.sizes == ("d",) else ("D", d)
     moving = f"neither {other} nor D/N is held fixed ({other} = {compact(values.min())} to {compact(values.max())})"
     return next((what for holds, what in held if holds), moving)
 

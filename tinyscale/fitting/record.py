@@ -19,6 +19,7 @@ from tinyscale.fitting.solve import Certificate
 from tinyscale.fitting.uncertainty import Noise
 
 MOST_BYTES = 120  # of a title in a file's name; a file system takes 255 with all that is added
+MEASURED = {"bits", "latents", "active"}  # variables of measurements, which no trial has
 TRIALS = "trials"  # the source of fits to a results folder's own runs
 # Keys of an entry of fits.json, in the order that they are written in.
 KEYS = (
@@ -94,9 +95,19 @@ class Record:
         return pd.DataFrame() if self.optima is None else with_optimum(self.optima)
 
     @property
+    def is_of_loss(self) -> bool:
+        """Whether the law is of the loss of trials, not of what was measured of them."""
+        return isinstance(self.form, Law) and self.form.predicts == "loss" and not MEASURED & set(self.form.variables)
+
+    @property
     def headline(self) -> str:
         """The parameter to quote where there is room for one."""
         return self.form.headline if self.form.headline in self.estimates else next(iter(self.estimates))
+
+    @property
+    def theory(self) -> Mapping[str, float]:
+        """Parameter -> the value that is derived for it, where there is one."""
+        return self.form.theory if isinstance(self.form, Law) else {}
 
     @property
     def all_estimates(self) -> dict[str, Estimate]:

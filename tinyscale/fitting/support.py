@@ -12,7 +12,7 @@ from scipy import special
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.laws import LAWS, Law
-from tinyscale.fitting.points import SAME_BUDGET, Points, column_of, group_sizes, positive
+from tinyscale.fitting.points import SAME_BUDGET, SAME_SIZE, Points, column_of, group_sizes, positive
 from tinyscale.formatting import compact
 
 NO_SCALING = 0.05  # chance of losses that go with the sizes by accident alone, above which none is seen
@@ -24,8 +24,9 @@ def refuse_unsupported(law: Law, points: Points) -> None:
     """FitError when no number could be trusted: too few sizes, no spread, one ratio, or a loss that does not fall."""
     _refuse_constant(law, points)
     _refuse_few(law, points)
-    if len(law.variables) > 1:
+    if len(law.sizes) > 1:
         _refuse_collinear(law, points)
+    if len(law.variables) > 1:
         _refuse_flat(law, points)
     else:
         _refuse_rising(law, points)
@@ -33,7 +34,7 @@ def refuse_unsupported(law: Law, points: Points) -> None:
 
 def _refuse_constant(law: Law, points: Points) -> None:
     for row, name in zip(points.x, law.variables, strict=True):
-        if np.ptp(row) < LEAST_SPREAD and name != "u":
+        if np.ptp(row) < (SAME_SIZE if name == "bits" else LEAST_SPREAD) and name != "u":
             value = compact(float(np.exp(row.mean())))
             raise FitError(
                 f"{law.formula} needs {name} to vary: here it stays at {value}; sweep it, or fit another law"
@@ -59,7 +60,7 @@ def _refuse_few(law: Law, points: Points) -> None:
 
 
 def _refuse_collinear(law: Law, points: Points) -> None:
-    if _collinear(points.x[0], points.x[1]):
+    if collinear(points.x[0], points.x[1]):
         first, second = law.variables[:2]
         raise FitError(
             f"{law.formula}: {second} follows {first} in all runs (one {second}/{first} ratio), so alpha and beta "
@@ -108,7 +109,7 @@ def needs(law: Law) -> int:
     return max(4, len(law.params) + (len(law.variables) > 1))
 
 
-def _collinear(first: Array, second: Array) -> bool:
+def collinear(first: Array, second: Array) -> bool:
     """Whether one logarithm is a line in the other, up to whole steps."""
     slope = np.cov(first, second)[0, 1] / np.var(first, ddof=1)
     return bool(np.ptp(second - slope * first) < LEAST_SPREAD)

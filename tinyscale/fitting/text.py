@@ -21,7 +21,8 @@ def describe(record: Record) -> str:
     lines = [f"{record.origin.title}: {record.formula}{where}", "", f"  {'':10}{'value':>12}   95 % interval"]
     for name, estimate in record.all_estimates.items():
         value, low, high = estimate.texts()
-        lines.append(f"  {name:10}{value:>12}   {low} to {high}")
+        derived = f"   theory: {number(record.theory[name])}" if name in record.theory else ""
+        lines.append(f"  {name:10}{value:>12}   {low} to {high}{derived}")
     lines += [
         "",
         *(

@@ -35,7 +35,8 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
         _draw_curve(fit, points, ax)
     else:
         _draw_family(fit, points, ax)
-    ax.set_ylabel("Validation loss (nats per token)")
+    said = "Validation loss" if fit.law.predicts == "loss" else f"{fit.law.predicts}: what is added to the loss"
+    ax.set_ylabel(f"{said} (nats per token)")
     ax.set_title("\n".join(filter(None, [heading(fit.origin.title), fit.slice])), fontsize=10, loc="left")
     tidy(ax)
     return ax
@@ -68,7 +69,7 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     """Seeds, their means, the curve with its band, and the largest size as predicted from the smaller ones."""
     name = fit.law.variables[0]
     x, loss = points[name].to_numpy(float), points["loss"].to_numpy(float)
-    grid = np.geomspace(x.min() / 1.25, x.max() * 4, 200)
+    grid = np.geomspace(x.min() / 1.25, x.max() * (4 if fit.law.sizes else 1.25), 200)
     curve = fit.predict(noise=False, **{name: grid})
     ax.fill_between(grid, curve["low"], curve["high"], color=BLUE, alpha=0.18, lw=0, label="95 % band of the curve")
     ax.plot(grid, curve["loss"], color=BLUE, lw=1.6, label="fit")
@@ -111,8 +112,11 @@ def _draw_held_out(ax: Axes, fit: Fit, name: str) -> None:
 
 
 def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
-    """Loss against the second variable, a colour and a curve for each size of the first."""
-    first, second, *rest = fit.law.variables
+    """Loss against the second variable, or the bits, a colour and a curve for each size of the first.
+
+    A further variable follows the second in the curves; where that is the bits, it has the mean of the size.
+    """
+    first, second, *rest = sorted(fit.law.variables, key=lambda name: (name != fit.law.variables[0], name != "bits"))
     size = group_sizes(np.log(points[first].to_numpy(float)))
     colours = shades(size.max() + 1)
     named = set(np.unique(np.linspace(0, size.max(), min(size.max() + 1, MOST_NAMED)).round().astype(int)))
@@ -123,7 +127,9 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
         ax.plot(part[second], part["loss"], "o", ms=4, color=colour, mec="white", mew=0.4, zorder=3, label=label)
         grid = np.geomspace(part[second].min(), part[second].max(), 60)
         sizes = {first: np.full(len(grid), value), second: grid}
-        sizes |= {name: np.interp(grid, *_sorted(part[second], part[name])) for name in rest}
+        for name in rest:
+            middle = np.full(len(grid), np.exp(np.log(part[name]).mean()))
+            sizes[name] = middle if second == "bits" else np.interp(grid, *_sorted(part[second], part[name]))
         curve = fit.predict(noise=False, **sizes)
         ax.fill_between(grid, curve["low"], curve["high"], color=colour, alpha=0.18, lw=0)
         ax.plot(grid, curve["loss"], color=colour, lw=1.2)

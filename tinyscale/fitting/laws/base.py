@@ -20,6 +20,7 @@ VARIABLES = {
     "depth": ("l", "n_layers"),
     "latents": ("n", "features of an autoencoder"),
     "active": ("k", "active features"),
+    "bits": ("P", "bits of a weight"),
 }
 
 FLOOR, COEFFICIENT, EXPONENT = (0.0, 1e3), (1e-12, 1e50), (0.005, 3.0)
@@ -38,6 +39,8 @@ class Law:
     exponents: the parameters that say how fast the loss falls, the one to quote first; irreducible: the parameter that
     is the loss at infinite size; has_frontier: whether frontier.py derives the compute-optimal N and D from it;
     latex: its parameters' values -> the law with its numbers as mathematics (None: the plain formula is shown).
+    predicts: what the law says, in a text: the loss, or what a change adds to it; theory: parameter -> the value that
+    is derived for it, to be shown with the estimate.
     held: parameter -> the value that it is held at; prior: parameter -> the value, in solver coordinates, that it is
     drawn to, and the weight of its squared distance from there against that of the points.
     """
@@ -55,13 +58,19 @@ class Law:
     latex: Callable[[Mapping[str, float]], str] | None = None
     held: Mapping[str, float] = field(default_factory=dict, hash=False)
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    predicts: str = "loss"
+    theory: Mapping[str, float] = field(default_factory=dict, hash=False)
     kind = "loss"
-    predicts = "loss"
 
     @property
     def headline(self) -> str:
         """The parameter to quote where there is room for one."""
         return (*self.exponents, *self.params)[0]
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The variables that say how large a run is; all but the bits of a weight."""
+        return tuple(name for name in self.variables if name != "bits")
 
     @property
     def splits_loss(self) -> bool:
