@@ -61,7 +61,7 @@ def _takes(record: Record) -> str:
     if record.form.kind == "budgets":
         return f"{record.name} takes --flops"
     if record.form.kind in ("sizes", "jumps"):
-        return f"{record.name} is a law of the best {record.law} and predicts no loss"
+        return f"{record.name} is the law {record.law} and predicts no loss"
     if unknown := [name for name in record.range if name not in FLAGS]:
         return f"{record.name} takes {', '.join(record.range)}, and {', '.join(unknown)} only Python gives it"
     either = ", or --flops alone" if record.form.has_frontier else ""

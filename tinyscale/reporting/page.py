@@ -20,6 +20,7 @@ from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.text import formula_with_numbers, verdict
 from tinyscale.reporting.figures import figures_of, stem_of, write_figure
+from tinyscale.reporting.plot_bits import plot_delta, plot_front
 from tinyscale.reporting.plot_forecasts import plot_forecasts
 from tinyscale.reporting.plot_runs import plot_positions, plot_runs
 from tinyscale.reporting.tables import (
@@ -61,6 +62,12 @@ FORECASTS = (
     "Registered forecasts by distance: each 95 % interval, and each run as a circle, in percent of the forecast (zero: "
     "exactly as forecast). An interval without a circle has no run yet."
 )
+ROUNDING = {
+    "front": "Loss against the bits of the whole model, scales included, of the models with the most tokens: a line "
+    "per width, from few bits per weight to many. Of the models on the front none has a lower loss in as few bits.",
+    "delta": "Loss that rounding adds against the bits of a weight: a line per width, bars are 95 % intervals. Where "
+    "rounding errors are small, theory has it fall four times with each bit.",
+}
 POSITIONS = (
     "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
     "in bins that double; the last one ends at the context's length. A line is the mean over seeds, its band ± one "
@@ -217,9 +224,18 @@ class _Page:
             finished = rows[rows["state"] == State.FINISHED]
             yield Heading(f"Measured: {kind}")
             if len(finished):
+                yield from self._of_rounding(record, finished) if kind == "quantize" else ()
                 yield self.table(measured_of(record, kind, finished))
             if failed := [str(reason) for reason in rows.loc[rows["state"] == State.FAILED].get("reason", [])]:
                 yield Notes("Failed measurements", tuple(failed))
+
+    def _of_rounding(self, record: SweepRecord, rows: pd.DataFrame) -> Iterator[Block]:
+        """Loss against bits, of the models with the most tokens and of one arm, with as much rounded as was."""
+        rows = rows[(rows["tokens"] == rows["tokens"].max()) & (rows["arm"] == rows["arm"].iloc[0])]
+        rows = rows[rows["of"] == rows["of"].min()]
+        rows = rows[rows["method"] == rows["method"].iloc[0]]
+        for what, draw in (("front", plot_front), ("delta", plot_delta)):
+            yield self._draw(f"{record.name}-quantize-{what}", partial(draw, rows), ROUNDING[what])
 
     def _of_trials(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """What the launch cost, what failed, and which rows no fit used."""
