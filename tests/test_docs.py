@@ -178,13 +178,14 @@ def test_the_tutorial_leads_from_a_text_to_a_report(tmp_path: Path) -> None:
     """Its sweep file and its commands as they stand, with fewer tokens a trial."""
     page = (ROOT / "docs" / "tutorial.md").read_text()
     (sweep,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
-    smaller = sweep.replace("tokens_budget: 600K", "tokens_budget: 60K")
+    smaller = sweep.replace("tokens_budget: 600K, batch_tokens: 512", "tokens_budget: 60K, batch_tokens: 64")
+    assert smaller != sweep
     smaller = smaller.replace("val_bytes: 400K", "val_bytes: 700K")  # few words: long tokens
     (tmp_path / "mine.yaml").write_text(smaller)
     write_text(tmp_path / "my_text.txt", count=600_000)
-    named = "tinyscale (plan|launch|status|fit|report|predict|plot)"
+    named = "tinyscale (tune|plan|launch|status|fit|report|predict|plot)"
     commands = [line for line in page.splitlines() if re.match(named, line)]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         program = tinyscale(*command.split()[1:], cwd=tmp_path)
         output, _ = program.communicate(timeout=240)

@@ -42,6 +42,7 @@ def test_each_tinyscale_command_in_the_text_parses_as_written(text):
 
 def test_the_readme_starts_with_one_command_to_run_the_main_job_and_one_to_test():
     run, test, *_ = shell_blocks(ROOT / "README.md")
+    assert "tune -y sweeps/quickstart.yaml" in run
     assert "launch -y sweeps/quickstart.yaml" in run
     assert "fit results/" in run
     assert "-m pytest" in test

@@ -54,8 +54,8 @@ def best_settings(trial: Trial, open_: Sequence[str], laws: Sequence[Record]) ->
     """For each open setting its value, in three digits or whole contexts, and what says so.
 
     The batch comes first, then the rate at that batch, then the weight decay at both. Of laws for the trial's text,
-    tokenizer, optimizer and parametrization the one with the fewest doubts counts, of these the one of most runs; where
-    there is no law, a rule. FitError where there is no rule either.
+    tokenizer, optimizer and parametrization those at its batch count before others, and of these the one of most runs;
+    where there is no law, a rule. FitError where there is no rule either.
     """
     columns, others = trial_columns(trial), _settings_of(trial)
     task = {name: columns[name] for name in HOLDS_FOR}
@@ -92,31 +92,29 @@ def _rounded(trial: Trial, setting: str, value: float) -> float:
 
 
 def _by_law(trial: Trial, setting: str, laws: Sequence[Record], others: Mapping[str, float]) -> tuple[float, str]:
-    doubts = [_doubts(trial, setting, law, others) for law in laws]
-    law, doubted = min(zip(laws, doubts, strict=True), key=lambda each: (len(each[1]), -each[0].points))
-    n, d = _size(trial, law)
+    law = min(laws, key=lambda each: (_other_batch(each, setting, others) is not None, -each.points))
+    n, d = float(getattr(trial.parameters, law.columns["n"])), float(trial.tokens)
     if setting == _tuned(law)[0]:
         value = best_setting(law.estimates, n, d, others["batch_tokens"])
     else:
         value = setting_beside(law.estimates, setting, n, d)
-    return value, ", ".join([f"N = {compact(n)}, by the law {law.name}", *doubted])
+    doubts = [_beyond(law, n, d), _other_batch(law, setting, others)]
+    return value, ", ".join([f"N = {compact(n)}, by the law {law.name}", *filter(None, doubts)])
 
 
-def _size(trial: Trial, law: Record) -> tuple[float, float]:
-    """N as the law counts it, and D."""
-    return float(getattr(trial.parameters, law.columns["n"])), float(trial.tokens)
-
-
-def _doubts(trial: Trial, setting: str, law: Record, others: Mapping[str, float]) -> list[str]:
-    """What a reader should know of a law that is used where it was not fitted."""
-    n, d = _size(trial, law)
+def _beyond(law: Record, n: float, d: float) -> str | None:
+    """A word on sizes that are far from those that a law was fitted to."""
     kept = law.kept
     beyond = max(max(value / kept[name].max(), kept[name].min() / value) for name, value in (("n", n), ("d", d)))
-    doubts = [f"{beyond:.2g} times beyond the sizes it was fitted to"] if beyond > FAR else []
-    held = law.of.get("batch_tokens", others["batch_tokens"])
-    if setting != "batch_tokens" and held != others["batch_tokens"]:
-        doubts.append(f"which is of batch_tokens {held}, not {others['batch_tokens']:.0f}")
-    return doubts
+    return f"{beyond:.2g} times beyond the sizes it was fitted to" if beyond > FAR else None
+
+
+def _other_batch(law: Record, setting: str, others: Mapping[str, float]) -> str | None:
+    """A word on a law whose runs all had another batch than the trial has."""
+    held, batch = law.of.get("batch_tokens", others["batch_tokens"]), others["batch_tokens"]
+    if setting == "batch_tokens" or held == batch:
+        return None
+    return f"which is of batch_tokens {held}, not {batch:.0f}"
 
 
 def _by_rule(
