@@ -55,6 +55,7 @@ def figures_of(found: AnyFit) -> dict[str, Callable[..., Axes]]:
             "law": plot_optima.plot_tuning,
             **{name: partial(plot_optima.plot_tuning, setting=name) for name in beside},
         },
+        "jumps": {"law": plot_optima.plot_formation},
     }
     return {what: partial(draw, found) for what, draw in drawn[found.record.form.kind].items()}
 

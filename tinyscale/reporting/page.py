@@ -66,7 +66,7 @@ ROUNDING = {
     "front": "Loss against the bits of the whole model, scales included, of the models with the most tokens: a line "
     "per width, from few bits per weight to many. Of the models on the front none has a lower loss in as few bits.",
     "delta": "Loss that rounding adds against the bits of a weight: a line per width, bars are 95 % intervals. Where "
-    "rounding errors are small, theory has it fall four times with each bit.",
+    "rounding errors are small, theory has it fall by a factor of four with each bit.",
 }
 POSITIONS = (
     "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
@@ -290,6 +290,8 @@ def _caption(record: Record, what: str) -> str:
     if what == "curves":
         swept = "the setting at each size" if record.form.kind == "sizes" else "parameters at each budget of compute"
         return f"Loss against {swept}, a line through the means of seeds; the bottom of a curve is its best."
+    if record.form.kind == "jumps":
+        return "Where the loss of copies jumps: bars are one standard deviation, a line for each size is the law."
     if record.form.kind != "loss":
         return (
             "The best value at each size or budget, with the power law through them and its 95 % band; bars are one "

@@ -18,7 +18,7 @@ from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import SAME_BUDGET, group_sizes
 from tinyscale.fitting.tuning import SYMBOLS, best_setting, setting_beside
 from tinyscale.formatting import compact, scientific
-from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, heading, literal, new_axes, shades, tidy
+from tinyscale.reporting.plot_law import BLUE, GREY, LEGEND, ORANGE, heading, literal, new_axes, shades, tidy
 
 LABELS = {"lr": "lr: peak learning rate", "batch_tokens": "batch_tokens: tokens of one step"}
 STAR: dict[str, Any] = {"ms": 11, "color": ORANGE, "mec": "white", "mew": 0.6, "zorder": 5}
@@ -119,6 +119,34 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     tidy(ax)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{np.log10(value):.0f}}}$"))
     ax.xaxis.set_major_locator(LogLocator(base=10))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    return ax
+
+
+def plot_formation(fit: Optima, ax: Axes | None = None) -> Axes:
+    """The tokens after which induction forms against the tokens of a step, a colour for each N, with the law and the
+    slope of 1/2 that Aoyama et al. (2511.16893) found.
+    """
+    ax = ax or new_axes()
+    table = fit.kept
+    batch, middle = table["batch_tokens"].to_numpy(float), float(np.exp(np.log(table["best"]).mean()))
+    grid = np.geomspace(batch.min() / 1.5, batch.max() * 1.5, 20)
+    for (n, rows), colour in zip(table.groupby("n"), shades(table["n"].nunique()), strict=True):
+        bars = _factor(rows["best"].to_numpy(float), rows["log_sd"])
+        ax.errorbar(rows["batch_tokens"], rows["best"], bars, fmt="o", ms=5, color=colour, mec="white", mew=0.4,
+                    elinewidth=1, label=f"N = {compact(float(n))}")  # fmt: skip
+        size = float(n) ** fit.params.get("q", 0.0)
+        ax.plot(grid, fit.params["k"] * grid ** fit.params["p"] * size, color=colour, lw=1.2)
+    half = middle * np.sqrt(grid / np.exp(np.log(batch).mean()))
+    ax.plot(grid, half, "--", color=GREY, lw=1.2, label="slope 1/2")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("B C: tokens of one step")
+    ax.set_ylabel("D*: tokens after which induction forms")
+    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
+    ax.legend(**LEGEND, fontsize=8.5, loc="upper left")
+    tidy(ax)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     return ax
 
