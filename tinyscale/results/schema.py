@@ -111,7 +111,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("qk_norm", _BOOL, "RMSNorm of each head's queries and keys"),
     ("kv_cache_per_token", _INT, "numbers that generation keeps per token of context: keys and values of all layers"),
     # since version 6
-    ("weight_bits", _INT, "bits of the blocks' weights in the forward passes of training; null: not rounded"),
+    ("weight_bits", _INT, "bits of the blocks' weights in the forward passes of training; 32: not rounded"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -157,6 +157,7 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "branches": json.dumps(config.train.branches),
         "seed": config.seed,
         "n_kv_heads": config.model.kv_heads,
+        "weight_bits": config.train.weight_bits or 32,
         "kv_cache_per_token": kv_cache_numbers(config.model),
         **config.resources.model_dump(),
     }
