@@ -166,7 +166,9 @@ def test_a_process_that_served_other_trials_gives_identical_numbers(tiny_corpus:
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"optimizer": "lion", "lr": 1e-3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "bf16"}, {"optimizer": "lion", "lr": 1e-3}, {"weight_bits": 3}], ids=str
+)
 @pytest.mark.parametrize("stop_at", [1, 7, 10, 19])
 def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
     tiny_corpus: DataConfig, tmp_path: Path, stop_at: int, changes: dict[str, Any]

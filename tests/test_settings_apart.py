@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "lr": (1e-2, 2e-2), "min_lr_ratio": (0.1, 0.2), "warmup_fraction": (0.05, 0.1),
     "schedule": ("cosine", "linear"), "decay_fraction": (0.2, 0.3), "branches": ([], [0.5]), "weight_decay": (0.1, 0),
     "betas": ([0.9, 0.95], [0.9, 0.99]), "grad_clip": (1, 0), "precision": ("fp32", "bf16"), "eval_points": (3, 4),
+    "weight_bits": (None, 4),
 }  # fmt: skip
 # A field of the data moves one of the facts of the text, or the tokens that are scored.
 DATA_MOVES = dict.fromkeys(("corpus", "max_bytes", "zipf", "repeats"), "corpus_hash") | {"tokenizer": "tokenizer_hash"}

@@ -397,6 +397,7 @@ def test_every_field_of_a_trial_is_a_column_of_its_value() -> None:
         "seed": 3,
         "bias": True,
         "n_kv_heads": 1,
+        "weight_bits": 4,
     }
     trial = known_trial(**changes)
     row = trial_columns(trial)

@@ -23,6 +23,7 @@ from tinyscale.training.checkpoint import DamagedError, of_bytes
 from tinyscale.training.evaluate import Evaluation, token_losses
 from tinyscale.training.loop import WEIGHTS
 from tinyscale.training.model import GPT
+from tinyscale.training.rounding import round_for_good
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ def load_trained(results: Results, prefix: str) -> Trained:
 
 
 def load_gpt(results: Results, trial: Trial) -> GPT:
-    """The model of a finished trial, in evaluation mode. ResultsError without its weights, or with damaged ones."""
+    """The model of a finished trial, in evaluation mode, with the weights that it was scored with.
+
+    ResultsError without its weights, or with damaged ones.
+    """
     checkpoints = results.checkpoints(trial.identity)
     if not checkpoints.exists(WEIGHTS):
         raise ResultsError(
@@ -90,6 +94,8 @@ def load_gpt(results: Results, trial: Trial) -> GPT:
             f"{checkpoints}/{WEIGHTS}: damaged, or of another model ({str(error).splitlines()[0]}); delete "
             f"{results.trials}/{trial.identity}.parquet and launch its sweep again"
         ) from error
+    if trial.config.train.weight_bits is not None:
+        round_for_good(gpt.blocks, trial.config.train.weight_bits)
     return gpt.eval()
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tinyscale.spec.costs import kv_cache_numbers
 from tinyscale.spec.trial import Trial
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 MAX_EXPONENT = math.log(sys.float_info.max)
 IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
@@ -110,6 +110,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("n_kv_heads", _INT, "heads of keys and values; n_heads of them unless queries share them"),
     ("qk_norm", _BOOL, "RMSNorm of each head's queries and keys"),
     ("kv_cache_per_token", _INT, "numbers that generation keeps per token of context: keys and values of all layers"),
+    # since version 6
+    ("weight_bits", _INT, "bits of the blocks' weights in the forward passes of training; 32: not rounded"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -192,6 +194,7 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "branches": json.dumps(config.train.branches),
         "seed": config.seed,
         "n_kv_heads": config.model.kv_heads,
+        "weight_bits": config.train.weight_bits or 32,
         "kv_cache_per_token": kv_cache_numbers(config.model),
         **config.resources.model_dump(),
     }

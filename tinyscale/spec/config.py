@@ -293,6 +293,13 @@ class TrainConfig(BaseModel):
         default="fp32",
         description="of matrix products; auto: the faster of fp32 and bf16; fp16, with a loss scaler, on GPUs only",
     )
+    weight_bits: Int | None = Field(
+        default=None,
+        ge=2,
+        le=16,
+        description="bits that the matrices of the blocks are rounded to in each forward pass, one scale per row, with "
+        "straight-through gradients; default: no rounding",
+    )
     repeats: bool = Field(default=False, description="allow more than one epoch over the unique tokens")
     eval_points: Int = Field(
         default=6, ge=1, le=1000, description="evaluations, log-spaced in tokens, the last at the end"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tinyscale.data import TokenizedCorpus
+from tinyscale.errors import ConfigError
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training.evaluate import token_losses
@@ -108,7 +109,12 @@ def batched_update(
 
 
 def start_runs(trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequence[Folder | None]) -> list[Started]:
-    """The trials' runs, which share one model, each with its initial state or the state of its checkpoint."""
+    """The trials' runs, which share one model, each with its initial state or the state of its checkpoint.
+
+    ConfigError for what a batched model cannot train.
+    """
+    if any(trial.config.train.weight_bits is not None for trial in trials):
+        raise ConfigError("a batched model does not round its weights: leave out fuse, or train.weight_bits")
     started: list[Started] = []
     for trial, folder in zip(trials, folders, strict=True):
         run = Run(trial, corpus, folder, shared=started[0][0] if started else None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tinyscale.spec.config import ModelConfig
 from tinyscale.training.parametrization import EMBEDDING_STD, branch_std, head_std, scales
+from tinyscale.training.rounding import Linear
 
 NORM_EPS = 1e-5  # of every norm, added to the mean square
 
@@ -65,10 +66,10 @@ class Attention(nn.Module):
         self.cos_sin: Tensor | None  # a buffer: compiled code would compute it again for every element
         self.register_buffer("cos_sin", cos_sin, persistent=False)
         kv_width = self.kv_heads * self.head_dim
-        self.qkv = nn.Linear(config.d_model, config.d_model + 2 * kv_width, bias=config.bias)
+        self.qkv = Linear(config.d_model, config.d_model + 2 * kv_width, bias=config.bias)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if config.qk_norm else None
-        self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        self.out = Linear(config.d_model, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.out(attend(*self.queries_keys_values(x)).transpose(1, 2).flatten(2))
@@ -95,8 +96,8 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
-        self.into = nn.Linear(config.d_model, (2 if self.gated else 1) * config.d_ff, bias=config.bias)
-        self.out = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.into = Linear(config.d_model, (2 if self.gated else 1) * config.d_ff, bias=config.bias)
+        self.out = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.into(x)

@@ -14,6 +14,7 @@ from tinyscale.spec.config import OPTIMIZERS
 from tinyscale.spec.trial import Trial
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import UnitRate, build_optimizer, make_capturable, plain_state, set_rate, with_tensor_rate
+from tinyscale.training.rounding import round_in_use
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,6 +26,7 @@ class TrainState:
         self.device, self.train = device, trial.config.train
         torch.manual_seed(trial.config.seed)
         self.gpt = GPT(trial.config.model, trial.vocab_size).to(device)
+        round_in_use(self.gpt.blocks, self.train.weight_bits)
         self.optimizer = build_optimizer(self.gpt, self.train, trial.config.model)
         self.scaler: Any = torch.amp.GradScaler(device.type, enabled=self.train.precision == "fp16")
         self._fresh = self.optimizer.state_dict()
