@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tinyscale.fitting.isoflop import lower_hull
 from tinyscale.fitting.laws.bits import THEORY
 from tinyscale.reporting.plot_law import GREY, LEGEND, ORANGE, heading, new_axes, shades, tidy
 
@@ -23,12 +22,13 @@ NAME: dict[str, Any] = {  # below a point to the left, aslant, so that names of 
 
 
 def front(frame: pd.DataFrame) -> pd.DataFrame:
-    """The models of which none has a lower loss in as few bits, nor any line between two: the lower hull of logarithms.
+    """The models than which no other has a lower loss in as few bits.
 
     frame: columns loss, model_bits, d_model and bits. One row per model, from the fewest bits to the most.
     """
     models = frame.groupby(BY, as_index=False)[["model_bits", "loss"]].mean().sort_values(["model_bits", "loss"])
-    return models.iloc[lower_hull(*np.log(models[["model_bits", "loss"]].to_numpy(float)).T)].reset_index(drop=True)
+    best_before = models["loss"].cummin().shift(fill_value=np.inf)
+    return models[models["loss"] < best_before].reset_index(drop=True)
 
 
 def plot_front(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:

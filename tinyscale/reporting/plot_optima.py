@@ -131,11 +131,12 @@ def plot_formation(fit: Optima, ax: Axes | None = None) -> Axes:
     table = fit.kept
     batch, middle = table["batch_tokens"].to_numpy(float), float(np.exp(np.log(table["best"]).mean()))
     grid = np.geomspace(batch.min() / 1.5, batch.max() * 1.5, 20)
-    for (n, rows), colour in zip(table.groupby("n"), shades(table["n"].nunique()), strict=True):
+    for n, colour in zip(sorted(table["n"].unique().astype(float)), shades(table["n"].nunique()), strict=True):
+        rows = table[table["n"] == n]
         bars = _factor(rows["best"].to_numpy(float), rows["log_sd"])
         ax.errorbar(rows["batch_tokens"], rows["best"], bars, fmt="o", ms=5, color=colour, mec="white", mew=0.4,
-                    elinewidth=1, label=f"N = {compact(float(n))}")  # fmt: skip
-        size = float(n) ** fit.params.get("q", 0.0)
+                    elinewidth=1, label=f"N = {compact(n)}")  # fmt: skip
+        size = n ** fit.params.get("q", 0.0)
         ax.plot(grid, fit.params["k"] * grid ** fit.params["p"] * size, color=colour, lw=1.2)
     half = middle * np.sqrt(grid / np.exp(np.log(batch).mean()))
     ax.plot(grid, half, "--", color=GREY, lw=1.2, label="slope 1/2")

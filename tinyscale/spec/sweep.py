@@ -93,6 +93,7 @@ UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
     ("train.optimizer", lambda optimizer: optimizer == "muon", "adamw or lion"),
     ("train.precision", lambda precision: precision == "fp16", "fp32 or bf16"),
     ("train.branches", bool, "left out"),
+    ("train.weight_bits", bool, "left out"),
     ("resources.workers", lambda workers: workers > 1, "1"),
 )
 
