@@ -186,7 +186,7 @@ READERS: dict[str, tuple[str, Read]] = {
     "launch": ("launches/l.json", lambda path: read_launches(Folder.at(path.parent))),
     "lease": ("leases/t0.json", of_leases),
     "trial": ("trials/t0.parquet", of_trials),
-    "snapshot": (snapshot.NAME, lambda path: snapshot.load(Folder.at(path.parent), {"a": "a"}, SCHEMA)),
+    "snapshot": (snapshot.NAME, lambda path: snapshot.load(Folder.at(path.parent), snapshot.NAME, {"a": "a"}, SCHEMA)),
     "fits": ("fits/fits.json", of_fits),
     "points of a fit": ("tables/width-power-n.parquet", of_refits),
     "forecasts": ("forecasts/width.json", of_forecasts),
@@ -227,7 +227,7 @@ def whole(fitted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert Lease(Folder.at(folder / "leases"), "t0").claim()
     rows = results.read()[0].head(20)
     table = snapshot.pa.Table.from_pandas(rows, SCHEMA)
-    snapshot.save(Folder.at(folder), snapshot.labelled(table, "a", "{}"))
+    snapshot.save(Folder.at(folder), snapshot.NAME, snapshot.labelled(table, "a", "{}"))
     (folder / "s.yaml").write_bytes(next(path for path in SWEEPS if path.stem == "quickstart").read_bytes())
     runs = runs_of_sizes()
     runs.to_csv(folder / "r.csv", index=False)

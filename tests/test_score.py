@@ -21,7 +21,7 @@ from tinyscale.inference.trained import Trained, score
 from tinyscale.measurements.score import choice_nats, measure
 from tinyscale.measurements.subject import Subject
 from tinyscale.spec.config import DataConfig
-from tinyscale.spec.measurement import Measurement, Score
+from tinyscale.spec.measurement import Question, Score
 from tinyscale.training.model import GPT
 
 
@@ -104,7 +104,7 @@ def test_the_hash_is_of_what_is_read_and_a_part_of_the_identity(tmp_path: Path) 
     assert text_hash(asked) != first
     (tmp_path / "text.txt").write_text("some text")
     of_text = text_hash(Score(text=str(tmp_path / "text.txt")))
-    assert len({Measurement("t", "score", asked, each).identity for each in (None, first, of_text)}) == 3
+    assert len({Question("score", asked, text_hash=each).identity_for("t") for each in (None, first, of_text)}) == 3
 
 
 @pytest.mark.parametrize(
