@@ -116,6 +116,22 @@ ladder() { # forecasts of large runs, written down before these are made
     tinyscale score $results
 }
 
+measured() { # SWEEP OPTIONS...: what is measured keeps its weights, which are not committed
+    tinyscale launch -y "${text[@]}" "sweeps/$1.yaml" "${@:2}"
+}
+
+quantize() {
+    measured quantize --select d_model=12,24,48 --select seed=0,1
+}
+
+features() {
+    measured features --select d_model=24,48 --select seed=0,1
+}
+
+induction() { # on generated text
+    tinyscale launch -y --results results/induction sweeps/induction.yaml --select seed=0
+}
+
 stories() { # on TinyStories, or on the sample of it that STORIES names
     local bytes=6M
     [[ -z ${STORIES-} ]] || bytes=null # a file is read to its end
@@ -136,6 +152,7 @@ known_floor() { # seeds that had no part in tuning it
 }
 
 (($#)) || set -- lr width depth context data isoflop grid grid_tuned ablation_schedule ablation_precision \
-    ablation_optimizer ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr ladder stories known_floor
+    ablation_optimizer ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr ladder stories \
+    known_floor quantize features induction
 for study in "$@"; do "$study"; done
 for trials in results/*/trials; do tinyscale fit "${trials%/trials}"; done

@@ -148,7 +148,7 @@ def test_a_law_used_where_it_was_not_fitted_is_said(tmp_path: Path, plan: Callab
     searched(plan, Results(str(tmp_path / "results")))
     analyse(str(tmp_path / "results"), str(tmp_path / "results"))
     notes = plan(AUTO.replace("96]", "512]"), "batch_tokens=512").notes
-    assert any("times beyond the sizes it was fitted to" in note for note in notes)
+    assert any("times beyond what it was fitted to" in note for note in notes)
     assert all("which is of batch_tokens 256, not 512" in note for note in notes if note.startswith("train.lr"))
 
 

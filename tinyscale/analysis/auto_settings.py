@@ -105,8 +105,10 @@ def _by_law(trial: Trial, setting: str, laws: Sequence[Record], others: Mapping[
 def _beyond(law: Record, n: float, d: float) -> str | None:
     """A word on sizes that are far from those that a law was fitted to."""
     kept = law.kept
-    beyond = max(max(value / kept[name].max(), kept[name].min() / value) for name, value in (("n", n), ("d", d)))
-    return f"{beyond:.2g} times beyond the sizes it was fitted to" if beyond > FAR else None
+    beyond = {name: max(v / kept[name].max(), kept[name].min() / v) for name, v in (("n", n), ("d", d))}
+    far = [f"{name.upper()} {times:.2g} times beyond what it was fitted to" for name, times in beyond.items()
+           if times > FAR]  # fmt: skip
+    return " and ".join(far) or None
 
 
 def _other_batch(law: Record, setting: str, others: Mapping[str, float]) -> str | None:
