@@ -1,5 +1,6 @@
 """`fit` on data whose law is known."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,15 @@ def test_four_sizes_are_just_enough_and_say_how_little_that_is(seeds: int) -> No
     assert low < TRUE["alpha"] < high
     assert found.held_out is not None
     assert found.held_out.fitted_sizes == 3
+
+
+def test_of_more_runs_than_are_fitted_the_others_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("tinyscale.fitting.fit")
+    monkeypatch.setattr(module, "MOST_RUNS", 30)
+    frame = runs_of_sizes(sizes=8, seeds=5)
+    found = fit_law(frame, "power-n", draws=100)
+    assert (len(found.points), found.origin.dropped) == (30, {module.TOO_MANY: 10})
+    assert found.estimates == fit_law(frame, "power-n", draws=100).estimates, "the same ones each time"
 
 
 def test_three_sizes_are_too_few() -> None:

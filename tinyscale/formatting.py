@@ -42,8 +42,13 @@ def scientific(value: float, digits: int = 3) -> str:
 
 def distinct(first: float, second: float) -> tuple[str, str]:
     """Two values with as few digits as show which is larger, two to six."""
-    texts = [tuple(f"{value:#.{digits}g}".rstrip(".") for value in (first, second)) for digits in range(2, 7)]
+    texts = [tuple(_with_digits(value, digits) for value in (first, second)) for digits in range(2, 7)]
     return next(((a, b) for a, b in texts if a != b), (texts[0][0], texts[0][1]))
+
+
+def _with_digits(value: float, digits: int) -> str:
+    """So many significant digits, and never fewer than those before the point."""
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
 
 
 def duration(seconds: float) -> str:

@@ -277,6 +277,8 @@ def _with_unread(found: AnyFit, group: Group) -> AnyFit:
     if not isinstance(found, Fit) or not group.unread:
         return found
     residual = found.table()["residual"].to_numpy(float)
+    if len(residual) < len(group.frame):  # copies, or runs beyond those that are fitted, were left out
+        return found
     why = explaining(group.frame, residual, group.unread, len(residual) - len(found.params))
     notes = [
         f"what the law leaves over goes with {name}: fit its values apart, for example with --columns arm={name}"

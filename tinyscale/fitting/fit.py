@@ -41,7 +41,8 @@ DELTA = 1e-3  # Hoffmann et al. 2022, appendix D.2
 FEW_CLUSTERS = 50  # below, a bootstrap covers too much, and least squares has a likelihood to profile
 DRAWS = 1000
 ABOVE = 0.1  # what a run above the law counts for in a one-sided fit: OLMo-core's penalty of 10, the other way round
-LEAST_DRAWS, MOST_REFITTED = 200, 20_000_000  # above 20,000 points fewer refits, as the points they refit are many
+MOST_RUNS = 20_000  # that are fitted: more take minutes, and say little that so many do not
+TOO_MANY = f"beyond the {MOST_RUNS:,} that are fitted, chosen at random"
 
 Method = Literal["auto", "profile", "bootstrap", "wild"]
 
@@ -204,10 +205,11 @@ def fit_law(
     log-normal). With either, this law forecasts alone.
     one_sided: runs above the law count a tenth, as mis-tuned runs are never too good.
     clustered: whether points that share a `run` are dependent in profiles too, as they are in a bootstrap.
-    FitError when the points cannot support the law.
+    Of more than MOST_RUNS rows so many are fitted, chosen at random, and the others counted. FitError when the points
+    cannot support the law.
     """
     law = _holding(find_law(law) if isinstance(law, str) else law, hold or {}, prior or {})
-    points = read_points(frame, law, columns)
+    points, beyond = read_points(frame, law, columns).at_most(MOST_RUNS)
     refuse_unsupported(law, points)
     clusters = int(points.cluster.max()) + 1
     delta, method = _choose_method(delta, intervals, clusters)
@@ -215,7 +217,6 @@ def fit_law(
     if prior:
         law = _with_prior(law, points.problem(law, delta, above), prior)
     problem = points.problem(law, delta, above)
-    draws = min(draws, max(LEAST_DRAWS, MOST_REFITTED // len(points)))
     solution, certificate = solve(problem)
     theta = solution.theta[0]
     residual = law.log_loss(theta[None], points.x)[0][0] - points.y
@@ -257,6 +258,7 @@ def fit_law(
         derived=MappingProxyType(exponents(curve) if law.has_frontier else {}),
         forecast=evidence.forecast,
         above=above,
+        origin=Origin(dropped={TOO_MANY: beyond} if beyond else {}),
     )
 
 

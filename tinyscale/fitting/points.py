@@ -75,9 +75,18 @@ class Points:
     def only(self, keep: Mask) -> Points:
         """Those of the points."""
         size, cluster = (np.unique(index[keep], return_inverse=True)[1] for index in (self.size, self.cluster))
-        return Points(
-            self.frame[keep].reset_index(drop=True), self.x[:, keep], self.y[keep], size, cluster, self.counts
-        )
+        names = tuple(name for name, kept in zip(self.names, keep, strict=False) if kept)
+        frame = self.frame[keep].reset_index(drop=True)
+        return Points(frame, self.x[:, keep], self.y[keep], size, cluster, self.counts, names, self.copies)
+
+    def at_most(self, most: int) -> tuple[Points, int]:
+        """So many of the points, chosen at random, the same of the same points; and how many are left out."""
+        beyond = max(0, len(self) - most)
+        if not beyond:
+            return self, 0
+        keep = np.zeros(len(self), bool)
+        keep[np.random.default_rng(0).choice(len(self), most, replace=False)] = True
+        return self.only(keep), beyond
 
     def problem(self, law: Law, delta: float, above: float = 1.0) -> Problem:
         """For the solver; all points count alike unless a column `weight` was read, or those above the law for less."""

@@ -39,7 +39,7 @@ def describe(record: Record) -> str:
 def formula_with_numbers(record: Record) -> str:
     """The law's formula with the fitted values in place of its parameters: L(N) = 2.558 + 34.14 N^-0.3911."""
     values = {name: number(estimate.value) for name, estimate in record.estimates.items()}
-    return re.sub(r"[A-Za-z]\w*", lambda word: values.get(word[0], word[0]), record.formula)
+    return re.sub(r"[A-Za-z]\w*", lambda word: values.get(word[0], word[0]), record.formula).replace("--", "")
 
 
 def verdict(record: Record) -> str:

@@ -40,8 +40,8 @@ def guess(x: Array, loss: Array, *, signs: tuple[int, ...]) -> Array:
     return np.array([[*line, decay * factor] for factor in (1.0, 0.5, 2.0)])
 
 
-def _latex(powers: Mapping[str, tuple[str, str]], value: Mapping[str, float]) -> str:
-    product = "".join(f"\\;{symbol}^{{{sign}{value[name]:.3f}}}" for name, (symbol, sign) in powers.items())
+def _latex(powers: Mapping[str, tuple[str, int]], value: Mapping[str, float]) -> str:
+    product = "".join(f"\\;{symbol}^{{{sign * value[name]:.3f}}}" for name, (symbol, sign) in powers.items())
     return f"$\\delta = {scientific(value['C'])}{product}\\;e^{{-P/{value['gP']:.3f}}}$"
 
 
@@ -51,7 +51,7 @@ def bits_law(*sizes: str) -> Law:
     ordered = sorted(sizes, reverse=True)  # n before d, as in every law
     signs = tuple(SIGNS[name][0] for name in ordered)
     powers = tuple(SIGNS[name][1] for name in ordered)
-    latex = {SIGNS[name][1]: (name.upper(), "-" if SIGNS[name][0] < 0 else "") for name in shown}
+    latex = {SIGNS[name][1]: (name.upper(), SIGNS[name][0]) for name in shown}
     return Law(
         name="-".join(["bits", *(sizes if len(sizes) == 1 else () if sizes else ["alone"])]),
         formula=" ".join(["delta = C", *(SIGNS[name][2] for name in shown), "e^(-P/gP)"]),
