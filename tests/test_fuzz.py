@@ -46,6 +46,7 @@ from tinyscale.results.schema import SCHEMA
 from tinyscale.results.store import Results
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import DataConfig
+from tinyscale.spec.measurement import Quantize, Question
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder
 from tinyscale.training.checkpoint import DamagedError, of_bytes
@@ -149,6 +150,13 @@ def of_footer(path: Path) -> None:
     results.load_trial("t0")
 
 
+def of_measurements(path: Path) -> None:
+    results = Results(str(path.parents[1]))
+    results.read_measurements()
+    results.measurement_states()
+    results.measured(path.stem)
+
+
 def of_tokens(path: Path) -> None:
     corpus = prepare(data_of(path.parents[2]))
     corpus.tokenizer()
@@ -186,6 +194,7 @@ READERS: dict[str, tuple[str, Read]] = {
     "launch": ("launches/l.json", lambda path: read_launches(Folder.at(path.parent))),
     "lease": ("leases/t0.json", of_leases),
     "trial": ("trials/t0.parquet", of_trials),
+    "measurements": ("measurements/t0.parquet", of_measurements),
     "snapshot": (snapshot.NAME, lambda path: snapshot.load(Folder.at(path.parent), snapshot.NAME, {"a": "a"}, SCHEMA)),
     "fits": ("fits/fits.json", of_fits),
     "points of a fit": ("tables/width-power-n.parquet", of_refits),
@@ -225,6 +234,9 @@ def whole(fitted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(f"{fitted}/trials/{first}.parquet", folder / "trials" / "t0.parquet")
     next((folder / "launches").glob("*.json")).rename(folder / "launches" / "l.json")
     assert Lease(Folder.at(folder / "leases"), "t0").claim()
+    asked = Question("quantize", Quantize(bits=4))
+    row = {"measurement": asked.identity_for("t0"), "kind": "quantize", "state": "finished", "bits": 4, "delta": 0.1}
+    Results(str(folder)).write_measurements("t0", [row], {})
     rows = results.read()[0].head(20)
     table = snapshot.pa.Table.from_pandas(rows, SCHEMA)
     snapshot.save(Folder.at(folder), snapshot.NAME, snapshot.labelled(table, "a", "{}"))

@@ -158,6 +158,7 @@ def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Path, result
     (name,) = results.measurements.names()
     whole = measured(results)
     results.measurements.write(name, results.measurements.read(name)[:-200])
+    assert f"{name}: set aside" in invoke("status", results.location).output.replace("\n", "")
     assert run(planned(path, results), results, cluster).measurements.made == 1
     columns = ["measurement", "loss", "delta", "delta_se"]
     pd.testing.assert_frame_equal(measured(results)[columns], whole[columns])

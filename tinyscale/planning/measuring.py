@@ -48,7 +48,7 @@ def plan_measurements(questions: Sequence[Question], trials: Sequence[Trial], re
     if not questions:
         return Measuring()
     questions = [with_text_hash(question) for question in questions]
-    states = results.measurement_states()
+    states, _ = results.measurement_states()  # what cannot be read is measured again
     missing: dict[str, tuple[Question, ...]] = {}
     counts: Counter[State | None] = Counter()
     refused: dict[Question, list[str]] = {}

@@ -45,6 +45,7 @@ from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results, sweep_points
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
+from tinyscale.spec.measurement import KINDS
 from tinyscale.spec.state import State
 
 PAGE = "report.html"
@@ -125,8 +126,8 @@ def write_report(location: str) -> list[str]:
     records = status.sweeps or (_nameless(frame),)
     sections = [page.section(record, sweep_points(frame, record)) for record in records]
     origin: list[Block] = [page.table(provenance_of(store))]
-    if set_aside:
-        origin.append(Notes("Files that could not be read", tuple(set_aside)))
+    if unreadable := (*set_aside, *page.unreadable):
+        origin.append(Notes("Files that could not be read", unreadable))
     registered = read_registrations(store.folder)
     forecasts = list(page.forecasts(score_all(store, registered))) if registered else []
     html = _render(location=str(store.folder), sections=sections, forecasts=forecasts, origin=origin)
@@ -146,7 +147,7 @@ class _Page:
     def __init__(self, store: Results, done: Analysis, status: Status) -> None:
         self.folder, self.done, self.status = store.folder, done, status
         self.launches = read_launches(store.launches)
-        self.measured, _ = store.read_measurements()
+        self.measured, self.unreadable = store.read_measurements()
         self.written: list[str] = []
 
     def section(self, record: SweepRecord, points: pd.DataFrame) -> Section:
@@ -218,7 +219,7 @@ class _Page:
     def _of_measurements(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """What was measured of the finished trials, kind by kind."""
         measured = self.measured[self.measured["trial"].isin(record.trials)]
-        for kind in measured["kind"].unique():
+        for kind in [kind for kind in KINDS if (measured["kind"] == kind).any()]:
             rows = measurement_rows(points, measured, kind)
             self._write(f"{record.name}-{kind}-rows", rows)
             finished = rows[rows["state"] == State.FINISHED]

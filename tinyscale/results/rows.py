@@ -117,6 +117,8 @@ def require_rows(table: pa.Table, required: Required) -> None:
     """ArrowInvalid unless the rows are whole and their columns match: an identity becomes a path."""
     table.validate(full=True)
     for name, (legal, what) in required.columns.items():
+        if name not in table.column_names:
+            raise pa.ArrowInvalid(f"not {required.what}: it lacks the column {name}")
         for value in table[name].unique().to_pylist():
             if not isinstance(value, str) or not re.fullmatch(legal, value):
                 raise pa.ArrowInvalid(f"not {required.what}: its column {name} has {value!r}, which is not {what}")

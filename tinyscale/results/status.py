@@ -86,4 +86,5 @@ def read_status(results: Results) -> Status:
         trial: (State.INTERRUPTED, reason) if state == State.RUNNING and trial not in held else (state, reason)
         for trial, (state, reason) in states.items()
     }
-    return Status(tuple(results.read_sweeps()), shown, tuple(set_aside), results.measurement_states())
+    measured, unreadable = results.measurement_states()
+    return Status(tuple(results.read_sweeps()), shown, (*set_aside, *unreadable), measured)

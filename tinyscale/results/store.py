@@ -202,12 +202,12 @@ class Results:
             self.measurements.delete(f"{trial}.parquet")
         return len({row["measurement"] for row in rows} - {row["measurement"] for row in kept})
 
-    def measurement_states(self) -> dict[str, State]:
-        """The state of every measurement that has a row, by identity."""
+    def measurement_states(self) -> tuple[dict[str, State], list[str]]:
+        """The state of every measurement that has a row, by identity, and a line for each file that is not readable."""
         files = RowFiles(self.measurements, self.cache, snapshot.MEASURED, MEASUREMENTS, MEASURED_ROWS)
-        table, _ = files.read(["trial", "measurement", "state"])
+        table, set_aside = files.read(["trial", "measurement", "state"])
         states = zip(table["measurement"].to_pylist(), table["state"].to_pylist(), strict=True)
-        return {measurement: State(state) for measurement, state in states}
+        return {measurement: State(state) for measurement, state in states}, set_aside
 
     def read_measurements(self) -> tuple[pd.DataFrame, list[str]]:
         """Every measurement's rows in one frame, and a line for each file that could not be read."""
