@@ -56,6 +56,14 @@ def test_each_sweep_has_its_question_and_a_verdict(html: str, name: str, says: s
     assert re.search(says, verdict(html, name)), verdict(html, name)
 
 
+def test_the_page_begins_with_every_question_and_its_answer(html: str) -> None:
+    first = re.findall(r"<nav>(.*?)</nav>", html, re.S)[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", first, re.S)[1:]
+    assert len(rows) == len(re.findall(r'<section id="(?!provenance)', html))
+    (lion,) = (row for row in rows if "Is Lion better than AdamW?" in row)
+    assert re.search(r'href="#optimizer".*Lion is better than base by .* nats per token.*\d+</td>', lion, re.S), lion
+
+
 def test_the_question_is_the_sweeps_title(html: str) -> None:
     for title in ("Loss against parameters", "Is Lion better than AdamW?", "One size only"):
         assert f"<h2>{title} " in html

@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from tinyscale.analysis.forecasts import EDITED, Registration, read_registrations
+from tinyscale.analysis.forecasts import EDITED, Registration, forecasts_table, read_registrations
 from tinyscale.analysis.measured import measurement_rows
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
 from tinyscale.analysis.score import score_all
@@ -19,6 +19,7 @@ from tinyscale.analysis.study import Analysis, Refusal, find_laws
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.text import formula_with_numbers, verdict
+from tinyscale.formatting import plural
 from tinyscale.reporting.figures import figures_of, stem_of, write_figure
 from tinyscale.reporting.plot_bits import plot_delta, plot_front
 from tinyscale.reporting.plot_forecasts import plot_forecasts
@@ -108,12 +109,19 @@ Block = Table | Figure | Notes | Heading
 
 @dataclass(frozen=True)
 class Section:
-    """One sweep: its question, what came out in sentences, and the evidence."""
+    """One sweep: its question, what came out in sentences, the evidence, and how many trials it rests on."""
 
     name: str
     title: str
     verdicts: tuple[str, ...]
     blocks: tuple[Block, ...]
+    trials: int
+
+    @property
+    def answer(self) -> str:
+        """What came out, in a sentence."""
+        first, *more = self.verdicts[0].split(". ")
+        return f"{first}." if more else first
 
 
 def write_report(location: str) -> list[str]:
@@ -129,10 +137,24 @@ def write_report(location: str) -> list[str]:
     if unreadable := (*set_aside, *page.unreadable):
         origin.append(Notes("Files that could not be read", unreadable))
     registered = read_registrations(store.folder)
-    forecasts = list(page.forecasts(score_all(store, registered))) if registered else []
-    html = _render(location=str(store.folder), sections=sections, forecasts=forecasts, origin=origin)
+    scored = score_all(store, registered) if registered else []
+    html = _render(
+        location=str(store.folder),
+        sections=sections,
+        forecasts=list(page.forecasts(scored)),
+        forecast_answer=_came(scored),
+        origin=origin,
+    )
     store.folder.write(PAGE, html.encode())
     return [*done.written, *page.written, f"{store.folder}/{PAGE}"]
+
+
+def _came(made: list[Registration]) -> str:
+    """How many of the forecasts have a run by now, and how many of those runs their intervals held."""
+    rows = forecasts_table([each for each in made if each.intact])
+    if rows.empty:
+        return ""
+    return f"{rows['inside'].sum():.0f} of {plural(int(rows['runs'].sum()), 'run')} inside the 95 % interval."
 
 
 def _nameless(frame: pd.DataFrame) -> SweepRecord:
@@ -175,7 +197,8 @@ class _Page:
             *self._of_trials(record, points),
             *([Notes("Not fitted", tuple(map(str, refused)))] if refused else []),
         ]
-        return Section(record.name, record.title or record.name, tuple(verdicts), tuple(blocks))
+        trials = self.status.counts(record).total()
+        return Section(record.name, record.title or record.name, tuple(verdicts), tuple(blocks), trials)
 
     def _of_fit(self, found: AnyFit) -> Iterator[Block]:
         """The law, its plots, its numbers, and what speaks for and against it."""
