@@ -64,6 +64,11 @@ def test_the_page_begins_with_every_question_and_its_answer(html: str) -> None:
     assert re.search(r'href="#optimizer".*Lion is better than base by .* nats per token.*\d+</td>', lion, re.S), lion
 
 
+def test_laws_stand_before_comparisons_and_these_before_what_has_neither(html: str) -> None:
+    names = re.findall(r'<section id="(.*?)">', html)
+    assert names.index("width") < names.index("optimizer") < names.index("single") < names.index("provenance")
+
+
 def test_the_question_is_the_sweeps_title(html: str) -> None:
     for title in ("Loss against parameters", "Is Lion better than AdamW?", "One size only"):
         assert f"<h2>{title} " in html

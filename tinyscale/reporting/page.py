@@ -51,6 +51,7 @@ from tinyscale.spec.state import State
 
 PAGE = "report.html"
 
+ORDER = ("loss", "budgets", "sizes", "jumps")  # of the sections, by what their laws are of
 RESIDUALS = (
     "What the law leaves over: measured loss against the law's, in percent. A bend across the sizes means that the law "
     "is not the right one."
@@ -131,7 +132,7 @@ def write_report(location: str) -> list[str]:
     frame, set_aside = store.read()
     status = read_status(store)
     page = _Page(store, done, status)
-    records = status.sweeps or (_nameless(frame),)
+    records = sorted(status.sweeps or (_nameless(frame),), key=page.place)
     sections = [page.section(record, sweep_points(frame, record)) for record in records]
     origin: list[Block] = [page.table(provenance_of(store))]
     if unreadable := (*set_aside, *page.unreadable):
@@ -171,6 +172,13 @@ class _Page:
         self.launches = read_launches(store.launches)
         self.measured, self.unreadable = store.read_measurements()
         self.written: list[str] = []
+
+    def place(self, record: SweepRecord) -> int:
+        """Where the sweep's section stands: laws of the loss, best sizes, best settings, comparisons, what has none."""
+        if any(each.sweep == record.name for each in self.done.contrasts):
+            return len(ORDER)
+        kinds = [found.record.form.kind for found in self.done.fits if found.origin.sweep == record.name]
+        return min(map(ORDER.index, kinds), default=len(ORDER) + 1)
 
     def section(self, record: SweepRecord, points: pd.DataFrame) -> Section:
         """What the page says of one sweep."""
