@@ -279,9 +279,10 @@ def plot(folder: str, law: str | None, name: str | None, columns: dict[str, str]
     echo(f"wrote {out}: {found.record.name}, {origin}")
 
 
-@click.command(epilog=examples("report results"))
+@click.command(epilog=examples("report results --open"))
 @results_argument("folder", "[RESULTS]")
-def report(folder: str) -> None:
+@click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
+def report(folder: str, show: bool) -> None:
     """Write one HTML page about a results folder.
 
     The page, report.html, has each sweep's verdict, law, plots, tables and costs. The command fits as `tinyscale fit`
@@ -289,9 +290,13 @@ def report(folder: str) -> None:
     tables/ as CSV, its plots in plots/ as PNG and SVG.
     """
     from tinyscale.reporting.page import write_report
+    from tinyscale.reporting.terminal import open_console
 
-    *files, page = write_report(folder)
+    with open_console().status("fitting") as status:
+        *files, page = write_report(folder, notify=status.update)
     echo(f"wrote {len(files)} tables and plots\nwrote {page}")
+    if show:
+        click.launch(page)
 
 
 COMMANDS = (fit, predict, suggest, plot, report)

@@ -151,6 +151,8 @@ def launch(
     console.print(f"results: {store.trials} (rows){measured}, {store.sweeps}/{made.sweep.name}.json (the sweep)")
     if summary.stopped:
         console.print("stopped; launch again to resume")
+    else:
+        console.print(f"next: tinyscale fit {store.location}")
     sys.exit(launch_status(summary))
 
 

@@ -125,15 +125,21 @@ class Section:
         return f"{first}." if more else first
 
 
-def write_report(location: str) -> list[str]:
-    """Fit what a results folder holds, write its tables and plots, and put them on one page; the paths written."""
+def write_report(location: str, notify: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Fit what a results folder holds, write its tables and plots, and put them on one page; the paths written.
+
+    notify is called with what takes seconds.
+    """
     store = Results(location)
     done = write_analysis(store.folder, find_laws(location))
     frame, set_aside = store.read()
     status = read_status(store)
     page = _Page(store, done, status)
     records = sorted(status.sweeps or (_nameless(frame),), key=page.place)
-    sections = [page.section(record, sweep_points(frame, record)) for record in records]
+    sections = []
+    for number, record in enumerate(records, 1):
+        notify(f"drawing {record.name}, {number} of {len(records)}")
+        sections.append(page.section(record, sweep_points(frame, record)))
     origin: list[Block] = [page.table(provenance_of(store))]
     if unreadable := (*set_aside, *page.unreadable):
         origin.append(Notes("Files that could not be read", unreadable))
