@@ -117,7 +117,7 @@ ladder() { # forecasts of large runs, written down before these are made
 }
 
 measured() { # SWEEP OPTIONS...: what is measured keeps its weights, which are not committed
-    tinyscale launch -y "${text[@]}" "sweeps/$1.yaml" "${@:2}"
+    tinyscale launch -y --results results/measured "sweeps/$1.yaml" "${@:2}"
 }
 
 quantize() {
@@ -129,7 +129,7 @@ features() {
 }
 
 induction() { # on generated text
-    tinyscale launch -y --results results/induction sweeps/induction.yaml --select seed=0
+    measured induction --select seed=0
 }
 
 stories() { # on TinyStories, or on the sample of it that STORIES names
