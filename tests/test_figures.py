@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_a_table_of_ones_own_runs_is_fitted_and_drawn(tmp_path: Path) -> None:
 def test_which_fit_is_meant_must_be_clear(fitted: str, law: str | None, name: str | None, says: str) -> None:
     with pytest.raises(FitError, match=says):
         fit_to_draw(fitted, law, name)
+
+
+def test_the_only_law_of_the_loss_is_meant_where_none_is_named(fitted: str, tmp_path: Path) -> None:
+    shutil.copytree(fitted, tmp_path / "r", ignore=shutil.ignore_patterns("plots"))
+    path = tmp_path / "r" / "fits" / "fits.json"
+    kept = [entry for entry in json.loads(path.read_text()) if entry["name"] in ("width-power-n", "budgets-isoflop")]
+    assert len(kept) == 2
+    path.write_text(json.dumps(kept))
+    found, _ = fit_to_draw(str(tmp_path / "r"))
+    assert found.record.name == "width-power-n"
 
 
 def test_a_figure_that_a_fit_has_not_and_a_path_that_cannot_be_written_are_refused(fitted: str, tmp_path: Path) -> None:

@@ -347,6 +347,8 @@ def fit_to_draw(
 ) -> tuple[AnyFit, str]:
     """The one fit at a results folder or a file of runs that answers to a law and a name in fits.json, and its origin.
 
+    Left out, both, it is the only one, or the only one of the loss.
+
     It is read where `tinyscale fit` left all that a plot needs, else fitted, to the file that the fit was of. columns:
     of `find_laws`. FitError when none answers, or several do.
     """
@@ -356,6 +358,9 @@ def fit_to_draw(
         with suppress(ResultsError):  # not fitted before
             folder, records = read_records(location)
     asked = [each for each in records if _is_asked(each, law, name)]
+    if law is None and name is None:  # the law of the loss, where a search left one of its settings beside it
+        of_loss = [each for each in asked if each.is_of_loss]
+        asked = of_loss if len(of_loss) == 1 else asked
     if folder and len(asked) == 1 and asked[0].form.kind == "loss":
         return read_fit(folder, asked[0]), f"read from {folder}/fits.json"
     if len(asked) > 1:
