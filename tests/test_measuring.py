@@ -113,6 +113,18 @@ def test_a_launch_measures_what_it_trained_once_and_what_is_added_later_alone(
     assert "12/12" in invoke("status", results.location).output
 
 
+def test_a_score_of_another_text_counts_as_made_until_the_text_changes(
+    tmp_path: Path, results: Results, cluster: Any
+) -> None:
+    (tmp_path / "other.txt").write_text("some other text, to be scored")
+    path = write_measured(tmp_path, "score: {text: other.txt}", widths="[8]")
+    assert run(planned(path, results), results, cluster).measurements.made == 1
+    assert "1/1" in invoke("status", results.location).output
+    assert not planned(path, results).has_work
+    (tmp_path / "other.txt").write_text("a text that is another now")
+    assert planned(path, results).measuring.count == 1
+
+
 def test_what_cannot_be_measured_is_said_and_measured_by_the_launch_after_it_is_mended(
     tmp_path: Path, results: Results, cluster: Any
 ) -> None:

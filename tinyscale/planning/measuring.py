@@ -18,10 +18,12 @@ from tinyscale.spec.trial import Trial
 class Measuring:
     """The measurements of a plan.
 
-    missing: identity of a trial -> the questions to it that are not answered; done: how many are; failed: how many of
-    the missing failed before; notes: which cannot be asked, and why.
+    questions: what is asked of each finished trial, with the hash of the text that it reads; missing: identity of a
+    trial -> the questions to it that are not answered; done: how many are; failed: how many of the missing failed
+    before; notes: which cannot be asked, and why.
     """
 
+    questions: tuple[Question, ...] = ()
     missing: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
     done: int = 0
     failed: int = 0
@@ -47,7 +49,7 @@ def plan_measurements(questions: Sequence[Question], trials: Sequence[Trial], re
     """What is missing of these questions to these trials. ConfigError for a question that fits none of them."""
     if not questions:
         return Measuring()
-    questions = [with_text_hash(question) for question in questions]
+    questions = tuple(map(with_text_hash, questions))
     states, _ = results.measurement_states()  # what cannot be read is measured again
     missing: dict[str, tuple[Question, ...]] = {}
     counts: Counter[State | None] = Counter()
@@ -72,4 +74,4 @@ def plan_measurements(questions: Sequence[Question], trials: Sequence[Trial], re
         f"not measured: {question.label} of {len(reasons)} trials: {reasons[0]}"
         for question, reasons in refused.items()
     ]
-    return Measuring(missing, counts[State.FINISHED], counts[State.FAILED], tuple(notes))
+    return Measuring(questions, missing, counts[State.FINISHED], counts[State.FAILED], tuple(notes))

@@ -128,7 +128,7 @@ class Plan:
     @property
     def questions(self) -> tuple[Question, ...]:
         """What is asked of each finished trial."""
-        return self.sweep.measure
+        return self.measuring.questions
 
     @property
     def to_measure(self) -> list[PlannedTrial]:
