@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from tinyscale.analysis.runs import Group, by_setting
+from tinyscale.analysis.runs import Group, by_arm, by_setting
 from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.points import varying
 from tinyscale.results.schema import MEASUREMENT_COLUMNS
-from tinyscale.results.store import Results, is_final, sweep_points
+from tinyscale.results.store import Results, is_final
 from tinyscale.spec.measurement import KINDS
 from tinyscale.spec.state import State
 
@@ -56,28 +56,17 @@ def measured_groups(results: Results) -> list[Group]:
 def _groups(results: Results, measured: pd.DataFrame, set_aside: Sequence[str]) -> Iterator[Group]:
     points, _ = results.read()
     unread = {"file of measurements that cannot be read": len(set_aside)} if set_aside else {}
-    for record in results.read_sweeps():
-        of_sweep = sweep_points(points, record)
-        several = of_sweep["arm"].nunique() > 1
-        for arm, rows in of_sweep.groupby("arm", sort=False):
-            title = f"{record.name}-{arm}" if several else record.name
-            for kind, fits in LAW_OF_KIND.items():
-                joined = measurement_rows(rows, measured, kind)
-                if joined.empty:
-                    continue
-                failed = joined["state"] == State.FAILED
-                other = np.logical_or.reduce([joined[name] != value for name, value in fits.rows.items()] or [failed])
-                dropped = unread | ({"failed measurement": int(failed.sum())} if failed.any() else {})
-                group = Group(
-                    record.name,
-                    str(arm),
-                    f"{title}-{kind}",
-                    joined[~(failed | other)],
-                    dropped,
-                    columns=fits.columns,
-                    law=fits.law,
-                )
-                yield from _by_question(group, kind)
+    for record, arm, title, rows in by_arm(points, results.read_sweeps()):
+        for kind, fits in LAW_OF_KIND.items():
+            joined = measurement_rows(rows, measured, kind)
+            if joined.empty:
+                continue
+            failed = joined["state"] == State.FAILED
+            other = np.logical_or.reduce([joined[name] != value for name, value in fits.rows.items()] or [failed])
+            dropped = unread | ({"failed measurement": int(failed.sum())} if failed.any() else {})
+            of_law = joined[~(failed | other)]
+            group = Group(record.name, arm, f"{title}-{kind}", of_law, dropped, columns=fits.columns, law=fits.law)
+            yield from _by_question(group, kind)
 
 
 def _by_question(group: Group, kind: str) -> Iterator[Group]:

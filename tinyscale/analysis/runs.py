@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.points import column_of, exact_copies, varying
 from tinyscale.fitting.support import laws_for
 from tinyscale.results.store import Results, sweep_points
+from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import BUDGETS, ModelConfig, TrainConfig
 
 # Losses compare only where these agree; a group that mixes them is refused.
@@ -115,17 +116,22 @@ def _folder_groups(results: Results, columns: Mapping[str, str]) -> list[Group]:
     refuse_misnamed(frame, columns)
     frame = frame.drop(columns=frame.columns[frame.isna().all()].difference(["val_loss"]))
     groups = []
-    for record in results.read_sweeps():
-        points = sweep_points(frame, record)
-        several = points["arm"].nunique() > 1
-        for arm, rows in points.groupby("arm", sort=False):
-            title = f"{record.name}-{arm}" if several else record.name
-            diverged = rows[rows["state"] == "diverged"].drop_duplicates("trial")
-            kept, dropped = keep_final(rows, columns)
-            groups.append(Group(record.name, str(arm), title, kept, dropped, diverged, record.searched))
+    for record, arm, title, rows in by_arm(frame, results.read_sweeps()):
+        diverged = rows[rows["state"] == "diverged"].drop_duplicates("trial")
+        kept, dropped = keep_final(rows, columns)
+        groups.append(Group(record.name, arm, title, kept, dropped, diverged, record.searched))
     groups = groups or [Group("all", "", "all", *keep_final(frame, columns))]
     unread = {"file that cannot be read": len(set_aside)} if set_aside else {}
     return [replace(group, dropped={**group.dropped, **unread}, columns=columns) for group in groups]
+
+
+def by_arm(frame: pd.DataFrame, records: Sequence[SweepRecord]) -> Iterator[tuple[SweepRecord, str, str, pd.DataFrame]]:
+    """For each arm of each sweep: the sweep, the arm, a title of both, and the rows of its trials."""
+    for record in records:
+        points = sweep_points(frame, record)
+        several = points["arm"].nunique() > 1
+        for arm, rows in points.groupby("arm", sort=False):
+            yield record, str(arm), f"{record.name}-{arm}" if several else record.name, rows
 
 
 def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
