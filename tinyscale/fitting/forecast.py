@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import special
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.arrays import Array, Mask
+from tinyscale.fitting.arrays import Array, Mask, some_of
 from tinyscale.fitting.laws import LAWS, Law, find_law
 from tinyscale.fitting.points import Points, group_settings
 from tinyscale.fitting.solve import Problem, minimise
@@ -271,7 +271,7 @@ def _thinned(problem: Problem) -> Problem:
     count = problem.x.shape[1]
     if count <= MOST_POINTS:
         return problem
-    kept = np.sort(np.random.default_rng(0).choice(count, MOST_POINTS, replace=False))
+    kept = some_of(count, MOST_POINTS)
     return replace(problem, x=problem.x[:, kept], y=problem.y[kept], weight=problem.weight[kept])
 
 

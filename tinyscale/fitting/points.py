@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.arrays import Array, Index, Mask
+from tinyscale.fitting.arrays import Array, Index, Mask, some_of
 from tinyscale.fitting.laws import Law
 from tinyscale.fitting.solve import Problem
 from tinyscale.formatting import compact
@@ -81,12 +81,11 @@ class Points:
 
     def at_most(self, most: int) -> tuple[Points, int]:
         """So many of the points, chosen at random, the same of the same points; and how many are left out."""
-        beyond = max(0, len(self) - most)
-        if not beyond:
+        if len(self) <= most:
             return self, 0
         keep = np.zeros(len(self), bool)
-        keep[np.random.default_rng(0).choice(len(self), most, replace=False)] = True
-        return self.only(keep), beyond
+        keep[some_of(len(self), most)] = True
+        return self.only(keep), len(self) - most
 
     def problem(self, law: Law, delta: float, above: float = 1.0) -> Problem:
         """For the solver; all points count alike unless a column `weight` was read, or those above the law for less."""
