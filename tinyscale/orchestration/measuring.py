@@ -18,6 +18,7 @@ from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.stop import Grid, Stop, launch_stops
 from tinyscale.orchestration.summary import Measurements
 from tinyscale.orchestration.tuner import MAX_RESTARTS, run_tuner
+from tinyscale.orchestration.worker import PATIENCE_SECONDS
 from tinyscale.planning.plan import PlannedTrial
 from tinyscale.results.leases import Lease
 from tinyscale.results.provenance import machine_provenance
@@ -27,7 +28,6 @@ from tinyscale.spec.measurement import Question
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 
-PATIENCE_SECONDS = 5.0  # for a process that outlives a killed launcher by a moment
 LEASE = "measure-"  # before the trial, in the name of its lease
 # What a measurement may raise; anything else is our own mistake, and ends the process.
 FAILURES = (TinyscaleError, RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError)

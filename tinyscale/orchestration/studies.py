@@ -226,9 +226,7 @@ class StudyFile:
         """The storage; a damaged journal is set aside, and the studies are made again from the results."""
         try:
             *lines, end = (self.path.read_text() if self.path.exists() else "").split("\n")
-            if end or (
-                lines and not json.loads(lines[-1])
-            ):  # of its last line, Optuna says it only at the next reading
+            if end or (lines and not json.loads(lines[-1])):  # which Optuna says only at the next reading
                 raise ValueError("its last line is cut off")
             return JournalStorage(JournalFileBackend(str(self.path)))
         except _DAMAGE:

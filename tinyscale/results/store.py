@@ -202,17 +202,19 @@ class Results:
             self.measurements.delete(f"{trial}.parquet")
         return len({row["measurement"] for row in rows} - {row["measurement"] for row in kept})
 
+    @property
+    def _measured_rows(self) -> RowFiles:
+        return RowFiles(self.measurements, self.cache, snapshot.MEASURED, MEASUREMENTS, MEASURED_ROWS)
+
     def measurement_states(self) -> tuple[dict[str, State], list[str]]:
         """The state of every measurement that has a row, by identity, and a line for each file that is not readable."""
-        files = RowFiles(self.measurements, self.cache, snapshot.MEASURED, MEASUREMENTS, MEASURED_ROWS)
-        table, set_aside = files.read(["trial", "measurement", "state"])
+        table, set_aside = self._measured_rows.read(["trial", "measurement", "state"])
         states = zip(table["measurement"].to_pylist(), table["state"].to_pylist(), strict=True)
         return {measurement: State(state) for measurement, state in states}, set_aside
 
     def read_measurements(self) -> tuple[pd.DataFrame, list[str]]:
         """Every measurement's rows in one frame, and a line for each file that could not be read."""
-        files = RowFiles(self.measurements, self.cache, snapshot.MEASURED, MEASUREMENTS, MEASURED_ROWS)
-        table, set_aside = files.read()
+        table, set_aside = self._measured_rows.read()
         return table.drop_columns(snapshot.OWN.names).to_pandas(use_threads=False), set_aside
 
     def write_sweep(self, record: SweepRecord) -> None:

@@ -27,19 +27,16 @@ from tinyscale.spec.document import Document
 from tinyscale.spec.settings import in_words, relative_to_file
 from tinyscale.spec.trial import Trial
 
+PATHS = {"text", "prompts"}  # fields that say where another text lies: its hash is in the identity in their place
 MAX_QUESTIONS = 1000  # of one kind, to each trial
 TOKENS_PER_LATENT = 20  # of a sparse autoencoder, at least
 PASS_TOKENS = 100_000  # about those of a pass over the validation text
 
 
 class Kind(Protocol):
-    """The fields of a measurement of one kind. version: of how it is measured; a change measures again.
-
-    places: fields that say where another text lies; its hash is part of the identity in their place.
-    """
+    """The fields of a measurement of one kind. version: of how it is measured; a change measures again."""
 
     version: ClassVar[int]
-    places: ClassVar[tuple[str, ...]]
 
     def refusal(self, trial: Trial) -> str | None:
         """Why this cannot be asked of the trial, in words; None where it can."""
@@ -56,7 +53,6 @@ class Quantize(BaseModel):
 
     model_config = STRICT
     version: ClassVar[int] = 1
-    places: ClassVar[tuple[str, ...]] = ()
 
     bits: Int = Field(ge=2, le=16, description="bits of a weight; its scale is counted apart")
     of: Literal["all", "blocks"] = Field(
@@ -86,7 +82,6 @@ class Ablate(BaseModel):
 
     model_config = STRICT
     version: ClassVar[int] = 1
-    places: ClassVar[tuple[str, ...]] = ()
 
     of: Literal["sublayers", "heads"] = Field(
         default="sublayers", description="the parts: attention and MLP of each layer, or each attention head"
@@ -113,7 +108,6 @@ class Induction(BaseModel):
 
     model_config = STRICT
     version: ClassVar[int] = 1
-    places: ClassVar[tuple[str, ...]] = ()
 
     period: Int = Field(ge=2, description="tokens of the first half, sampled by the frequencies of the trial's text")
 
@@ -137,7 +131,6 @@ class Score(BaseModel):
 
     model_config = STRICT
     version: ClassVar[int] = 1
-    places: ClassVar[tuple[str, ...]] = ("text", "prompts", "max_bytes")
 
     text: str | None = Field(
         default=None, min_length=1, description="a named corpus, or a path to .txt, .jsonl, .parquet or a folder"
@@ -173,7 +166,6 @@ class Features(BaseModel):
 
     model_config = STRICT
     version: ClassVar[int] = 1
-    places: ClassVar[tuple[str, ...]] = ()
 
     site: Int = Field(ge=0, description="block after which the residual stream is read; the first is 0")
     latents: Int = Field(ge=2, description="features that there are")
@@ -204,7 +196,6 @@ class Memory(BaseModel):
 
     model_config = STRICT
     version: ClassVar[int] = 1
-    places: ClassVar[tuple[str, ...]] = ()
 
     def refusal(self, trial: Trial) -> str | None:  # noqa: ARG002
         """None: any trial has a training step."""
@@ -255,7 +246,7 @@ class Question:
 
     @cached_property
     def _digest(self) -> str:
-        asked = self.fields.model_dump(mode="json", exclude_defaults=True, exclude=set(self.fields.places))
+        asked = self.fields.model_dump(mode="json", exclude_defaults=True, exclude={*PATHS, "max_bytes"})
         described = {**self.as_json(), "fields": asked, "version": self.fields.version}
         return json.dumps(described, sort_keys=True, separators=(",", ":"))
 
@@ -274,8 +265,8 @@ def read_questions(written: Mapping[str, Mapping[str, Any]], document: Document)
                 f"{origin}: measure.{kind} is not a kind{nearest(kind, KINDS)}; legal: {', '.join(KINDS)}"
             )
         lists = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
-        for place in {"text", "prompts"} & lists.keys() & set(KINDS[kind].places):
-            lists[place] = relative_to_file(lists[place], document)
+        for path in PATHS & lists.keys():
+            lists[path] = relative_to_file(lists[path], document)
         for name, values in lists.items():
             if len(set(map(repr, values))) < max(1, len(values)):
                 where = document.origin(("measure", kind, name))
