@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from helpers.browser import browser, look
 from helpers.programs import invoke
-from helpers.results import make_results
+from helpers.results import add_sweep, make_results
 from tinyscale.cli import cli
 from tinyscale.results.store import Results
 
@@ -148,6 +148,28 @@ def test_a_sweep_without_rows_says_so(tmp_path: Path) -> None:
         Results(str(tmp_path / "results")).sweeps.delete(f"{name}.json")
     invoke("report", tmp_path / "results")
     assert "none of its trials has rows yet" in verdict((tmp_path / "results" / "report.html").read_text(), "single")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_was_measured_has_a_table_and_figures_of_what_can_be_drawn(tmp_path: Path, sign: int) -> None:
+    results = Results(str(tmp_path / "results"))
+    widths = (16, 32, 64, 128)
+    add_sweep(results, "width", "Loss", [("base", {"d_model": w, "tokens_budget": 51_200}) for w in widths], seeds=1)
+    for trial in results.read_sweeps()[0].trials:
+        rows = [
+            {"measurement": f"m{bits}", "kind": "quantize", "state": "finished", "bits": bits, "of": "all",
+             "method": "nearest", "loss": 3 + sign * 4.0**-bits, "delta": sign * 4.0**-bits, "delta_se": 1e-6,
+             "model_bits": 1000 * bits}
+            for bits in (3, 4, 5)
+        ]  # fmt: skip
+        failed = {"measurement": "m8", "kind": "quantize", "state": "failed", "reason": "no weights", "bits": 8}
+        results.write_measurements(trial, [*rows, failed], {})
+    assert invoke("report", tmp_path / "results").exit_code == 0
+    html = (tmp_path / "results" / "report.html").read_text()
+    assert "Measured: quantize" in html
+    assert "no weights" in html
+    assert len(pd.read_csv(tmp_path / "results" / "tables" / "width-quantize.csv")) == len(widths) * 3
+    assert ('id="width-quantize-front"' in html, 'id="width-quantize-delta"' in html) == (True, sign > 0)
 
 
 @pytest.mark.slow

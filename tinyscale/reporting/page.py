@@ -272,7 +272,8 @@ class _Page:
         rows = rows[(rows["tokens"] == rows["tokens"].max()) & (rows["arm"] == rows["arm"].iloc[0])]
         rows = rows[rows["of"] == rows["of"].min()]
         rows = rows[rows["method"] == rows["method"].iloc[0]]
-        for what, draw in (("front", plot_front), ("delta", plot_delta)):
+        drawn = {"front": plot_front} | ({"delta": plot_delta} if (rows["delta"] > 0).any() else {})
+        for what, draw in drawn.items():
             yield self._draw(f"{record.name}-quantize-{what}", partial(draw, rows), ROUNDING[what])
 
     def _of_trials(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
