@@ -13,7 +13,9 @@ from helpers.browser import browser, look
 from helpers.programs import invoke
 from helpers.results import add_sweep, make_results
 from tinyscale.cli import cli
+from tinyscale.reporting.tables import measured_of
 from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepRecord
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,28 @@ def test_what_was_measured_has_a_table_and_figures_of_what_can_be_drawn(tmp_path
     assert "no weights" in html
     assert len(pd.read_csv(tmp_path / "results" / "tables" / "width-quantize.csv")) == len(widths) * 3
     assert ('id="width-quantize-front"' in html, 'id="width-quantize-delta"' in html) == (True, sign > 0)
+
+
+def test_parts_of_a_model_are_rows_of_their_own_and_seeds_are_averaged() -> None:
+    record = SweepRecord("width", "", "", ("model.d_model",), (), {})
+    heads = [("head", layer, head) for layer in (0, 1) for head in (0, 1)]
+    rows = pd.DataFrame([
+        {"trial": f"t{seed}", "arm": "base", "d_model": 16, "component": component, "layer": layer, "head": head,
+         "prefix_score": layer + 0.1 * head + 0.01 * seed}
+        for seed in (0, 1)
+        for component, layer, head in [("model", seed, 1), *heads]
+    ])  # fmt: skip
+    shown = measured_of(record, "induction", rows).frame
+    assert list(shown["component"]) == ["model", *["head"] * 4]
+    assert list(shown["seeds"]) == [2] * 5
+    assert shown["layer"].isna().tolist() == [True, *[False] * 4]
+    assert shown["prefix_score"].iloc[1:].tolist() == pytest.approx([0.005, 0.105, 1.005, 1.105])
+
+
+def test_one_answer_of_one_trial_is_a_row() -> None:
+    row = {"trial": "t", "arm": "base", "d_model": 16, "kind": "memory", "weight_bytes": 1024}
+    shown = measured_of(SweepRecord("one", "", "", (), (), {}), "memory", pd.DataFrame([row])).frame
+    assert shown.to_dict("records") == [{"kind": "memory", "seeds": 1, "weight_bytes": 1024.0}]
 
 
 @pytest.mark.slow

@@ -179,10 +179,13 @@ def measured_of(record: SweepRecord, kind: str, rows: pd.DataFrame) -> Table:
     """
     own = [name for name, *_ in MEASUREMENT_COLUMNS if name in rows]
     fields = [name for name in KINDS[kind].model_fields if name in own and rows[name].nunique(dropna=False) > 1]
-    labels = [name for name in own if name not in fields and not is_numeric_dtype(rows[name]) and name not in NO_VALUE]
+    parts = [name for name in ("layer", "head") if name in own]  # numbers that name a part; of a whole model, its best
+    rows = rows.assign(**{name: rows[name].where(rows["component"] != "model") for name in parts})
+    texts = [name for name in own if not is_numeric_dtype(rows[name])]
+    labels = [name for name in (*texts, *parts) if name not in (*KINDS[kind].model_fields, *NO_VALUE)]
     axes = [name.rpartition(".")[2] for name in record.axes]
     cell = [name for name in ("arm", *axes) if name in rows and rows[name].nunique() > 1]
-    by = list(dict.fromkeys((*cell, *fields, *labels)))
+    by = list(dict.fromkeys((*cell, *fields, *labels))) or ["kind"]  # of one trial, asked once
     values = [name for name in own if name not in (*by, *KINDS[kind].model_fields, *NO_VALUE)]
     means = rows.groupby(by, dropna=False, sort=False)[values].mean().reset_index()
     means.insert(len(by), "seeds", rows.groupby(by, dropna=False, sort=False)["trial"].nunique().to_numpy())
