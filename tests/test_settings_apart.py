@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers.trials import FACTS, trial_config
+from helpers.trials import FACTS, known_trial, trial_config
 from tinyscale.analysis.runs import by_setting, read_groups, refuse_mixed
 from tinyscale.errors import FitError
 from tinyscale.results.schema import point_columns
@@ -21,6 +21,9 @@ from tinyscale.spec.trial import Trial, resolve
 BASE: dict[str, Any] = {"schedule": "wsd", "repeats": True, "eval_points": 3}
 DATA = {"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}
 
+TEACHER_TRIAL = known_trial(seed=7)
+TEACHER = TEACHER_TRIAL.identity
+
 # Two values of each field of the model and of the training.
 VALUES: dict[str, tuple[Any, Any]] = {
     "d_model": (16, 32), "n_layers": (1, 4), "n_heads": (2, 4), "head_dim": (4, 8), "d_ff": (64, 96),
@@ -32,7 +35,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "lr": (1e-2, 2e-2), "min_lr_ratio": (0.1, 0.2), "warmup_fraction": (0.05, 0.1),
     "schedule": ("cosine", "linear"), "decay_fraction": (0.2, 0.3), "branches": ([], [0.5]), "weight_decay": (0.1, 0),
     "betas": ([0.9, 0.95], [0.9, 0.99]), "grad_clip": (1, 0), "precision": ("fp32", "bf16"), "eval_points": (3, 4),
-    "weight_bits": (None, 4),
+    "weight_bits": (None, 4), "teacher": (None, TEACHER), "teacher_weight": (0.5, 1), "temperature": (1, 2),
 }  # fmt: skip
 # A field of the data moves one of the facts of the text, or the tokens that are scored.
 DATA_MOVES = dict.fromkeys(("corpus", "max_bytes", "zipf", "repeats"), "corpus_hash") | {"tokenizer": "tokenizer_hash"}
@@ -56,7 +59,9 @@ def trials_along(path: str) -> dict[Trial, Any]:
                     changes |= {"n_heads": None} if name == "head_dim" else {}
                     changes |= {name: VALUES[name][index]}
                     changes |= {"d_model": (16, 32)[size - 2]} if name == "n_layers" else {}
-                found[resolve(trial_config(data, **changes), facts)] = index
+                changes |= {"teacher": TEACHER} if name in ("teacher_weight", "temperature") else {}
+                config = trial_config(data, **changes)
+                found[resolve(config, facts, TEACHER_TRIAL if config.train.teacher else None)] = index
     return found
 
 

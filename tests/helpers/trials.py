@@ -34,13 +34,14 @@ def trial_config(data: DataConfig | dict[str, Any], **changes: Any) -> TrialConf
     return TrialConfig.model_validate(parts)
 
 
-def make_trial(config: TrialConfig) -> tuple[Trial, TokenizedCorpus]:
+def make_trial(config: TrialConfig, teacher: Trial | None = None) -> tuple[Trial, TokenizedCorpus]:
     """The trial resolved against its text, and the text."""
     corpus = prepare(config.data)
-    return resolve(config, corpus.facts), corpus
+    return resolve(config, corpus.facts, teacher), corpus
 
 
-def known_trial(**changes: Any) -> Trial:
+def known_trial(teacher: Trial | None = None, **changes: Any) -> Trial:
     """A trial on a text that is nowhere: its hashes are given."""
-    config = trial_config({"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}, **changes)
-    return resolve(config, FACTS)
+    named = {"teacher": teacher.identity} if teacher else {}
+    config = trial_config({"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}, **named, **changes)
+    return resolve(config, FACTS, teacher)

@@ -34,6 +34,7 @@ from tinyscale.results.leases import clear_void
 from tinyscale.results.provenance import launch_provenance, machine_provenance
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
+from tinyscale.spec.trial import Trial
 from tinyscale.training.loop import train as train_trial
 
 Sets = dict[str, list[PlannedTrial]]  # trials trained together, most often one, by the key of their ticket
@@ -100,12 +101,15 @@ class Launch:
         self.summary = Summary(slots=max(1, self.plan.at_once), expected_seconds=self.plan.seconds)
 
     def run(self) -> Summary:
-        """Train the trials; those that need a larger share of a GPU once more."""
+        """Train the trials, students last; those that need a larger share of a GPU once more."""
         began = time.monotonic()
         with interruptible(self.settings.sweep, self.console) as stop:
             resized: list[PlannedTrial] = []
-            if self.to_run:
-                resized = self._search(stop) if self.plan.sweep.search else self._grid(self.sets, stop)
+            if self.to_run and self.plan.sweep.search:
+                resized = self._search(stop)
+            for wave in [] if self.plan.sweep.search else self._waves():
+                if not stop.requested:
+                    resized += self._grid(wave, stop)
             if resized and not stop.requested:
                 labels = ", ".join(planned.label for planned in resized)
                 self.console.print(f"training again with a larger share of a GPU: {labels}")
@@ -132,14 +136,26 @@ class Launch:
         )
         self.summary.measurements = replace(made, unasked=left)
 
+    def _waves(self) -> list[Sets]:
+        """The sets of trials without a teacher, among which the teachers are, and then those of their students."""
+        alone = {key: together for key, together in self.sets.items() if together[0].trial.teacher is None}
+        students = {key: together for key, together in self.sets.items() if key not in alone}
+        return [wave for wave in (alone, students) if wave]
+
     def _grid(self, sets: Sets, stop: Stop) -> list[PlannedTrial]:
         """Train these sets; those of their trials that need a larger share of a GPU come back."""
         tickets = [Ticket.of(first.trial, first.label).as_json() for first, *_ in sets.values()]
         trials_of = {key: tuple(planned.trial for planned in together) for key, together in sets.items()}
-        assignments = {key: Assignment(trials, self.settings).as_json() for key, trials in trials_of.items()}
+        assignments = {key: self._assignment(trials) for key, trials in trials_of.items()}
         order = {"search_alg": Grid(stop, max_concurrent=self._most_at_once())}
         planned = [each for together in sets.values() for each in together]
         return self._tune(planned, sets, stop, order, assignments, {"ticket": tune.grid_search(tickets)})
+
+    def _assignment(self, trials: tuple[Trial, ...]) -> str:
+        """As JSON. The weights of teachers are kept in any case: their students need them."""
+        teachers = {planned.trial.config.train.teacher for planned in self.plan.trials}
+        keep = self.settings.keep_weights or any(trial.identity in teachers for trial in trials)
+        return Assignment(trials, replace(self.settings, keep_weights=keep)).as_json()
 
     def _search(self, stop: Stop) -> list[PlannedTrial]:
         """Train what the sweep's search samples, as `_grid` trains sets."""

@@ -20,6 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from tinyscale.data import prepare
 from tinyscale.errors import DataError
+from tinyscale.inference.trained import load_gpt
 from tinyscale.orchestration.assignment import Assignment, LaunchSettings, Ticket
 from tinyscale.orchestration.recorder import NodeDrainedError, Recorder, Recorders
 from tinyscale.orchestration.tuner import MAX_RESTARTS
@@ -28,6 +29,7 @@ from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.training.batched import train_batched
+from tinyscale.training.loop import WEIGHTS
 from tinyscale.training.progress import Outcome
 
 PATIENCE_SECONDS = 5.0  # for a trial's process that outlives a killed launcher by a moment
@@ -70,7 +72,22 @@ def _claim(assignment: Assignment, stack: ExitStack) -> Iterator[tuple[Trial, Le
         if (state := results.state(trial.identity)) and state.is_kept:
             _leave(trial, "another launch has trained it")
             continue
+        if trial.teacher and (reason := _lacks_teacher(trial.teacher, results)):
+            _leave(trial, reason)
+            continue
         yield trial, lease
+
+
+def _lacks_teacher(teacher: Trial, results: Results) -> str | None:
+    """Why a student of this teacher cannot be trained; None where it can."""
+    state = results.state(teacher.identity)
+    if state != State.FINISHED:
+        how = f"is {state}" if state else "is not trained yet"
+        return f"its teacher {teacher.identity} {how}; launch again once it is finished"
+    if not results.checkpoints(teacher.identity).exists(WEIGHTS):
+        file = f"{results.trials}/{teacher.identity}.parquet"
+        return f"the weights of its teacher {teacher.identity} were not kept; delete {file} and launch again"
+    return None
 
 
 def _leave(trial: Trial, reason: str) -> None:
@@ -113,7 +130,14 @@ def train_loop(claimed: Claimed) -> None:
             recorder.corpus = corpus
         if len(each) == 1:
             recorder, stop = recorders.first, recorders.should_stop
-            outcome = claimed.train(first, corpus, recorder.point, checkpoints=recorder.checkpoints, should_stop=stop)
+            outcome = claimed.train(
+                first,
+                corpus,
+                recorder.point,
+                teacher=load_gpt(recorder.results, first.teacher) if first.teacher else None,
+                checkpoints=recorder.checkpoints,
+                should_stop=stop,
+            )
             recorders.end(0, outcome)
         else:
             train_batched(

@@ -18,6 +18,7 @@ from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import lack_of_memory
 from tinyscale.spec.trial import Trial
 from tinyscale.training.loop import Run
+from tinyscale.training.model import GPT
 
 SECONDS = 0.4  # of timed steps per trial, in at least three measurements
 LONG_SECONDS = 5.0  # of timed steps, after which fewer measurements suffice
@@ -62,7 +63,7 @@ def measure(trial: Trial) -> dict[str, float]:
 def _second_step(trial: Trial, corpus: TokenizedCorpus) -> float:
     """Seconds of the second step, which allocates no more memory, in eager code."""
     resources = trial.config.resources.model_copy(update={"compile": False})
-    run = Run(replace(trial, config=trial.config.model_copy(update={"resources": resources})), corpus, None)
+    run = _run(replace(trial, config=trial.config.model_copy(update={"resources": resources})), corpus)
     for _ in range(2):
         begun = time.monotonic()
         run.update()
@@ -70,9 +71,15 @@ def _second_step(trial: Trial, corpus: TokenizedCorpus) -> float:
     return time.monotonic() - begun
 
 
+def _run(trial: Trial, corpus: TokenizedCorpus) -> Run:
+    """A run that keeps nothing; a teacher of random weights takes as long as one that has learned."""
+    teacher = GPT(trial.teacher.config.model, trial.teacher.vocab_size) if trial.teacher else None
+    return Run(trial, corpus, None, teacher=teacher)
+
+
 def _begin(trial: Trial, corpus: TokenizedCorpus) -> tuple[Run, float]:
     """A run after its first step and evaluation, which allocate and compile, and the seconds of both."""
-    run, begun = Run(trial, corpus, None), time.monotonic()
+    run, begun = _run(trial, corpus), time.monotonic()
     run.update()
     _evaluate_first_pass(run)
     return run, time.monotonic() - begun

@@ -141,6 +141,7 @@ def shape_key(trial: Trial, at_once: int) -> str:
         "train": [train.batch_tokens, train.optimizer, train.precision],
         "resources": trial.config.resources.model_dump(),
         "at_once": at_once,
+        **({"teacher": trial.teacher.config.model.model_dump()} if trial.teacher else {}),
         "machine": [platform.node(), platform.machine(), usable_cores(), importlib.metadata.version("torch")],
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:24]

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from tinyscale.errors import ConfigError, ForecastError, ResultsError
+from tinyscale.formatting import compact, plural
 from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
@@ -225,16 +226,25 @@ def make_plan(
     recorded_at = {entry.cell.without(searched).key: entry for entry in recorded}
     notify("choosing what the sweep leaves open")
     chosen = {key: entry.auto_values for key, entry in recorded_at.items()}
-    chosen_before = [chosen.get(variant.cell.key, {}) for variant in sweep.variants]
-    once = _once(partial(resolve_against, texts))
-    context = PlanningContext(results, once, chosen_before, capacity, measure)
+    teachers: dict[str, Trial] = {}  # by identity
+    once = _once(partial(resolve_against, texts, teachers))
+
+    def fill(variants: Sequence[Variant]) -> list[Filled]:
+        recorded = [chosen.get(variant.cell.key, {}) for variant in variants]
+        return resolve_autos(variants, PlanningContext(results, once, recorded, capacity, measure))
+
     states = results.states()
-    filled = resolve_autos(sweep.variants, context)
-    samples = Samples(tuple((each, None) for each in filled), frozenset())
+    filled_teachers = fill(list(sweep.teachers.values()))
+    identities = {}
+    for name, each in zip(sweep.teachers, filled_teachers, strict=True):
+        trial = once(each.variant)
+        teachers[trial.identity], identities[name] = trial, trial.identity
+    filled = fill([_with_teacher(variant, identities) for variant in sweep.variants])
+    samples = Samples(tuple((each, None) for each in (*filled_teachers, *filled)), frozenset())
     if sweep.search:
-        _refuse_idle_axes(sweep, _corners(sweep.search, filled, context.resolve))
-        samples = known_samples(sweep.search, filled, recorded, context.resolve, whole=sweep.whole)
-    trials = [_planned(each, sample, context, states) for each, sample in samples.variants]
+        _refuse_idle_axes(sweep, _corners(sweep.search, filled, once))
+        samples = known_samples(sweep.search, filled, recorded, once, whole=sweep.whole)
+    trials = [_planned(each, sample, once, states) for each, sample in samples.variants]
     if not sweep.search:
         _refuse_idle_axes(sweep, trials)
     trials = _explain_changes(results, recorded_at, trials)
@@ -248,9 +258,30 @@ def make_plan(
         pass_seconds = _pass_seconds(
             [each for each in _measurable(trials) if each.identity in measuring.missing], at_once
         )
-    notes = (*auto_notes([planned.auto_values for planned in trials]), *measuring.notes)
+    autos = auto_notes([planned.auto_values for planned in trials])
+    notes = (*autos, *_teacher_notes(identities, trials), *measuring.notes)
     warnings = (*_warnings(trials), *_unplaceable(trials, capacity), *unmeasured)
     return Plan(sweep, tuple(trials), at_once, warnings, notes, samples.stale, measuring, pass_seconds)
+
+
+def _with_teacher(variant: Variant, identities: Mapping[str, str]) -> Variant:
+    """With its teacher's identity in place of the name; the variants of `tune` have it already."""
+    if variant.teacher is None:
+        return variant
+    return variant.with_values({"train.teacher": identities.get(variant.teacher, variant.teacher)})
+
+
+def _teacher_notes(identities: Mapping[str, str], trials: Sequence[PlannedTrial]) -> Iterator[str]:
+    """Which trials are trained first, and for how many."""
+    for name, identity in identities.items():
+        students = [planned.trial for planned in trials if planned.trial.config.train.teacher == identity]
+        teacher = next(planned.trial for planned in trials if planned.trial.identity == identity)
+        size = f"N = {compact(teacher.parameters.n_non_embedding)}, {compact(teacher.tokens)} tokens"
+        forward = compact(sum(each.teacher_flops_per_token * each.tokens for each in students))
+        yield (
+            f"teacher {name} ({identity}; {size}) is trained before its {plural(len(students), 'student')}, whose "
+            f"training adds {forward} FLOPs of its forward passes"
+        )
 
 
 def _measurable(trials: Sequence[PlannedTrial]) -> list[Trial]:
@@ -279,10 +310,13 @@ def _once(resolve: Callable[[Variant], Trial]) -> Callable[[Variant], Trial]:
 
 
 def _planned(
-    each: Filled, sample: Sample | None, context: PlanningContext, states: Mapping[str, tuple[State, str | None]]
+    each: Filled,
+    sample: Sample | None,
+    resolve: Callable[[Variant], Trial],
+    states: Mapping[str, tuple[State, str | None]],
 ) -> PlannedTrial:
     """The variant as a trial, with its state."""
-    variant, trial = each.variant, context.resolve(each.variant)
+    variant, trial = each.variant, resolve(each.variant)
     state, reason = states.get(trial.identity, (State.NEW, None))
     if sample is None and state == State.STOPPED:
         state = State.RUNNING  # what a search gave up is here trained to its end

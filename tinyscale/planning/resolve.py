@@ -19,7 +19,7 @@ def _text_of(config: TrialConfig) -> DataConfig:
 def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
     """Tokens of each text and tokenizer that the sweep uses, made where this machine lacks them."""
     corpora: dict[DataConfig, TokenizedCorpus] = {}
-    for variant in sweep.variants:
+    for variant in (*sweep.teachers.values(), *sweep.variants):
         data = _text_of(variant.config)
         if data in corpora:
             continue
@@ -37,8 +37,13 @@ def _blamed(variant: Variant, error: TinyscaleError) -> str:
     return variant.origins.get(field or "data.corpus", variant.origins["data.corpus"])
 
 
-def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Variant) -> Trial:
-    """The variant as a trial; ConfigError when the text cannot give what it asks for."""
+def resolve_against(
+    texts: Mapping[DataConfig, TokenizedCorpus], teachers: Mapping[str, Trial], variant: Variant
+) -> Trial:
+    """The variant as a trial; ConfigError when the text, or its teacher, cannot give what it asks for.
+
+    teachers: by identity, which is in place of the name.
+    """
     config, corpus = variant.config, texts[_text_of(variant.config)]
     budget, context = variant.where(*(f"train.{name}" for name in BUDGETS)), variant.where("model.context_length")
     if config.train.precision == "fp16" and not config.resources.gpu:
@@ -47,7 +52,7 @@ def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Varian
             "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
         )
     try:
-        trial = resolve(config, corpus.facts)
+        trial = resolve(config, corpus.facts, teachers[variant.teacher] if variant.teacher else None)
     except ConfigError as error:
         raise ConfigError(f"{budget}: {error}") from error
     if (config.data.unique_tokens or 0) > corpus.facts.train_tokens:
@@ -70,4 +75,18 @@ def resolve_against(texts: Mapping[DataConfig, TokenizedCorpus], variant: Varian
             f"{context}: model.context_length = {config.model.context_length:,} is longer than any document to train "
             f"on of {config.data.corpus} (at most {longest:,} tokens)"
         )
+    if trial.teacher:
+        _require_able(trial.teacher, trial, variant)
     return trial
+
+
+def _require_able(teacher: Trial, student: Trial, variant: Variant) -> None:
+    """ConfigError when a teacher cannot predict the student's tokens."""
+    where, longest = variant.where("train.teacher"), teacher.config.model.context_length
+    if teacher.facts.tokenizer_hash != student.facts.tokenizer_hash:
+        raise ConfigError(f"{where}: the teacher has another tokenizer than the student; give both the same data")
+    if longest < (context := student.config.model.context_length):
+        raise ConfigError(
+            f"{where}: the teacher sees {longest:,} tokens at once, and the student {context:,}; give the teacher a "
+            "model.context_length of that at least"
+        )

@@ -90,6 +90,7 @@ def _sweep(of: Sweep, variants: Sequence[Variant]) -> Sweep:
         source=of.source,
         axes=tuple(dict.fromkeys(name for variant in variants for name in variant.cell.axes)),
         variants=tuple(variants),
+        teachers=of.teachers,
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tinyscale.spec.costs import kv_cache_numbers
 from tinyscale.spec.trial import Trial
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 MAX_EXPONENT = math.log(sys.float_info.max)
 IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
@@ -112,6 +112,12 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("kv_cache_per_token", _INT, "numbers that generation keeps per token of context: keys and values of all layers"),
     # since version 6
     ("weight_bits", _INT, "bits of the blocks' weights in the forward passes of training; 32: not rounded"),
+    # since version 7
+    ("teacher", _STRING, "identity of the trial whose predictions this one learned; null: none"),
+    ("teacher_weight", _FLOAT, "share of the training loss that was the divergence from the teacher; 0: no teacher"),
+    ("temperature", _FLOAT, "what divided both models' logits before they were compared; null without a teacher"),
+    ("teacher_loss", _FLOAT, "the teacher's val_loss on the same targets; null without a teacher"),
+    ("flops_teacher", _FLOAT, "FLOPs of the teacher's forward passes up to this row, which `flops` leaves out"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -195,6 +201,8 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "seed": config.seed,
         "n_kv_heads": config.model.kv_heads,
         "weight_bits": config.train.weight_bits or 32,
+        "teacher_weight": config.train.teacher_weight if trial.teacher else 0.0,
+        "temperature": config.train.temperature if trial.teacher else None,
         "kv_cache_per_token": kv_cache_numbers(config.model),
         **config.resources.model_dump(),
     }
@@ -209,6 +217,7 @@ def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_b
     return {
         **point,
         **{name: per_token * tokens for name, per_token in trial.flops_per_token.items()},
+        "flops_teacher": trial.teacher_flops_per_token * tokens,
         "epochs": tokens / trial.unique_tokens,
         "perplexity": math.exp(loss) if loss < MAX_EXPONENT else math.inf,
         "bits_per_byte": loss * val_tokens / val_bytes / math.log(2),

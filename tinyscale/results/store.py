@@ -79,7 +79,8 @@ class Results:
         unknown = {key for row in rows for key in row} - set(SCHEMA.names)
         assert not unknown, f"columns that are not in the schema: {sorted(unknown)}"
         described = trial.as_json()
-        metadata = {"config": described["config"], "facts": described["facts"], "provenance": dict(provenance)}
+        del described["identity"]
+        metadata = {**described, "provenance": dict(provenance)}
         footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
         table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(footer))
         self.trials.write(f"{trial.identity}.parquet", to_parquet(table, **FEW_ROWS))
@@ -104,7 +105,7 @@ class Results:
         rows, metadata = self.read_trial(identity)
         try:
             facts = metadata.get("facts") or _facts_in(rows[-1])
-            return Trial.of_json({"identity": identity, "config": metadata["config"], "facts": facts})
+            return Trial.of_json({**metadata, "identity": identity, "facts": facts})
         except (KeyError, TypeError, ValueError) as error:
             file = f"{self.trials}/{identity}.parquet"
             raise ResultsError(f"{file}: written by another version of tinyscale ({first_line(error)})") from error

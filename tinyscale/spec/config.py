@@ -300,6 +300,15 @@ class TrainConfig(BaseModel):
         description="bits that the matrices of the blocks are rounded to in each forward pass, one scale per row, with "
         "straight-through gradients; default: no rounding",
     )
+    teacher: str | None = Field(
+        default=None, description="name of one of the sweep's teachers, whose predictions the trial learns; null: none"
+    )
+    teacher_weight: Quantity = Field(
+        default=1.0, ge=0, le=1, description="share of the loss that is the divergence from the teacher; 0: no teacher"
+    )
+    temperature: Quantity = Field(
+        default=1.0, gt=0, le=1e3, description="divides the logits of both before they are compared; 1: as they are"
+    )
     repeats: bool = Field(default=False, description="allow more than one epoch over the unique tokens")
     eval_points: Int = Field(
         default=6, ge=1, le=1000, description="evaluations, log-spaced in tokens, the last at the end"

@@ -140,6 +140,12 @@ def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) ->
     return step + WORKSPACES + min(text, TEXT_SHARE * step)
 
 
+def teacher_bytes(config: TrialConfig, teacher: Parameters, vocab_size: int) -> float:
+    """Bytes that a teacher adds to a worker's training step: its weights, and both models' log-probabilities."""
+    tokens = config.train.batch_tokens / config.resources.workers
+    return 4.0 * (teacher.n_total + 4 * vocab_size * tokens)
+
+
 def _changed_heads(model: ModelConfig) -> int:
     """Numbers per token that attention keeps because its input is not the projection itself.
 

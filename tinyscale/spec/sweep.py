@@ -60,6 +60,10 @@ class SweepFile(BaseModel):
     arms: dict[Words, dict[str, Any]] = Field(
         default={}, description="named overrides; a list for a field that takes one value is an axis of that arm"
     )
+    teachers: dict[Words, dict[str, Any]] = Field(
+        default={},
+        description="named overrides of base, each a trial that is trained before those with its name as train.teacher",
+    )
     search: Search | None = Field(
         default=None, description="fields whose values Optuna samples for each cell of arms and axes: see below"
     )
@@ -94,8 +98,12 @@ UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
     ("train.precision", lambda precision: precision == "fp16", "fp32 or bf16"),
     ("train.branches", bool, "left out"),
     ("train.weight_bits", bool, "left out"),
+    ("train.teacher", bool, "left out"),
     ("resources.workers", lambda workers: workers > 1, "1"),
 )
+
+
+OF_STUDENTS = ("train.teacher", "train.teacher_weight", "train.temperature")
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,11 @@ class Variant:
     cell: Cell
     autos: tuple[str, ...] = ()  # fields that planning fills in
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def teacher(self) -> str | None:
+        """Name of its teacher, until planning puts the identity in place; None without a share of the loss for one."""
+        return self.config.train.teacher if self.config.train.teacher_weight else None
 
     def with_values(self, values: Mapping[str, Any]) -> Variant:
         """The variant with values for these fields, which are open no longer."""
@@ -122,6 +135,7 @@ class Variant:
 class Sweep:
     """A sweep file, read and checked. Variants stand in the file's order, the last axis and then the seed fastest.
 
+    teachers: those that variants name, by name; the cell of each is the arm `teacher NAME`.
     search: what is sampled for each cell; a variant then holds the middle of its range. whole: not a selection.
     """
 
@@ -135,6 +149,7 @@ class Sweep:
     whole: bool = True
     fuse: tuple[str, ...] = ()  # trials that differ only in these fields are trained together
     measure: tuple[Question, ...] = ()  # asked of each finished trial
+    teachers: Mapping[str, Variant] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         over = ", ".join(self.axes) or "seeds"
@@ -191,6 +206,7 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     variants = [
         variant for arm, layer in arms.items() for variant in _expand(base, arm, layer, grid, seeds, sampled, document)
     ]
+    teachers = _teachers(file, variants, base, document)
     kept = _select(variants, select)
     _refuse_without_effect(set_here, kept)
     if search and search.scheduler == "asha" and (few := min(v.config.train.eval_points for v in kept)) < ASHA_POINTS:
@@ -207,9 +223,49 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
         )
     measure = read_questions({kind: fields or {} for kind, fields in file.measure.items()}, document)
     axes, fuse = dict.fromkeys(name for variant in kept for name in variant.cell.axes), tuple(file.fuse)
+    named = {variant.teacher for variant in kept}
     return Sweep(
-        file.name, file.title, str(path), document.source, tuple(axes), tuple(kept), search, not select, fuse, measure
+        file.name,
+        file.title,
+        str(path),
+        document.source,
+        tuple(axes),
+        tuple(kept),
+        search,
+        not select,
+        fuse,
+        measure,
+        {name: teacher for name, teacher in teachers.items() if name in named},
     )
+
+
+def _teachers(file: SweepFile, variants: Sequence[Variant], base: Layer, document: Document) -> dict[str, Variant]:
+    """The sweep's teachers by name. ConfigError for a name that is not there, and for a teacher that nothing names."""
+    if file.search and file.teachers:
+        raise ConfigError(
+            f"{document.origin(('teachers',))}: a search samples its own trials and trains no teachers; remove search, "
+            "and let tinyscale tune search the learning rates"
+        )
+    named = {variant.teacher: variant for variant in variants if variant.teacher}
+    for name, variant in named.items():
+        if name not in file.teachers:
+            legal = f"legal: {', '.join(file.teachers)}" if file.teachers else "add it under `teachers`"
+            where = variant.where("train.teacher")
+            raise ConfigError(f"{where}: no teacher is named {name!r}{nearest(name, file.teachers)}; {legal}")
+    alone = {path: setting for path, setting in base.items() if path not in OF_STUDENTS}
+    found = {}
+    for name, values in file.teachers.items():
+        origin, layer = document.origin(("teachers", name)), read_layer(values, document, "teachers", name)
+        if name not in named:
+            raise ConfigError(f"{origin}: no trial has this teacher; set train.teacher: {name} in an arm, or remove it")
+        for path, setting in layer.items():
+            if path in OF_STUDENTS:
+                raise ConfigError(f"{setting.origin}: {path}: a teacher learns from the text alone; remove it")
+            if _is_axis(path, setting.value):
+                given = f"{setting.origin}: {path} = {setting.value!r}"
+                raise ConfigError(f"{given}: a teacher is one trial; give one value")
+        (found[name],) = _expand(alone, f"teacher {name}", layer, [], [{}], [], document)
+    return found
 
 
 def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Document) -> None:

@@ -12,7 +12,15 @@ from pydantic import ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.spec.config import SOURCES, TrainConfig, TrialConfig
-from tinyscale.spec.costs import Parameters, decay_steps, flops_per_token, memory_bytes, parameters, training_steps
+from tinyscale.spec.costs import (
+    Parameters,
+    decay_steps,
+    flops_per_token,
+    memory_bytes,
+    parameters,
+    teacher_bytes,
+    training_steps,
+)
 from tinyscale.spec.facts import TextFacts
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
@@ -23,17 +31,20 @@ class Trial:
     """A training run with every budget and size resolved, and its identity.
 
     config: the budget is tokens_budget = steps * batch_tokens, whatever form the sweep gave. facts: of its text.
+    teacher: the finished trial whose predictions it learns; config.train.teacher is its identity.
     """
 
     identity: str
     config: TrialConfig
     facts: TextFacts
+    teacher: Trial | None = None
 
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
         """What `as_json` wrote, under the identity that it had. pydantic's ValidationError where it is not legal."""
         config = TrialConfig.model_validate(written["config"])
-        return cls(str(written["identity"]), config, TextFacts(**written["facts"]))
+        teacher = cls.of_json(written["teacher"]) if written.get("teacher") else None
+        return cls(str(written["identity"]), config, TextFacts(**written["facts"]), teacher)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
@@ -41,6 +52,7 @@ class Trial:
             "identity": self.identity,
             "config": self.config.model_dump(mode="json"),
             "facts": asdict(self.facts),
+            "teacher": self.teacher and self.teacher.as_json(),
         }
 
     @property
@@ -93,7 +105,13 @@ class Trial:
     @property
     def memory_bytes(self) -> float:
         """Forecast peak memory of a worker's training step, in bytes."""
-        return memory_bytes(self.config, self.vocab_size, self.unique_tokens)
+        own = memory_bytes(self.config, self.vocab_size, self.unique_tokens)
+        return own + (teacher_bytes(self.config, self.teacher.parameters, self.vocab_size) if self.teacher else 0.0)
+
+    @property
+    def teacher_flops_per_token(self) -> float:
+        """FLOPs of the teacher's forward pass per training token, a third of those of its own training; 0 without."""
+        return self.teacher.flops_per_token["flops"] / 3 if self.teacher else 0.0
 
     @property
     def flops(self) -> float:
@@ -105,22 +123,24 @@ class Trial:
         return replace(self, config=self.config.with_values({"resources.gpu": gpu}))
 
 
-def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
+def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None) -> Trial:
     """Fix what depends on the text, and name the trial by everything that its numbers depend on.
 
-    The identity leaves out resources, paths and fields at their default: it moves with none of them.
+    The identity leaves out resources, paths and fields at their default: it moves with none of them. That of the
+    teacher stands for all that its predictions depend on; with a teacher_weight of 0 the trial has none.
     ConfigError when the budget allows no step, or more tokens than a trial may train on.
     """
     steps = training_steps(config.model, config.train, facts.vocab_size, _unique_tokens(config, facts))
-    tokens = steps * config.train.batch_tokens
+    tokens, teacher = steps * config.train.batch_tokens, teacher if config.train.teacher_weight else None
     try:
-        resolved = config.with_values({"train.tokens_budget": tokens})
+        fixed = {"train.tokens_budget": tokens, "train.teacher": teacher and teacher.identity}
+        resolved = config.with_values(fixed)
     except ValidationError as error:
         raise ConfigError(f"the budget allows {tokens:.3g} tokens, more than a trial may train on; lower it") from error
     left_out: Any = {
         "resources": True,
         "data": {"corpus", "max_bytes", *SOURCES.values(), "tokenizer"},  # hashes say what these hold
-        "train": _idle(config.train),
+        "train": _idle(resolved.train),
     }
     described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
     described |= {
@@ -131,7 +151,7 @@ def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
     }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    return Trial(identity, resolved, facts)
+    return Trial(identity, resolved, facts, teacher)
 
 
 def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:
@@ -141,4 +161,5 @@ def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:
 def _idle(train: TrainConfig) -> set[str]:
     """Fields of the training that have no effect, given the other fields."""
     of_schedule = {"constant": {"min_lr_ratio", "decay_fraction"}, "wsd": set[str]()}
-    return {"repeats"} | of_schedule.get(train.schedule, {"decay_fraction"})  # repeats is a permission
+    of_teacher = set() if train.teacher else {"teacher_weight", "temperature"}
+    return {"repeats"} | of_teacher | of_schedule.get(train.schedule, {"decay_fraction"})  # repeats is a permission

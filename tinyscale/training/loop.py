@@ -27,6 +27,7 @@ from tinyscale.storage import Folder
 from tinyscale.training.batches import TrainBatches, as_tensor
 from tinyscale.training.checkpoint import DamagedError, of_bytes, to_bytes
 from tinyscale.training.device import device_bytes, peak_memory, prepare_process
+from tinyscale.training.distilled import distilled_loss
 from tinyscale.training.evaluate import Evaluation, rank_and_world, token_losses
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import lr_at
@@ -43,16 +44,18 @@ def train(
     corpus: TokenizedCorpus,
     report: Callable[[Point], None],
     *,
+    teacher: GPT | None = None,
     checkpoints: Folder | None = None,
     should_stop: Callable[[int], bool] = lambda _: False,
 ) -> Outcome:
     """Train a trial to its end, or until `should_stop(step)` is true.
 
     report: called with each point, on every worker; after a restart first with the points of earlier attempts.
+    teacher: the model of the trial's teacher, where it has one.
     checkpoints: the folder of the trial's checkpoint, from which an interrupted trial resumes, and of its final
     weights. A loss that is not finite ends the trial as diverged.
     """
-    run = Run(trial, corpus, checkpoints)
+    run = Run(trial, corpus, checkpoints, teacher=teacher)
     for point in run.progress.points:
         report(point)
     while run.progress.step < run.end:
@@ -81,7 +84,12 @@ class Run:
     """One trial in training: its state, batches, optimizer steps, evaluation and progress."""
 
     def __init__(
-        self, trial: Trial, corpus: TokenizedCorpus, checkpoints: Folder | None, shared: Run | None = None
+        self,
+        trial: Trial,
+        corpus: TokenizedCorpus,
+        checkpoints: Folder | None,
+        shared: Run | None = None,
+        teacher: GPT | None = None,
     ) -> None:
         """Start the trial, or resume it from its checkpoint.
 
@@ -98,6 +106,9 @@ class Run:
         self.batches = TrainBatches(corpus.train(), context, rows, trial.config.seed, unique_tokens=unique)
         self.evaluation: Evaluation = shared.evaluation if shared else Evaluation(corpus, context, self.device)
         self.nats: Callable[[Tensor, Tensor], Tensor] = shared.nats if shared else self.compiled(token_losses(self.gpt))
+        assert (teacher is None) == (trial.teacher is None), "a student has its teacher, and no other trial has one"
+        self.teacher = teacher.to(self.device).eval() if teacher else None
+        self.teacher_loss = self._loss_of(self.teacher) if self.teacher else None
         self.entropy_rate = corpus.entropy_rate
         self.progress = Progress()
         self.steps: RecordedStep | None = None  # of this run, or of all runs that are trained as one batched model
@@ -163,7 +174,8 @@ class Run:
         begun = time.monotonic()
         if self.steps is None:
             model = DistributedDataParallel(self.gpt, broadcast_buffers=False) if self.world > 1 else self.gpt
-            loss = self.compiled(lambda inputs, targets: model(inputs, targets)[1])
+            loss = distilled_loss(model, self.teacher, self.train) if self.teacher else own_loss(model)
+            loss = self.compiled(loss)
             self.steps = steps_of([self], single_update(self.state, loss), self.state.takes_tensor_rate)
         self.steps.run(self.progress.step, self.end)
         self.advance()
@@ -241,10 +253,15 @@ class Run:
             loss_by_position=scores.loss_by_position if decayed else None,
             fused=self.fused,
             recorded=self.steps.recorded if self.steps is not None else None,
+            teacher_loss=self.teacher_loss,
         )
         progress.points.append(point)
         progress.start_interval()
         return point
+
+    def _loss_of(self, teacher: GPT) -> float:
+        """The teacher's loss on the validation set, nats per token."""
+        return self.evaluation.scores(token_losses(teacher), self.autocast()).val_loss
 
     @property
     def save_is_due(self) -> bool:
@@ -301,6 +318,16 @@ class Run:
         reason = f"{what} step {self.progress.step} of {self.trial.steps}"
         finite = [point for point in self.progress.points if math.isfinite(point.val_loss)]
         return Outcome(State.DIVERGED, reason, finite, self.watch.seconds)
+
+
+def own_loss(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Inputs and targets [B, T] -> the model's loss on the text []."""
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        nats: Tensor = model(inputs, targets)[1]
+        return nats
+
+    return loss
 
 
 def single_update(state: TrainState, loss: Callable[[Tensor, Tensor], Tensor]) -> Update:

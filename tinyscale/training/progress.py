@@ -28,6 +28,7 @@ class Point:
     loss_by_position: list[float] | None = None  # at decayed points
     fused: int = 1  # trials that shared the step
     recorded: bool | None = None  # whether the step was a replayed CUDA graph; None on a CPU
+    teacher_loss: float | None = None  # of the teacher on the same targets, nats per token; None without
 
 
 @dataclass(frozen=True)
