@@ -208,14 +208,14 @@ def by_setting(group: Group, law: str | None = None) -> list[Group]:
     free = free_settings(group.frame, law, group.columns)
     if not free:
         return [group]
-    parts, shown = [], _leading(group.frame, free)
+    parts, shown = [], leading(group.frame, free)
     for _, rows in group.frame.groupby(free, sort=False, dropna=False):
         setting = "-".join(f"{name}={rows[name].iloc[0]}" for name in shown)
         parts.append(replace(group, title=f"{group.title}-{setting}", frame=_renumbered(rows)))
     return parts
 
 
-def _leading(frame: pd.DataFrame, settings: list[str]) -> list[str]:
+def leading(frame: pd.DataFrame, settings: list[str]) -> list[str]:
     """The settings without those that follow from one before: the others say all that tells the rows apart."""
     texts = frame[settings].astype(str)
     leading: list[str] = []

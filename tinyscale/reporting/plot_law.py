@@ -35,11 +35,18 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
         _draw_curve(fit, points, ax)
     else:
         _draw_family(fit, points, ax)
-    said = "Validation loss" if fit.law.predicts == "loss" else f"{fit.law.predicts}: what is added to the loss"
-    ax.set_ylabel(f"{said} (nats per token)")
+    ax.set_ylabel(_predicted(fit))
     ax.set_title("\n".join(filter(None, [heading(fit.origin.title), fit.slice])), fontsize=10, loc="left")
     tidy(ax)
     return ax
+
+
+def _predicted(fit: Fit) -> str:
+    """What the law is of, with its unit."""
+    if fit.law.predicts != "loss":
+        return f"{fit.law.predicts}: what is added to the loss (nats per token)"
+    column = fit.points.counts["loss"]
+    return f"{column}: share of the variance left over" if column == "fvu" else "Validation loss (nats per token)"
 
 
 def literal(text: object) -> str:
@@ -134,8 +141,11 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
         ax.fill_between(grid, curve["low"], curve["high"], color=colour, alpha=0.18, lw=0)
         ax.plot(grid, curve["loss"], color=colour, lw=1.2)
     ax.fill_between([], [], [], color=GREY, alpha=0.18, lw=0, label="95 % band")
-    _draw_held_out(ax, fit, second)
-    ax.set_xscale("log")
+    if second == "bits":  # the curves are lines; what was held out are several bits, whose mean is no point of them
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        _draw_held_out(ax, fit, second)
+        ax.set_xscale("log")
     symbol, unit = VARIABLES[second]
     ax.set_xlabel(f"{symbol}: {unit}")
     ax.set_yscale("log")
@@ -157,11 +167,12 @@ def law_text(fit: Fit) -> str:
 
 def tidy(ax: Axes) -> None:
     """Ticks at 1, 2, 5 (few decades) or at decades, written 100K, 2M, 1B; plain numbers for the loss; a light grid."""
-    low, high = ax.get_xlim()
-    decades = np.log10(high / low)
-    few = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 0.8 else (1.0, 2.0, 5.0)
-    steps = few if decades < 2.5 else (1.0, 3.0) if decades < 4 else (1.0,)
-    ax.xaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20))
+    if ax.get_xscale() == "log":
+        low, high = ax.get_xlim()
+        decades = np.log10(high / low)
+        few = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 0.8 else (1.0, 2.0, 5.0)
+        steps = few if decades < 2.5 else (1.0, 3.0) if decades < 4 else (1.0,)
+        ax.xaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
