@@ -55,6 +55,18 @@ Name a field in full (`model.d_model`) or by its last part where that is unique 
 repeats the whole grid with its overrides; a list in an arm is an axis of that arm alone. On the command line,
 `--set FIELD=VALUE` overrides a field of `base`, `--select NAME=VALUE` takes a part of the grid.
 
+## Teachers: `teachers`
+
+Each teacher is one trial: `base` with its overrides, without the axes. A trial with its name as `train.teacher` is its
+student, and learns from the teacher's predictions at each token, by (1 - lambda) CE + lambda tau^2 KL: lambda is
+`teacher_weight`, tau `temperature`. A launch trains teachers first and keeps their weights. Validation loss is that of
+the text for all. A teacher has the tokenizer of its students, and sees as many tokens at once.
+
+```yaml
+teachers: {{large: {{model.d_model: 96, train.tokens_budget: 4M}}}}
+arms: {{alone: {{}}, taught: {{train.teacher: large}}}}
+```
+
 ## Measurements: `measure`
 
 Each key of `measure` is a kind of question that the launch puts to the weights of every finished trial, in a second

@@ -13,8 +13,9 @@ from tinyscale.fitting.solve import solve
 def some_points(law: Law) -> np.ndarray:
     """Logarithms (k, 12) of the law's variables, spread over two decades around a million."""
     rng = np.random.default_rng(0)
-    middle = np.log([5.0 if name == "bits" else 1e6 for name in law.variables])
-    spread = np.where(np.array(law.variables) == "bits", 0.3, 1.0)
+    near = {"bits": 5.0, "teacher": 4.0}
+    middle = np.log([near.get(name, 1e6) for name in law.variables])
+    spread = np.array([0.3 if name in near else 1.0 for name in law.variables])
     return middle[:, None] + spread[:, None] * rng.uniform(-2, 2, size=(len(law.variables), 12))
 
 

@@ -10,6 +10,7 @@ from helpers.runs import HOFFMANN, published, simulated
 from tinyscale.fitting.fit import fit_law
 from tinyscale.fitting.isoflop import fit_isoflop
 from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.laws.distilled import ALONE
 from tinyscale.fitting.minimum import weighted_line
 
 PORIAN = ["dataset", "hparams", "warmup", "decay", "param_count", "val", "file"]
@@ -133,3 +134,39 @@ def test_at_a_fixed_number_of_active_features_a_power_and_a_floor_explain_the_pu
         found = fit_law(points, "power-latents", columns=SAE, draws=100, holdout=0)
         exponents.append(found.params["alpha"])
     assert exponents == pytest.approx([0.16, 0.17, 0.19, 0.21, 0.31], abs=0.006)
+
+
+STUDENTS = {"n": "NS", "d": "DS", "teacher": "LT", "loss": "LS"}
+SUPERVISED = {"E": 1.220, "A": 3355, "B": 18186, "alpha": 0.408, "beta": 0.431, "gamma": 0.452}  # 2502.08606
+
+
+def test_the_law_of_students_has_the_supervised_law_where_there_is_no_teacher() -> None:
+    law, params = find_law("distilled"), {**SUPERVISED, "rho": 2.177, "h": 0.0879}
+    assert float(law.loss(params, n=143e6, d=3.7e9, teacher=ALONE)) == pytest.approx(2.849643, abs=1e-5)
+    assert float(law.loss(params, n=1.82e9, d=38.9e9, teacher=ALONE)) == pytest.approx(2.244586, abs=1e-5)
+    assert float(law.loss(params, n=143e6, d=3.7e9, teacher=1.8953)) == pytest.approx(2.748462, abs=2e-4)
+
+
+def test_two_parameters_beside_the_supervised_law_explain_the_published_students_to_half_a_percent() -> None:
+    runs = published("distillation/runs.csv")
+    found = fit_law(runs, "distilled", columns=STUDENTS, hold=SUPERVISED, delta=np.inf, draws=100, holdout=0)
+    assert len(found.points) == 354
+    assert found.params["rho"] == pytest.approx(2.177, abs=0.002)
+    assert found.params["h"] == pytest.approx(0.0879, abs=0.0002)
+    predicted = found.law.loss(found.params, n=runs["NS"], d=runs["DS"], teacher=runs["LT"])
+    assert 100 * float(np.sqrt((np.log(predicted / runs["LS"]) ** 2).mean())) == pytest.approx(0.45, abs=0.005)
+    assert found.certificate.condition_number < 10
+
+
+def test_what_a_distilled_token_is_worth_comes_back_from_made_students_inside_its_interval() -> None:
+    law, rng = find_law("distilled"), np.random.default_rng(0)
+    truth = {"E": 2.0, "A": 40.0, "B": 900.0, "alpha": 0.4, "beta": 0.5, "gamma": 1.0, "rho": 1.9, "h": 0.1}
+    sizes = [(n, d, t) for n in (1e3, 4e3, 16e3, 64e3) for d in (125e3, 25e4, 5e5, 1e6) for t in (ALONE, 3.6, 3.1)]
+    frame = pd.DataFrame(2 * sizes, columns=["n", "d", "teacher"])
+    noise = np.exp(0.004 * rng.standard_normal(len(frame)))
+    frame["loss"] = law.loss(truth, **frame) * noise
+    found = fit_law(frame, "distilled")
+    for name in ("rho", "h"):
+        low, high = found.interval(name)
+        assert low < truth[name] < high
+    assert found.interval("rho")[1] - found.interval("rho")[0] < 0.1

@@ -18,10 +18,17 @@ from helpers.launches import RAY_WARNS, final_losses, planned, run
 from helpers.markov import MarkovChain
 from helpers.sweeps import write_sweep
 from helpers.trials import known_trial, make_trial, model_config, train_config, trial_config
+from tinyscale.analysis.study import find_laws
 from tinyscale.data import TokenizedCorpus
 from tinyscale.errors import ConfigError
+from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.laws import find_law
+from tinyscale.fitting.laws.distilled import ALONE
 from tinyscale.inference.trained import load_gpt
+from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results, read_results
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.state import State
 from tinyscale.spec.sweep import load_sweep
@@ -271,3 +278,45 @@ def test_a_student_whose_teacher_failed_is_left_with_that_reason_and_trained_by_
     there, here = (final_losses(Path(each.location)) for each in (undisturbed, results))
     assert here.to_dict() == there.to_dict(), "bit for bit"
     assert not any(map(math.isnan, here))
+
+
+# what is fitted to students
+
+
+def test_the_students_of_a_sweep_have_a_law_beside_the_runs_without_a_teacher(tmp_path: Path) -> None:
+    results, law = Results(str(tmp_path)), find_law("distilled")
+    truth = {"E": 2.0, "A": 30.0, "B": 90.0, "alpha": 0.4, "beta": 0.5, "gamma": 1.0, "rho": 1.8, "h": 0.1}
+    rng, entries, teacher = np.random.default_rng(0), [], known_trial(d_model=64, seed=7)
+
+    def finished(trial: Trial, arm: str, teacher_loss: float | None) -> None:
+        size = {"n": trial.parameters.n_non_embedding, "d": trial.tokens, "teacher": teacher_loss or ALONE}
+        loss = float(law.loss(truth, **size)) * math.exp(0.003 * rng.standard_normal())
+        measured = {"step": trial.steps, "tokens": trial.tokens, "val_loss": loss, "decayed": True}
+        rows = [point_columns(trial, measured | {"teacher_loss": teacher_loss}, 100_000, 400_000)]
+        results.write_trial(trial, rows, "finished", None, {})
+        axes = {"d_model": trial.config.model.d_model, "tokens_budget": trial.tokens}
+        entries.append(SweepEntry(trial.identity, Cell(arm, axes, trial.config.seed)))
+
+    finished(teacher, "teacher large", None)
+    for width in (8, 16, 32, 64):
+        for steps in (20, 40, 80, 160):
+            for seed in (0, 1):
+                changes = {"d_model": width, "tokens_budget": 256 * steps, "seed": seed}
+                finished(known_trial(**changes), "alone", None)
+                finished(known_trial(teacher, **changes), "taught", 3.0)
+    results.write_sweep(SweepRecord("distill", "", "", ("d_model", "tokens_budget"), tuple(entries), {}))
+    done = find_laws(str(tmp_path))
+    assert [found.record.name for found in done.fits] == [
+        "distill-alone-chinchilla", "distill-taught-chinchilla", "distill-distilled"
+    ]  # fmt: skip
+    found = done.fits[-1]
+    assert isinstance(found, Fit)
+    low, high = found.interval("rho")
+    assert low < 1.8 < high
+    assert len(found.points) == 64
+    said = found.warnings[0]
+    assert said.startswith(f"until it nears its teacher, a distilled token is worth {found.params['rho']:.3g} (")
+    flops = teacher.flops_per_token["flops"] / 3
+    shares = [own / (own + flops) for own in (known_trial(d_model=w).flops_per_token["flops"] for w in (8, 64))]
+    least, most = (f"{found.params['rho'] * share:.2g}" for share in shares)
+    assert f"a FLOP is worth {least} to {most} of training on text" in said

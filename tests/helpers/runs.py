@@ -30,6 +30,7 @@ TRUTHS = {
         **{"b1": -0.77, "a1": -0.15, "c1": 0.12, "b2": 7.7, "a2": -1.4, "c2": -0.1},
         **{"b3": -0.4, "a3": -0.08, "c3": 0.17},
     },
+    "distilled": {"E": 1.5, "A": 60.0, "B": 600.0, "alpha": 0.3, "beta": 0.4, "gamma": 1.0, "rho": 2.0, "h": 0.1},
     "features": {"alpha": -0.42, "b_k": 0.24, "b_n": -0.027, "g": -0.038, "zeta": -1.32, "eta": -0.096},
     "bits": {"C": 0.06, "gN": 0.34, "gD": 0.5, "gP": 0.7},  # near those of 2411.04330
     "bits-n": {"C": 50.0, "gN": 0.34, "gP": 0.7},
@@ -77,7 +78,7 @@ def runs_by_rate(seeds: int = 2) -> pd.DataFrame:
 def grid_of(law: Law) -> pd.DataFrame:
     """A grid of the law's variables over two decades each, without noise."""
     ranges = {"width": (64, 4096), "depth": (2, 64), "t": (64, 8192), "bits": (2, 9)}
-    ranges |= {"latents": (2e3, 5e5), "active": (32, 512)}
+    ranges |= {"latents": (2e3, 5e5), "active": (32, 512), "teacher": (1.8, 3.6)}
     axes = [np.geomspace(*ranges.get(name, (1e6, 1e9)), 24 if len(law.variables) == 1 else 7) for name in law.variables]
     columns = dict(zip(law.variables, (axis.ravel() for axis in np.meshgrid(*axes)), strict=True))
     default = {"E": 1.5, "A": 60.0, "alpha": 0.3}

@@ -52,7 +52,7 @@ class Group:
     columns: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] | None = None
-    law: str | None = None  # of measurements, the law of their kind
+    law: str | None = None  # of students, and of measurements by their kind: the law that is fitted
 
 
 def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:
@@ -128,10 +128,18 @@ def _folder_groups(results: Results, columns: Mapping[str, str]) -> list[Group]:
 def by_arm(frame: pd.DataFrame, records: Sequence[SweepRecord]) -> Iterator[tuple[SweepRecord, str, str, pd.DataFrame]]:
     """For each arm of each sweep: the sweep, the arm, a title of both, and the rows of its trials."""
     for record in records:
-        points = sweep_points(frame, record)
+        points = _without_teachers(sweep_points(frame, record))
         several = points["arm"].nunique() > 1
         for arm, rows in points.groupby("arm", sort=False):
             yield record, str(arm), f"{record.name}-{arm}" if several else record.name, rows
+
+
+def _without_teachers(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows without the arms that are there to teach others only: each is one trial, and no study of its own."""
+    if "teacher" not in points:
+        return points
+    learns = ~points["trial"].isin(points["teacher"].dropna())
+    return points[learns.groupby(points["arm"]).transform("any")]
 
 
 def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.compare import Contrast, base_of, compare_arms
+from tinyscale.analysis.distilled import distilled_groups, worth
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.measured import measured_groups
 from tinyscale.analysis.records import read_fit, read_records
@@ -97,7 +98,7 @@ def find_laws(
         columns = _with_loss(law, columns)
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
     if source == TRIALS and not pool:
-        groups += measured_groups(Results(location))
+        groups += [*distilled_groups(groups), *measured_groups(Results(location))]
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
@@ -144,7 +145,7 @@ def source_of(location: str) -> str:
 def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
     """The fits of a sweep's arm, or why there are none: a law of each setting, then the law of the best settings."""
     if whole.law is not None:
-        yield from _measured(whole, law, **options)
+        yield from _of_law(whole, law, **options)
         return
     parts = _parts_of(whole, law)
     tuned = _tuned(whole) if len(parts) != 1 and (law is None or whole.searched) else None
@@ -165,12 +166,12 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
         yield tuned
 
 
-def _measured(group: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
-    """The law of a kind of measurements, unless another one was asked for."""
+def _of_law(group: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
+    """The law of students, or of a kind of measurements, unless another one was asked for."""
     if law not in (None, group.law):
         return
     try:
-        yield from fit_group(group, group.law, **options)
+        yield from (worth(found, group.frame) for found in fit_group(group, group.law, **options))
     except FitError as error:
         yield Refusal(group.sweep, str(error), group.title)
 

@@ -186,7 +186,7 @@ def _about_data(law: Law, points: Points) -> list[str]:
     notes = [
         f"{name} spans a factor of {np.exp(np.ptp(row)):.2g}, under a decade: exponents rest on little"
         for row, name in zip(points.x, law.variables, strict=True)
-        if np.ptp(row) < np.log(10) * 0.999 and name not in ("u", "bits")
+        if np.ptp(row) < np.log(10) * 0.999 and name not in ("u", "bits", "teacher")
     ]
     if points.copies:
         notes.append(f"{plural(points.copies, 'row')} left out: exact copies of others, and no runs of their own")
@@ -210,7 +210,9 @@ def _about_scaling(law: Law, points: Points, residual: Array) -> list[str]:
             f"the loss changes with {' and '.join(law.variables)} no more than chance explains (p = {p:.2g}): no "
             "scaling is seen"
         ]
-    rising = [name for name, slope in zip(law.variables, slopes, strict=True) if slope >= 0 and name != "u"]
+    rising = [
+        name for name, slope in zip(law.variables, slopes, strict=True) if slope >= 0 and name not in ("u", "teacher")
+    ]
     return [
         f"the loss does not fall with {name} where the rest is equal: its exponent rests on nothing"
         for name in rising

@@ -275,7 +275,7 @@ def _holding(law: Law, hold: Mapping[str, float], prior: Mapping[str, tuple[floa
         raise FitError("a prior is a mean and an sd above zero, of a parameter that is not held: alpha=0.35+-0.05")
     if set(hold) == set(law.params):
         raise FitError(f"all parameters of {law.formula} are held, so there is nothing to fit; leave one out")
-    return replace(law, held=MappingProxyType(dict(hold)))
+    return replace(law, held=MappingProxyType({**law.held, **hold}))
 
 
 def _with_prior(law: Law, problem: Problem, prior: Mapping[str, tuple[float, float]]) -> Law:

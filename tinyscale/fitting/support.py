@@ -17,6 +17,7 @@ from tinyscale.formatting import compact
 
 NO_SCALING = 0.05  # chance of losses that go with the sizes by accident alone, above which none is seen
 SIZES = ("n", "d", "c", "t", "u", "latents")  # variables whose power law is chosen where they alone vary
+GIVEN = ("u", "teacher")  # variables that need not vary
 LEAST_SPREAD = np.log(1.5)  # of a variable, or of D about its dependence on N: with less there is nothing to fit
 
 
@@ -34,7 +35,7 @@ def refuse_unsupported(law: Law, points: Points) -> None:
 
 def _refuse_constant(law: Law, points: Points) -> None:
     for row, name in zip(points.x, law.variables, strict=True):
-        if np.ptp(row) < (SAME_SIZE if name == "bits" else LEAST_SPREAD) and name != "u":
+        if np.ptp(row) < (SAME_SIZE if name == "bits" else LEAST_SPREAD) and name not in GIVEN:
             value = compact(float(np.exp(row.mean())))
             raise FitError(
                 f"{law.formula} needs {name} to vary: here it stays at {value}; sweep it, or fit another law"
@@ -51,7 +52,7 @@ def _refuse_few(law: Law, points: Points) -> None:
         )
     for row, name in zip(points.x, law.variables, strict=True):
         values = int(group_sizes(row).max()) + 1
-        if law.splits_loss and values < 3 and name != "u":
+        if law.splits_loss and values < 3 and name not in GIVEN:
             other = ", or fit --law tied" if law.variables == ("n", "d") else ""
             raise FitError(
                 f"{law.formula}: with {values} values of {name} its floor, coefficient and exponent cannot be told "

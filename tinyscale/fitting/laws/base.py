@@ -21,6 +21,7 @@ VARIABLES = {
     "latents": ("n", "features of an autoencoder"),
     "active": ("k", "active features"),
     "bits": ("P", "bits of a weight"),
+    "teacher": ("L_T", "the teacher's loss"),
 }
 
 FLOOR, COEFFICIENT, EXPONENT = (0.0, 1e3), (1e-12, 1e50), (0.005, 3.0)
@@ -69,8 +70,8 @@ class Law:
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """The variables that say how large a run is; all but the bits of a weight."""
-        return tuple(name for name in self.variables if name != "bits")
+        """The variables that say how large a run is; all but the bits of a weight and the loss of a teacher."""
+        return tuple(name for name in self.variables if name not in ("bits", "teacher"))
 
     @property
     def splits_loss(self) -> bool:
