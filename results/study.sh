@@ -17,7 +17,7 @@ register() { # RESULTS OPTIONS...: what the fits so far say of width 96, written
 }
 
 lr() {
-    launch lr
+    launch lr --set search.trials=12
     launch lr --select arm=small --set search.trials=16
     tinyscale fit results/sotu
 }
