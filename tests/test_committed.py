@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 
 from helpers import ROOT
+from helpers.sweeps import ON_CORES
 from tinyscale.analysis.records import read_records
 from tinyscale.analysis.study import find_laws
 from tinyscale.fitting.record import Record
 from tinyscale.results.store import Results
+from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import resolve
 
 STUDIES = sorted(fits.parent.parent for fits in (ROOT / "results").glob("*/fits/fits.json"))
+LAUNCHED = [
+    pytest.param(study, path, id=f"{study.name}-{path.stem}")
+    for study in STUDIES
+    for path in ON_CORES
+    if study.name != "tinystories" and (study / "sweeps" / f"{path.stem}.json").exists()
+]
 by_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 
 
@@ -56,3 +64,17 @@ def test_every_trial_of_a_study_is_named_by_its_configuration_and_the_facts_of_i
     assert trials
     for trial in trials:
         assert resolve(trial.config, trial.facts) == trial, trial.identity
+
+
+@pytest.mark.parametrize(("study", "path"), LAUNCHED)
+def test_the_committed_trials_are_those_that_the_sweep_file_asks_for_as_it_stands(study: Path, path: Path) -> None:
+    store, sweep = Results(str(study)), load_sweep(path)
+    record = store.read_sweep(sweep.name)
+    assert record is not None
+    searched = sweep.search.names if sweep.search else {}
+    variants = {variant.cell.key: variant for variant in sweep.variants}
+    assert {entry.cell.without(searched).key for entry in record.entries} == variants.keys()
+    for entry in record.entries:
+        sampled = {field: entry.cell.axes[name] for name, field in searched.items()}
+        config = variants[entry.cell.without(searched).key].config.with_values({**entry.auto_values, **sampled})
+        assert resolve(config, store.load_trial(entry.trial).facts).identity == entry.trial, entry.cell.label

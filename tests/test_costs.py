@@ -74,7 +74,7 @@ def test_counts_are_those_of_the_built_model_whatever_the_shape(
     assert_built_model_agrees(shape, vocab_size)
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_counts_are_those_of_the_built_model_at_every_shipped_sweep_point(path: Any) -> None:
     for model, tokenizer in dict.fromkeys((v.config.model, v.config.data.tokenizer) for v in load_sweep(path).variants):
         assert_built_model_agrees(model, tokenizer.vocab_size or 257)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from helpers.runs import runs_of_sizes
-from helpers.sweeps import SWEEPS, write_search
+from helpers.sweeps import ON_CORES, write_search
 from helpers.text import words
 from helpers.trials import known_trial, make_trial, trial_config
 from tinyscale.analysis.compare import Contrast
@@ -240,7 +240,7 @@ def whole(fitted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = results.read()[0].head(20)
     table = snapshot.pa.Table.from_pandas(rows, SCHEMA)
     snapshot.save(Folder.at(folder), snapshot.NAME, snapshot.labelled(table, "a", "{}"))
-    (folder / "s.yaml").write_bytes(next(path for path in SWEEPS if path.stem == "quickstart").read_bytes())
+    (folder / "s.yaml").write_bytes(next(path for path in ON_CORES if path.stem == "quickstart").read_bytes())
     runs = runs_of_sizes()
     runs.to_csv(folder / "r.csv", index=False)
     runs.to_json(folder / "r.jsonl", orient="records", lines=True)

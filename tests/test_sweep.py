@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.sweeps import SWEEP, SWEEPS, write_tiny_sweep
+from helpers.sweeps import ON_CORES, SWEEP, write_tiny_sweep
 from tinyscale.data.corpora import named_corpora
 from tinyscale.errors import ConfigError
 from tinyscale.spec.config import NAMED_CORPORA
@@ -365,7 +365,7 @@ def test_an_override_of_a_tokenizer_that_an_axis_replaces_is_refused(refused: Re
 # Mangled files: whatever they hold, ConfigError is all that comes out.
 
 WHOLE = [
-    *(path.read_text() for path in SWEEPS),
+    *(path.read_text() for path in ON_CORES),
     SWEEP + "axes: {d_model: [16, 32]}\nzip: {lr: [1e-3, 1e-2], seed: [1, 2]}\n"
     "arms:\n  a: {}\n  b: {tokenizer: {kind: bpe, vocab_size: 300}, betas: [0.9, 0.99], lr: [1, 2]}\n"
     "resources: {cpu: 1, gpu: 0.5}\n",

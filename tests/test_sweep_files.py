@@ -1,16 +1,22 @@
-"""Every shipped sweep moves what it says and holds what it says, as a GPU runs it and as two CPU cores do."""
+"""Every shipped sweep moves what it says and holds what it says, as two CPU cores run it and as a GPU does."""
 
 from __future__ import annotations
 
 import re
-import shlex
+import socket
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from helpers.sweeps import SWEEPS
+from helpers import ROOT
+from helpers.sweeps import ON_CORES, ON_GPU, SWEEPS
+from tinyscale.data.corpora import named_corpora
+from tinyscale.data.hub import HUB
 from tinyscale.data.synthetic import RECORD, ZipfRecords
+from tinyscale.machine import Capacity
+from tinyscale.planning.plan import make_plan
+from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.document import load_document
 from tinyscale.spec.facts import TextFacts
@@ -33,18 +39,24 @@ def resolved(config: TrialConfig) -> Trial:
     return resolve(config, facts)
 
 
-@pytest.fixture(params=SWEEPS, ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    """The name that the file's sweep has: files on a GPU add to that of their sibling."""
+    return f"{path.stem}_gpu" if path in ON_GPU else path.stem
+
+
+@pytest.fixture(params=SWEEPS, ids=name_of)
 def path(request: pytest.FixtureRequest) -> Path:
     return Path(request.param)
 
 
 def test_there_are_sweeps() -> None:
-    assert {"quickstart", "width"} <= {path.stem for path in SWEEPS}
+    assert {"quickstart", "width"} <= {path.stem for path in ON_CORES}
+    assert {path.stem for path in ON_GPU} < {path.stem for path in ON_CORES}, "each has a sibling in minutes"
 
 
 def test_a_sweep_is_named_as_its_file_and_says_its_question(path: Path) -> None:
     sweep = load_sweep(path)
-    assert sweep.name == path.stem
+    assert sweep.name == name_of(path)
     assert sweep.title
     assert path.read_text().startswith("# "), "and explains itself"
 
@@ -86,19 +98,17 @@ def test_n_strictly_grows_along_width(path: Path) -> None:
 
 
 def test_the_width_study_is_the_one_promised() -> None:
-    (path,) = (path for path in SWEEPS if path.stem == "width")
-    sweep = load_sweep(path)
+    sweep = load_sweep(ROOT / "sweeps" / "gpu" / "width.yaml")
     for arm in ("ratio", "tokens"):
         assert sorted({v.config.model.d_model for v in sweep.variants if v.cell.arm == arm}) == [64, 128, 256, 512]
     assert sorted({v.config.seed for v in sweep.variants}) == [0, 1, 2]
     options = {"overrides": ["resources.gpu=0", "precision=fp32"], "select": ["arm=ratio", "d_model=64", "seed=0"]}
-    (small,) = load_sweep(path, **options).variants
+    (small,) = load_sweep(sweep.path, **options).variants
     assert (small.config.resources.gpu, small.config.train.precision) == (0, "fp32")
 
 
 def test_the_quickstart_spans_enough_sizes_for_a_law() -> None:
-    (path,) = (path for path in SWEEPS if path.stem == "quickstart")
-    sweep = load_sweep(path)
+    sweep = load_sweep(ROOT / "sweeps" / "quickstart.yaml")
     sizes = sorted({trial.parameters.n_non_embedding for trial in trials(sweep)})
     assert len(sizes) >= 5
     assert sizes[-1] / sizes[0] >= 10**1.3
@@ -113,7 +123,7 @@ def test_the_quickstart_spans_enough_sizes_for_a_law() -> None:
 
 def cells(name: str, *, arm: str | None = None, **options: list[str]) -> list[Cell]:
     """The sweep's cells with their first seed, as the file has them."""
-    variants = load_sweep(SWEEPS[0].parent / f"{name}.yaml", **options).variants
+    variants = load_sweep(ROOT / "sweeps" / f"{name}.yaml", **options).variants
     kept = [v for v in variants if v.config.seed == variants[0].config.seed and arm in (None, v.cell.arm)]
     return [(variant, resolved(variant.config)) for variant in kept]
 
@@ -126,20 +136,7 @@ def by(found: list[Cell], axis: str) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def cpu_command(path: Path) -> list[str]:
-    """The arguments of `tinyscale launch` in the file's comment, its options as pairs."""
-    comment = "\n".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
-    found = re.search(r"^tinyscale launch ((?:.*\\\n)*.*)$", comment, re.MULTILINE)
-    assert found, f"{path.name} names no command for two CPU cores"
-    return shlex.split(found[1].replace("\\\n", " "))
-
-
-def options(arguments: list[str]) -> dict[str, list[str]]:
-    given = list(zip(arguments[1::2], arguments[2::2], strict=True))
-    return {key: [v for name, v in given if name == f"--{flag}"] for key, flag in OPTIONS.items()}
-
-
-OPTIONS = {"overrides": "set", "select": "select"}
+in_both_sizes = pytest.mark.parametrize("folder", ["", "gpu/"], ids=["cores", "gpu"])
 
 
 def spent(trials: list[Trial]) -> list[float]:
@@ -150,38 +147,62 @@ def same(values: list[float], within: float = 0.01) -> bool:
     return max(values) <= min(values) * (1 + within)
 
 
-ON_CORES = ("known_floor", "quantize", "features", "induction")  # sized for them as they stand
-STUDY = [path for path in SWEEPS if path.stem != "quickstart"]  # that one is sized for two cores as it stands
-by_name = pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
+def commands(path: Path) -> list[str]:
+    """The commands in the file's comment."""
+    return re.findall(r"^#\s+(tinyscale .*)$", path.read_text(), re.MULTILINE)
 
 
-@by_name
-def test_a_sweep_asks_a_question_and_trains_three_seeds_of_distinct_trials(path: Path) -> None:
+on_cores = pytest.mark.parametrize("path", ON_CORES, ids=name_of)
+on_gpu = pytest.mark.parametrize("path", ON_GPU, ids=name_of)
+
+
+def test_a_sweep_asks_a_question_and_is_launched_as_it_stands(path: Path) -> None:
+    assert path.read_text().splitlines()[0].endswith("?")
+    assert commands(path) == [f"tinyscale launch {path.relative_to(ROOT)}"]
+
+
+@on_cores
+def test_two_cores_train_a_sweep_in_minutes_on_text_that_is_installed_or_generated(path: Path) -> None:
+    found = trials(load_sweep(path))
+    installed = {corpus.name for corpus in named_corpora() if corpus.here == "yes"} - set(HUB)
+    assert {trial.config.data.corpus for trial in found} <= installed
+    assert {trial.config.resources.gpu for trial in found} == {0}
+    assert sum(spent(found)) < 6e13, "a quarter of an hour at 33 GFLOP/s on each core"
+    assert min(trial.steps for trial in found) >= 100
+
+
+@pytest.mark.slow
+@pytest.mark.no_ray
+@on_cores
+def test_a_sweep_is_planned_without_a_gpu_and_without_network(
+    path: Path, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    plan = make_plan(load_sweep(path), results, Capacity(2, 0), measure=False)
+    assert plan.at_once == 2
+    assert len(plan.to_run) == len(plan.trials) > 1
+    assert max(planned.trial.epochs for planned in plan.trials) <= 8
+
+
+@on_gpu
+def test_the_full_size_trains_three_seeds_on_shares_of_a_gpu_and_more_than_its_sibling(path: Path) -> None:
     variants = load_sweep(path).variants
-    assert "?" in path.read_text().splitlines()[0]
-    assert {v.config.seed for v in variants} >= {0, 1, 2}
-    assert len({(v.cell.arm, resolved(v.config).identity) for v in variants}) == len(variants)
-    assert {v.config.resources.gpu for v in variants} == {0 if path.stem in ON_CORES else 0.25}
+    assert {v.config.seed for v in variants} == {0, 1, 2}
+    assert {v.config.resources.gpu for v in variants} == {0.25}
+    assert sum(spent(trials(load_sweep(path)))) > 10 * sum(spent(trials(load_sweep(ROOT / "sweeps" / path.name))))
 
 
-@by_name
-def test_the_command_for_two_cores_takes_a_part_that_they_can_train(path: Path) -> None:
-    arguments = cpu_command(path)
-    assert arguments[0] == f"sweeps/{path.name}"
-    variants = load_sweep(path, **options(arguments)).variants
-    trials = [resolved(variant.config) for variant in variants]
-    assert len({(v.cell.arm, t.identity) for v, t in zip(variants, trials, strict=True)}) == len(variants) > 1
-    assert all(v.config.resources.gpu == 0 for v in variants)
-    assert {v.config.data.corpus for v in variants} <= {"sotu", "zipf_records", "repeats"}
-    assert sum(spent(trials)) < 3e13, "a quarter of an hour at 33 GFLOP/s"
-    assert min(trial.steps for trial in trials) >= 100
-
-
-@pytest.mark.parametrize("arm", ["ratio", "tokens", "small", "small_tokens"])
-def test_width_moves_heads_and_parameters_with_the_width(arm: str) -> None:
-    trials = [trial for _, trial in cells("width", arm=arm)]
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [("width", "small"), ("width", "small_tokens"), ("gpu/width", "ratio"), ("gpu/width", "tokens")],
+)
+def test_width_moves_heads_and_parameters_with_the_width(name: str, arm: str) -> None:
+    trials = [trial for _, trial in cells(name, arm=arm)]
     widths = [trial.config.model.d_model for trial in trials]
-    assert widths == ([16, 24, 32, 48, 64, 96] if arm.startswith("small") else [64, 128, 256, 512])
+    assert widths == ([64, 128, 256, 512] if name.startswith("gpu/") else [16, 24, 32, 48, 64, 96])
     assert len({trial.config.model.head_dim for trial in trials}) == 1
     assert [t.config.model.n_heads * t.config.model.head_dim for t in trials] == widths
     sizes = [trial.parameters.n_non_embedding for trial in trials]
@@ -190,35 +211,40 @@ def test_width_moves_heads_and_parameters_with_the_width(arm: str) -> None:
     assert same([float(t.tokens) for t in trials]) if arm.endswith("tokens") else same(ratios)
 
 
-def test_depth_moves_the_layers_at_a_fixed_width() -> None:
-    trials = [trial for _, trial in cells("depth")]
+@in_both_sizes
+def test_depth_moves_the_layers_at_a_fixed_width(folder: str) -> None:
+    trials = [trial for _, trial in cells(f"{folder}depth")]
     assert [trial.config.model.n_layers for trial in trials] == [2, 4, 6, 8]
-    assert {trial.config.model.d_model for trial in trials} == {256}
+    assert {trial.config.model.d_model for trial in trials} == {256 if folder else 32}
     assert same([t.parameters.n_non_embedding / t.config.model.n_layers for t in trials])
 
 
-def test_context_spends_the_same_flops_at_every_length() -> None:
-    trials = [trial for _, trial in cells("context")]
+@in_both_sizes
+def test_context_spends_the_same_flops_at_every_length(folder: str) -> None:
+    trials = [trial for _, trial in cells(f"{folder}context")]
     assert [trial.config.model.context_length for trial in trials] == [128, 256, 512, 1024]
     assert same(spent(trials))
     tokens = [trial.tokens for trial in trials]
     assert tokens == sorted(tokens, reverse=True)
 
 
-def test_data_reads_each_subset_once_or_until_the_tokens_of_the_largest() -> None:
-    wanted = [2_000_000, 4_000_000, 8_000_000, 16_000_000]
-    once = [trial for _, trial in cells("data", arm="one_epoch")]
-    assert [trial.unique_tokens for trial in once] == wanted
+@in_both_sizes
+def test_data_reads_each_subset_once_or_until_the_tokens_of_the_largest(folder: str) -> None:
+    small, unit = ("", 2_000_000) if folder else ("small_", 500_000)
+    wanted = [unit, 2 * unit, 4 * unit, 8 * unit]
+    once = [trial for _, trial in cells(f"{folder}data", arm=f"{small}one_epoch")]
+    assert [trial.unique_tokens for trial in once][-4:] == wanted
     assert all(0.99 < trial.epochs <= 1 for trial in once)
-    repeated = [trial for _, trial in cells("data", arm="repeated")]
+    repeated = [trial for _, trial in cells(f"{folder}data", arm=f"{small}repeated")]
     assert [trial.unique_tokens for trial in repeated] == wanted
     assert [trial.epochs for trial in repeated] == pytest.approx([8, 4, 2, 1], rel=1e-3)
     assert len({trial.tokens for trial in repeated}) == 1
 
 
-def test_isoflop_has_five_sizes_at_each_of_its_budgets() -> None:
-    budgets = by(cells("isoflop"), "flops_budget")
-    assert len(budgets) == 6
+@in_both_sizes
+def test_isoflop_has_five_sizes_at_each_of_its_budgets(folder: str) -> None:
+    budgets = by(cells(f"{folder}isoflop"), "flops_budget")
+    assert len(budgets) == 3
     for trials in budgets:
         sizes = {trial.parameters.n_non_embedding for trial in trials}
         assert len(sizes) == 5
@@ -226,36 +252,40 @@ def test_isoflop_has_five_sizes_at_each_of_its_budgets() -> None:
         assert same(spent(trials))
 
 
+@in_both_sizes
 @pytest.mark.parametrize("name", ["context", "tokenizer", "architecture"])
-def test_arms_that_are_compared_at_equal_flops_spend_them(name: str) -> None:
-    widths = by(cells(f"ablation_{name}"), "d_model")
-    assert len(widths) >= 4
+def test_arms_that_are_compared_at_equal_flops_spend_them(name: str, folder: str) -> None:
+    widths = by(cells(f"{folder}ablation_{name}"), "d_model")
+    assert len(widths) >= (4 if folder else 2)
     assert all(same(spent(trials)) for trials in widths)
 
 
+@in_both_sizes
 @pytest.mark.parametrize(
-    ("name", "field", "values"),
+    ("name", "field", "values", "on_cores"),
     [
-        ("schedule", "train.schedule", ["cosine", "linear", "constant", "wsd"]),
-        ("context", "model.context_length", [128, 256, 512, 1024]),
-        ("data", "data.unique_tokens", [2_000_000, 4_000_000, 8_000_000, 16_000_000]),
-        ("precision", "train.precision", ["fp32", "bf16", "fp16"]),
+        ("schedule", "train.schedule", ["cosine", "linear", "constant", "wsd"], 4),
+        ("context", "model.context_length", [128, 256, 512, 1024], 4),
+        ("data", "data.unique_tokens", [2_000_000, 4_000_000, 8_000_000, 16_000_000], 2),
+        ("precision", "train.precision", ["fp32", "bf16", "fp16"], 2),
     ],
 )
 def test_the_arms_of_an_ablation_differ_in_its_field_and_budget_only(
-    name: str, field: str, values: list[object]
+    name: str, field: str, values: list[object], on_cores: int, folder: str
 ) -> None:
+    """on_cores: how many of the arms two cores compare."""
     part, leaf = field.split(".")
-    for trials in by(cells(f"ablation_{name}"), "d_model"):
+    for trials in by(cells(f"{folder}ablation_{name}"), "d_model"):
         dumps = [trial.config.model_dump() for trial in trials]
-        assert [dump[part].pop(leaf) for dump in dumps] == values
+        assert [dump[part].pop(leaf) for dump in dumps] == (values if folder else values[:on_cores])
         for dump in dumps:
             dump["train"].pop("tokens_budget")
         assert all(dump == dumps[0] for dump in dumps)
 
 
-def test_the_arms_of_ablation_architecture_change_one_part_of_gpt2_each() -> None:
-    trials = by(cells("ablation_architecture"), "d_model")[0]
+@in_both_sizes
+def test_the_arms_of_ablation_architecture_change_one_part_of_gpt2_each(folder: str) -> None:
+    trials = by(cells(f"{folder}ablation_architecture"), "d_model")[0]
     parts = ("positions", "norm", "activation", "tie_embeddings")
     described = [[getattr(trial.config.model, part) for part in parts] for trial in trials]
     changed = [sum(a != b for a, b in zip(each, described[0], strict=True)) for each in described]
@@ -263,15 +293,17 @@ def test_the_arms_of_ablation_architecture_change_one_part_of_gpt2_each() -> Non
     assert len(set(map(str, described))) == 6
 
 
-def test_the_contexts_of_ablation_tokenizer_hold_about_as_many_bytes() -> None:
+@in_both_sizes
+def test_the_contexts_of_ablation_tokenizer_hold_about_as_many_bytes(folder: str) -> None:
     bytes_per_token = {512: 2.27, 1024: 2.96, 4096: 4.30, 257: 1.0, 100: 1.0}  # on sotu
-    for trials in by(cells("ablation_tokenizer"), "d_model"):
+    for trials in by(cells(f"{folder}ablation_tokenizer"), "d_model"):
         assert len({trial.vocab_size for trial in trials}) == 5
         assert same([t.config.model.context_length * bytes_per_token[t.vocab_size] for t in trials], within=0.15)
 
 
-def test_each_optimizer_has_as_many_tries_and_differs_in_nothing_else() -> None:
-    for trials in by(cells("ablation_optimizer"), "d_model"):
+@in_both_sizes
+def test_each_optimizer_has_as_many_tries_and_differs_in_nothing_else(folder: str) -> None:
+    for trials in by(cells(f"{folder}ablation_optimizer"), "d_model"):
         rates: dict[str, list[float]] = {}
         for trial in trials:
             rates.setdefault(trial.config.train.optimizer, []).append(trial.config.train.lr)
@@ -281,17 +313,20 @@ def test_each_optimizer_has_as_many_tries_and_differs_in_nothing_else() -> None:
         assert len({trial.tokens for trial in trials}) == 1
 
 
-def test_one_trial_of_the_grid_gives_four_token_counts_for_less_than_their_sum() -> None:
-    trials = [trial for _, trial in cells("grid")]
-    assert len({trial.parameters.n_non_embedding for trial in trials}) == 9
+@in_both_sizes
+def test_one_trial_of_the_grid_gives_four_token_counts_for_less_than_their_sum(folder: str) -> None:
+    trials = [trial for _, trial in cells(f"{folder}grid")]
+    assert len({trial.parameters.n_non_embedding for trial in trials}) == (9 if folder else 5)
     for trial in trials:
         ends = [*trial.branch_ends, trial.steps]
         assert [round(b / a, 2) for a, b in pairwise(ends)] == [2, 2, 2]
         assert trial.steps_trained < 1.2 * trial.steps < 1.6 * trial.steps < sum(ends)
 
 
-def test_mup_lr_crosses_the_same_rates_and_widths_in_each_parametrization() -> None:
-    arms = {arm: cells("mup_lr", arm=arm) for arm in ("standard", "mup", "completep")}
+@in_both_sizes
+def test_mup_lr_crosses_the_same_rates_and_widths_in_each_parametrization(folder: str) -> None:
+    names = ("standard", "mup", "completep") if folder else ("standard", "mup")
+    arms = {arm: cells(f"{folder}mup_lr", arm=arm) for arm in names}
     for arm, found in arms.items():
         assert {trial.config.model.parametrization for _, trial in found} == {arm}
         assert len({trial.tokens for _, trial in found}) == 1
@@ -301,24 +336,20 @@ def test_mup_lr_crosses_the_same_rates_and_widths_in_each_parametrization() -> N
     assert len({str([v.cell.axes for v, _ in found]) for found in arms.values()}) == 1
 
 
-def test_lr_tries_the_same_rates_at_each_width_and_other_batches_at_the_ends() -> None:
-    rates = {name: by(cells("lr", arm=name), axis) for name, axis in BATCHES.items()}
-    tried = {tuple(t.config.train.lr for t in trials) for groups in rates.values() for trials in groups}
-    assert len(tried) == 1
-    assert all(b == pytest.approx(2 * a) for a, b in pairwise(tried.pop()))
-    widths = [[trials[0].config.model.d_model for trials in groups] for groups in rates.values()]
-    assert widths == [[32, 64, 128, 256], [32, 32], [256, 256]]
-    batches = {trials[0].config.train.batch_tokens for groups in rates.values() for trials in groups}
-    assert batches == {1024, 4096, 16384}
-
-
-def test_lr_searches_small_models_at_two_token_counts_each() -> None:
-    trials = [trial for _, trial in cells("lr", arm="small")]
-    points = {(trial.config.model.d_model, trial.tokens) for trial in trials}
+def test_lr_searches_each_width_at_two_token_counts_and_other_batches_at_the_ends() -> None:
+    small = [trial for _, trial in cells("lr", arm="small")]
+    points = {(trial.config.model.d_model, trial.tokens) for trial in small}
     assert points == {(width, tokens) for width in (16, 32, 64) for tokens in (499712, 1999872)}
+    batches = [trial.config for _, trial in cells("lr", arm="small_batches")]
+    points = {(config.model.d_model, config.train.batch_tokens) for config in batches}
+    assert points == {(width, batch) for width in (16, 64) for batch in (256, 4096)}
 
 
-BATCHES = {"rate": "d_model", "smallest": "batch_tokens", "largest": "batch_tokens"}
+def test_lr_searches_each_width_and_other_batches_at_the_ends_on_a_gpu() -> None:
+    arms = {arm: [trial.config for _, trial in cells("gpu/lr", arm=arm)] for arm in ("rate", "smallest", "largest")}
+    widths = [[config.model.d_model for config in found] for found in arms.values()]
+    assert widths == [[32, 64, 128, 256], [32, 32], [256, 256]]
+    assert {config.train.batch_tokens for found in arms.values() for config in found} == {1024, 4096, 16384}
 
 
 def test_known_floor_crosses_sizes_with_tokens_on_whole_records_read_once() -> None:

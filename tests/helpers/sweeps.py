@@ -7,7 +7,9 @@ from pathlib import Path
 from helpers import ROOT
 from helpers.text import write_text
 
-SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+ON_CORES = sorted((ROOT / "sweeps").glob("*.yaml"))
+ON_GPU = sorted((ROOT / "sweeps" / "gpu").glob("*.yaml"))
+SWEEPS = [*ON_CORES, *ON_GPU]
 
 SWEEP = """\
 name: tiny

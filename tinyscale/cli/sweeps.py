@@ -69,9 +69,7 @@ def sweep_options(command: Command) -> Command:
     return command
 
 
-@click.command(
-    epilog=examples("plan sweeps/width.yaml", "plan sweeps/width.yaml --select arm=small --set gpu=0 --price 2.5")
-)
+@click.command(epilog=examples("plan sweeps/width.yaml", "plan sweeps/gpu/width.yaml --select arm=ratio --price 2.5"))
 @sweep_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with a list `trials` and nothing else.")
 def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
@@ -156,11 +154,7 @@ def launch(
     sys.exit(launch_status(summary))
 
 
-@click.command(
-    epilog=examples(
-        "tune sweeps/quickstart.yaml --budget 25", "tune sweeps/width.yaml --set lr=auto --select arm=small"
-    )
-)
+@click.command(epilog=examples("tune sweeps/quickstart.yaml --budget 25", "tune sweeps/width.yaml --select arm=small"))
 @sweep_options
 @click.option(
     "--budget",
@@ -309,7 +303,7 @@ def retry(folder: str, states: tuple[str, ...], sweep: str | None, yes: bool) ->
         echo(f"left {len(trials) - deleted} that a launch is training; stop it first, with Ctrl-C, to delete them too")
 
 
-@click.command("check-transfer", epilog=examples("check-transfer sweeps/mup_lr.yaml --set corpus=sotu --set gpu=0"))
+@click.command("check-transfer", epilog=examples("check-transfer sweeps/mup_lr.yaml"))
 @grid_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def check_transfer(
