@@ -1,4 +1,4 @@
-"""Write docs/sweep-file.md and docs/results-schema.md from the code, and the README's numbers from results/.
+"""Write docs/sweep-file.md and docs/results-schema.md from the code, and the numbers of results/README.md.
 
 python docs/generate.py
 """
@@ -29,7 +29,7 @@ from tinyscale.spec.sweep import SweepFile
 from tinyscale.storage import Folder
 
 DOCS, ROOT = Path(__file__).parent, Path(__file__).parent.parent
-README = ROOT / "README.md"
+README = ROOT / "results" / "README.md"
 BEGIN, END = "<!-- exponents: made by docs/generate.py from results/ -->", "<!-- end of exponents -->"
 FORECASTS_BEGIN = "<!-- forecasts: made by docs/generate.py from results/ -->"
 FORECASTS_END = "<!-- end of forecasts -->"
@@ -264,7 +264,7 @@ def _scored(study: str, made: Registration) -> Iterator[str]:
 
 
 def readme(results: Path = ROOT / "results") -> str:
-    """The README with the current exponents, and the registered forecasts where it has a place for them."""
+    """The results' README with the current exponents, and the registered forecasts where it has a place for them."""
     text = _between(README.read_text(), BEGIN, END, exponents(results))
     return _between(text, FORECASTS_BEGIN, FORECASTS_END, forecasts(results))
 
