@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import find_law
 from tinyscale.fitting.laws.distilled import ALONE
 from tinyscale.inference.trained import load_gpt
+from tinyscale.reporting.plot_law import plot_fit
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results, read_results
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
@@ -320,3 +322,7 @@ def test_the_students_of_a_sweep_have_a_law_beside_the_runs_without_a_teacher(tm
     shares = [own / (own + flops) for own in (known_trial(d_model=w).flops_per_token["flops"] for w in (8, 64))]
     least, most = (f"{found.params['rho'] * share:.2g}" for share in shares)
     assert f"a FLOP is worth {least} to {most} of training on text" in said
+    ax = plot_fit(found)
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert words[-2:] == ["without a teacher", "teacher of loss 3.000"]
+    plt.close(ax.figure)

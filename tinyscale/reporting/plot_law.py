@@ -33,6 +33,8 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
     points = fit.runs if frame is None else frame
     if len(fit.law.variables) == 1:
         _draw_curve(fit, points, ax)
+    elif "teacher" in fit.law.variables:
+        _draw_students(fit, points, ax)
     else:
         _draw_family(fit, points, ax)
     ax.set_ylabel(_predicted(fit))
@@ -152,6 +154,44 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.4)
     title = law_text(fit)
     ax.legend(**LEGEND, fontsize=8, title=title, title_fontsize=9, alignment="left", ncols=2, loc="upper right")
+
+
+STYLES = (("o", "-"), ("^", "--"), ("s", ":"), ("D", "-."))  # of runs without a teacher, and of each teacher's
+
+
+def _draw_students(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
+    """Loss against tokens, a colour for each size; the runs of each teacher have a marker and a style of line."""
+    size, level = group_sizes(np.log(points["n"].to_numpy(float))), points["teacher"].round(3)
+    teachers = sorted(level.unique(), reverse=True)
+    teachers = sorted(teachers[: len(STYLES) - 1] if teachers[-1] else teachers[: len(STYLES)])
+    teachers = [0.0, *teachers] if (level == 0).any() and 0.0 not in teachers else teachers
+    for index, colour in enumerate(shades(size.max() + 1)):
+        at = float(np.exp(np.log(points.loc[size == index, "n"]).mean()))
+        ax.plot([], [], color=colour, lw=1.4, label=f"N = {compact(at)}")
+        for (marker, line), teacher in zip(STYLES, teachers, strict=False):
+            part = points[(size == index) & (level == teacher)]
+            if part.empty:
+                continue
+            ax.plot(part["d"], part["loss"], marker, ms=4, color=colour, mec="white", mew=0.4, zorder=3)
+            grid = np.geomspace(part["d"].min(), part["d"].max(), 60)
+            curve = fit.predict(noise=False, n=np.full(60, at), d=grid, teacher=np.full(60, part["teacher"].mean()))
+            ax.plot(grid, curve["loss"], line, color=colour, lw=1.2)
+    for (marker, line), teacher in zip(STYLES, teachers, strict=False):
+        said = f"teacher of loss {teacher:.3f}" if teacher else "without a teacher"
+        ax.plot([], [], marker + line, color=GREY, ms=4, lw=1.2, label=said)
+        if teacher:
+            ax.axhline(teacher, color=GREY, ls=line, lw=0.8, alpha=0.6)
+    ax.set_xscale("log")
+    ax.set_xlabel("D: training tokens")
+    ax.set_yscale("log")
+    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.45)
+    ax.legend(**LEGEND, fontsize=8, title=_worth(fit), title_fontsize=9, alignment="left", ncols=2, loc="upper right")
+
+
+def _worth(fit: Fit) -> str:
+    """What a distilled token is worth, with its interval."""
+    rho = fit.estimates["rho"]
+    return f"a distilled token is worth {rho.value:.3g} ({rho.low:.3g} to {rho.high:.3g}) of text"
 
 
 def _sorted(x: pd.Series[float], y: pd.Series[float]) -> tuple[Array, Array]:
