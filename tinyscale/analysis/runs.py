@@ -27,6 +27,7 @@ NO_SETTING = (*SIZE, "head_dim", "repeats")  # n_heads says what head_dim would
 SETTINGS = (
     *(name for part in (ModelConfig, TrainConfig) for name in part.model_fields if name not in NO_SETTING),
     "unique_tokens",
+    "shares",
 )
 LABELS = ("state", "decayed", "trial")
 BLANK_ARM = "base"  # of rows of a table that name no arm

@@ -50,7 +50,7 @@ class Trial:
 
     @property
     def unique_tokens(self) -> int:
-        """Training tokens that differ."""
+        """Training tokens that differ; of a mixture, those until the first of its parts has been read once."""
         return _unique_tokens(self.config, self.facts)
 
     @property
@@ -93,7 +93,11 @@ class Trial:
     @property
     def memory_bytes(self) -> float:
         """Forecast peak memory of a worker's training step, in bytes."""
-        return memory_bytes(self.config, self.vocab_size, self.unique_tokens)
+        return memory_bytes(self.config, self.vocab_size, self._tokens_held)
+
+    @property
+    def _tokens_held(self) -> int:
+        return self.facts.train_tokens if self.config.data.parts else self.unique_tokens
 
     @property
     def flops(self) -> float:
@@ -119,7 +123,7 @@ def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
         raise ConfigError(f"the budget allows {tokens:.3g} tokens, more than a trial may train on; lower it") from error
     left_out: Any = {
         "resources": True,
-        "data": {"corpus", "max_bytes", *SOURCES.values(), "tokenizer"},  # hashes say what these hold
+        "data": {"corpus", "parts", "max_bytes", *SOURCES.values(), "tokenizer"},  # hashes say what these hold
         "train": _idle(config.train),
     }
     described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
@@ -135,6 +139,8 @@ def resolve(config: TrialConfig, facts: TextFacts) -> Trial:
 
 
 def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:
+    if shares := dict(config.data.shares):
+        return min(int(tokens / shares[name]) for name, tokens in facts.part_tokens if name in shares)
     return min(facts.train_tokens, config.data.unique_tokens or facts.train_tokens)
 
 
