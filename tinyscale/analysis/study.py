@@ -15,6 +15,7 @@ from tinyscale.analysis.best_lr import at_chosen_rate, judging_seed
 from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.measured import measured_groups
+from tinyscale.analysis.parts import with_parts
 from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import (
     Group,
@@ -97,6 +98,7 @@ def find_laws(
         columns = _with_loss(law, columns)
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
     if source == TRIALS and not pool:
+        groups = [each for group in groups for each in with_parts(group)]
         groups += measured_groups(Results(location))
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
@@ -166,7 +168,7 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
 
 
 def _measured(group: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
-    """The law of a kind of measurements, unless another one was asked for."""
+    """The law of a kind of measurements, or of a part, unless another one was asked for."""
     if law not in (None, group.law):
         return
     try:

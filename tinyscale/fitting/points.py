@@ -21,6 +21,7 @@ from tinyscale.formatting import compact
 COLUMNS = {
     "n": "n_non_embedding", "d": "tokens", "c": "flops", "t": "context_length", "u": "unique_tokens",
     "width": "d_model", "depth": "n_layers", "latents": "latents", "active": "active", "bits": "bits",
+    "total": "tokens", "languages": "languages",
     "loss": "val_loss",
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinyscale.errors import FitError
-from tinyscale.fitting.laws import bits, broken, data_constrained, farseer, features, gamma, kaplan, power_sum
+from tinyscale.fitting.laws import bits, broken, data_constrained, farseer, features, gamma, kaplan, mixtures, power_sum
 from tinyscale.fitting.laws.base import COEFFICIENT, EXPONENT, FLOOR, VARIABLES, Law
 from tinyscale.fitting.laws.optima import OPTIMA_LAWS, OptimaLaw
 
@@ -21,7 +21,7 @@ __all__ = [
     "find_law",
 ]
 
-FAMILIES = (power_sum, gamma, kaplan, farseer, data_constrained, broken, features, bits)
+FAMILIES = (power_sum, gamma, kaplan, farseer, data_constrained, broken, features, bits, mixtures)
 LAWS: dict[str, Law] = {law.name: law for family in FAMILIES for law in family.LAWS}
 
 

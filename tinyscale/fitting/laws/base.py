@@ -21,6 +21,8 @@ VARIABLES = {
     "latents": ("n", "features of an autoencoder"),
     "active": ("k", "active features"),
     "bits": ("P", "bits of a weight"),
+    "total": ("T", "training tokens of all parts"),
+    "languages": ("K", "parts of the mixture"),
 }
 
 FLOOR, COEFFICIENT, EXPONENT = (0.0, 1e3), (1e-12, 1e50), (0.005, 3.0)
