@@ -12,6 +12,7 @@ import pytest
 
 from helpers.runs import JOINT
 from helpers.trials import FACTS, trial_config
+from tinyscale.analysis.parts import mixture_rows
 from tinyscale.analysis.study import find_laws
 from tinyscale.errors import FitError
 from tinyscale.fitting.choose import fit
@@ -114,3 +115,13 @@ def test_the_losses_of_two_parts_are_never_fitted_together(tmp_path: Any) -> Non
     with pytest.raises(FitError, match="differ in part, so their losses do not compare"):
         for refused in find_laws(str(path), law="languages", pool=True).refused:
             raise FitError(str(refused))
+
+
+def test_the_law_of_mixtures_is_made_of_results_where_it_is_asked_for(results: Results) -> None:
+    mixtures = [{"de": 1.0, "en": share} for share in (0.1, 0.3, 0.6, 1.0, 2.0, 4.0)]
+    write_runs(results, mixtures, lambda _n, _d, shares: 2 + 0.5 * (1 / sum(shares.values())) ** -0.2)
+    (refused,) = find_laws(str(results.folder), law="mixture").refused
+    assert "is of one N and D" in str(refused)
+    frame = mixture_rows(results.read()[0])
+    found = fit(frame.drop(columns=["n_non_embedding", "tokens"]), "mixture")
+    assert found.record.estimates["share_of_de"].value > 0.5

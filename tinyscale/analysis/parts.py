@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 
 from tinyscale.analysis.runs import Group, by_setting
+from tinyscale.fitting.laws.optima import MIXTURE
+from tinyscale.fitting.mixture import LOSS, SHARE
 from tinyscale.fitting.points import varying
 
 COLUMNS = {"d": "part_tokens"}  # variables of the laws that are other columns here than in a trial's rows
@@ -21,17 +23,30 @@ OF_MIXTURE = ["by_part", "shares", "unique_tokens"]  # columns that say what all
 FEWEST_LANGUAGES = 3  # numbers of parts that a law of them needs
 
 
-def with_parts(group: Group) -> list[Group]:
+def with_parts(group: Group, law: str | None = None) -> list[Group]:
     """The group; or, where its runs are on several mixtures, a group for each part that all runs read.
 
     A part with three numbers of parts beside it, all of the same share, has the law `languages`. Else it has the law
-    `transfer`, for each set of other parts: of the runs with these and of those on the part alone.
+    `transfer`, for each set of other parts: of the runs with these and of those on the part alone. Asked for, the law
+    `mixture` is of all runs together.
     """
     if "by_part" not in group.frame or not varying(group.frame, ["shares"]):
         return [group]
+    if law == MIXTURE.name:
+        return [replace(group, frame=mixture_rows(group.frame), law=law)]
     read = [{part["part"] for part in parts} for parts in group.frame["by_part"]]
     targets = sorted(set.intersection(*read))
     return [each for part in targets for each in _of_part(group, part)] or [group]
+
+
+def mixture_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs with the share and the loss of each part as columns `share_of_de`, `loss_of_de`, ..."""
+    each = [
+        {f"{what}{part['part']}": part[name] for part in parts for what, name in ((SHARE, "share"), (LOSS, "loss"))}
+        for parts in frame["by_part"]
+    ]
+    kept = frame.drop(columns=[name for name in (*OF_MIXTURE, "val_tokens") if name in frame])
+    return pd.concat([kept, pd.DataFrame(each, index=frame.index)], axis=1)
 
 
 def part_rows(frame: pd.DataFrame, part: str) -> pd.DataFrame:

@@ -98,7 +98,7 @@ def find_laws(
         columns = _with_loss(law, columns)
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
     if source == TRIALS and not pool:
-        groups = [each for group in groups for each in with_parts(group)]
+        groups = [each for group in groups for each in with_parts(group, law)]
         groups += measured_groups(Results(location))
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
