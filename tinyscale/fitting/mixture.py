@@ -145,7 +145,7 @@ def _mean(laws: Mapping[str, Array], mixture: Array) -> tuple[float, Array]:
 def _optimum(laws: Mapping[str, Array], given: Array, tried: Array) -> list[float]:
     """The best shares, the mean loss there, and the regret of a given mixture and of the best one that was tried."""
     start = np.full(len(given), 1 / len(given))
-    found = optimize.minimize(
+    found = optimize.minimize(  # type: ignore[call-overload]  # its stubs want the gradient to be 1-d by type
         lambda mixture: _mean(laws, np.clip(mixture, 0, 1))[0],
         start,
         jac=lambda mixture: _mean(laws, np.clip(mixture, 0, 1))[1],
