@@ -100,7 +100,7 @@ trial: the sampled values, in three digits, are among its axes. The next launch 
 ## Fields of a trial
 
 A field without a default is required, unless its description says how its value follows. The budgets exclude each
-other, and so do `n_heads` and `head_dim`: setting one removes the others that a lower layer set.
+other, and so do `n_heads` and `head_dim`, `corpus` and `parts`: setting one removes the others that a lower layer set.
 {parts}"""
 
 SCHEMA_FILE = """\

@@ -380,6 +380,8 @@ EXCEPTIONS = {
     "data.tokenizer.vocab_size": "the column is the vocabulary that came of it",
     "data.val_bytes": "the column holds what was held out, not what was asked for",
     "data.max_bytes": "what was read is corpus_hash",
+    "data.parts": "what was read is corpus_hash",
+    "data.shares": "in words",
     "model.head_dim": "d_model / n_heads",
     "train.tokens_per_param": "resolved to tokens_budget",
     "train.flops_budget": "resolved to tokens_budget",

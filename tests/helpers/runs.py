@@ -36,6 +36,8 @@ TRUTHS = {
     "bits-n": {"C": 50.0, "gN": 0.34, "gP": 0.7},
     "bits-d": {"C": 0.003, "gD": 0.5, "gP": 0.7},
     "bits-alone": {"C": 3.0, "gP": 0.7},
+    "transfer": {**JOINT, "tau": 0.2},
+    "languages": {**JOINT, "phi": 0.11, "psi": -0.04},  # 2510.22037
     "width-depth": {"E": 1.8, "A": 80.0, "B": 3.0, "alpha": 0.8, "beta": 0.9},
 }
 
@@ -78,7 +80,7 @@ def runs_by_rate(seeds: int = 2) -> pd.DataFrame:
 def grid_of(law: Law) -> pd.DataFrame:
     """A grid of the law's variables over two decades each, without noise."""
     ranges = {"width": (64, 4096), "depth": (2, 64), "t": (64, 8192), "bits": (2, 9)}
-    ranges |= {"latents": (2e3, 5e5), "active": (32, 512), "teacher": (1.8, 3.6)}
+    ranges |= {"latents": (2e3, 5e5), "active": (32, 512), "teacher": (1.8, 3.6), "languages": (1, 50)}
     axes = [np.geomspace(*ranges.get(name, (1e6, 1e9)), 24 if len(law.variables) == 1 else 7) for name in law.variables]
     columns = dict(zip(law.variables, (axis.ravel() for axis in np.meshgrid(*axes)), strict=True))
     default = {"E": 1.5, "A": 60.0, "alpha": 0.3}

@@ -60,7 +60,7 @@ def _takes(record: Record) -> str:
     """What a fit predicts from."""
     if record.form.kind == "budgets":
         return f"{record.name} takes --flops"
-    if record.form.kind in ("sizes", "jumps"):
+    if record.form.kind in ("sizes", "jumps", "texts"):
         return f"{record.name} is the law {record.law} and predicts no loss"
     if unknown := [name for name in record.range if name not in FLAGS]:
         return f"{record.name} takes {', '.join(record.range)}, and {', '.join(unknown)} only Python gives it"
@@ -72,7 +72,7 @@ def _predict(folder: Folder, record: Record, asked: Mapping[str, float]) -> Pred
     of_budget = set(asked) == {"c"}
     if record.form.kind == "budgets":
         return _from_optima(record, asked["c"]) if of_budget else None
-    if record.form.kind in ("sizes", "jumps"):
+    if record.form.kind in ("sizes", "jumps", "texts"):
         return None
     sizes, values = {name: asked[name] for name in record.range if name in asked}, {}
     if of_budget and record.form.has_frontier:

@@ -20,13 +20,14 @@ from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import BUDGETS, ModelConfig, TrainConfig
 
 # Losses compare only where these agree; a group that mixes them is refused.
-SAME_TASK = ("corpus_hash", "tokenizer_hash", "val_tokens")
+SAME_TASK = ("corpus_hash", "tokenizer_hash", "val_tokens", "part")
 # Settings: all that tells runs of one size on one text apart, but what the size itself says and what moves no number.
 SIZE = ("d_model", "n_layers", "d_ff", *BUDGETS)
 NO_SETTING = (*SIZE, "head_dim", "repeats")  # n_heads says what head_dim would
 SETTINGS = (
     *(name for part in (ModelConfig, TrainConfig) for name in part.model_fields if name not in NO_SETTING),
     "unique_tokens",
+    "shares",
 )
 LABELS = ("state", "decayed", "trial")
 BLANK_ARM = "base"  # of rows of a table that name no arm
@@ -52,7 +53,7 @@ class Group:
     columns: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] | None = None
-    law: str | None = None  # of students, and of measurements by their kind: the law that is fitted
+    law: str | None = None  # of students, of a part of mixtures, and of measurements by their kind: what is fitted
 
 
 def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:

@@ -16,6 +16,7 @@ from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.distilled import distilled_groups, worth
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.measured import measured_groups
+from tinyscale.analysis.parts import with_parts
 from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import (
     Group,
@@ -98,7 +99,9 @@ def find_laws(
         columns = _with_loss(law, columns)
     groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
     if source == TRIALS and not pool:
-        groups += [*distilled_groups(groups), *measured_groups(Results(location))]
+        students = list(distilled_groups(groups))
+        groups = [each for group in groups for each in with_parts(group, law)]
+        groups += [*students, *measured_groups(Results(location))]
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
@@ -167,7 +170,7 @@ def _outcomes_of(whole: Group, law: str | None, **options: Any) -> Iterator[AnyF
 
 
 def _of_law(group: Group, law: str | None, **options: Any) -> Iterator[AnyFit | Refusal]:
-    """The law of students, or of a kind of measurements, unless another one was asked for."""
+    """The law of students, of a part or of a kind of measurements, unless another one was asked for."""
     if law not in (None, group.law):
         return
     try:

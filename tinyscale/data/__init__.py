@@ -5,6 +5,7 @@ from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE, content_hash
 from tinyscale.data.tokenized import (
     TokenizedCorpus,
     prepare,
+    require_common_tokens,
     require_enough_validation,
     require_whole_records,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "content_hash",
     "documents",
     "prepare",
+    "require_common_tokens",
     "require_enough_validation",
     "require_whole_records",
 ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tinyscale.data.files import Files
+from tinyscale.data.files import Files, Page
 from tinyscale.data.hub import HUB, HubText
+from tinyscale.data.mixture import Mixture
 from tinyscale.data.source import Source
 from tinyscale.data.synthetic import Generated, Repeats, ZipfRecords
 from tinyscale.errors import DataError
@@ -86,6 +87,21 @@ def open_source(
     if not path.exists():
         raise DataError(_unknown(corpus, list(named)))
     return Files(path)
+
+
+def open_mixture(parts: Mapping[str, str], max_bytes: int | None = None) -> Mixture:
+    """The texts that `data.parts` names, each as `open_source` finds it. DataError, with the part, where there is none.
+
+    Generated corpora have no documents, and are no parts.
+    """
+    found: dict[str, list[Page]] = {}
+    for name, corpus in parts.items():
+        try:
+            source = open_source(corpus, max_bytes=max_bytes if corpus in HUB else None)
+            found[name] = source.pages() if isinstance(source, Files) else [(None, text) for text in source.documents()]
+        except DataError as error:
+            raise DataError(f"part {name}: {error}", field="data.parts") from error
+    return Mixture(found)
 
 
 def documents(corpus: str, max_bytes: int | None = None) -> list[str]:

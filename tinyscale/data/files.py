@@ -19,6 +19,8 @@ from tinyscale.errors import DataError
 
 SEPARATOR = "<|endoftext|>"  # between documents in plain text
 
+Page = tuple[str | None, str]  # what names a document in every text that it is part of, if anything, and its text
+
 
 @dataclass(frozen=True)
 class Files:
@@ -34,16 +36,29 @@ class Files:
         """The documents of the files."""
         return list(self._documents)
 
+    def pages(self) -> list[Page]:
+        """The documents, each with its page: what it has under the key `page` of .jsonl, else None."""
+        return list(self._pages)
+
     def split(self, val_bytes: int) -> Split:
         """The documents, split by their hashes."""
         return Split(*split(self._documents, val_bytes))
 
     @cached_property
     def _documents(self) -> list[str]:
-        return read_files(self.path)
+        return [text for _, text in self._pages]
+
+    @cached_property
+    def _pages(self) -> list[Page]:
+        return read_pages(self.path)
 
 
 def read_files(path: Path) -> list[str]:
+    """The documents of a file or a folder, as `read_pages` reads them."""
+    return [text for _, text in read_pages(path)]
+
+
+def read_pages(path: Path) -> list[Page]:
     """The documents of a file, or of every .txt, .jsonl and .parquet file in a folder and its subfolders.
 
     Linked folders are entered, each once. DataError names the file and the line that cannot be read as text.
@@ -53,7 +68,7 @@ def read_files(path: Path) -> list[str]:
     paths = sorted(_files_in(path))
     if not paths:
         raise DataError(f"{path}: no {', '.join(_READERS)} file in this folder or its subfolders")
-    return [text for found in paths for text in _file(found)]
+    return [page for found in paths for page in _file(found)]
 
 
 def _files_in(path: Path) -> Iterator[Path]:
@@ -72,17 +87,17 @@ def between_separators(text: str) -> list[str]:
     return [document for part in text.split(SEPARATOR) if (document := part.strip())]
 
 
-def _file(path: Path) -> list[str]:
+def _file(path: Path) -> list[Page]:
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: a file of type {path.suffix or '(none)'} cannot be read; use {', '.join(_READERS)}")
     # Empty documents are left out: they have no tokens and no bytes.
     try:
-        texts = [text for text in _READERS[path.suffix.lower()](path) if text]
+        pages = [page for page in _READERS[path.suffix.lower()](path) if page[1]]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); make it readable or remove it") from error
-    if not texts:
+    if not pages:
         raise DataError(f"{path}: the file has no text; add some or remove it")
-    return texts
+    return pages
 
 
 def _decoded(path: Path) -> str:
@@ -100,10 +115,10 @@ def _decoded(path: Path) -> str:
         ) from error
 
 
-def _txt(path: Path) -> list[str]:
+def _txt(path: Path) -> list[Page]:
     """The documents between separators, stripped; without separators the whole file, unchanged."""
     text = _decoded(path)
-    return between_separators(text) if SEPARATOR in text else [text]
+    return [(None, each) for each in (between_separators(text) if SEPARATOR in text else [text])]
 
 
 def json_lines(path: Path, example: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,9 +153,16 @@ def valid_unicode(text: str, key: str, where: str) -> str:
     return text
 
 
-def _jsonl(path: Path) -> list[str]:
+def _jsonl(path: Path) -> list[Page]:
     example = '{"text": "..."}'
-    return [json_text(row, "text", where, example) for where, row in json_lines(path, example)]
+    rows = json_lines(path, example)
+    return [(_page(row, where), json_text(row, "text", where, example)) for where, row in rows]
+
+
+def _page(row: dict[str, Any], where: str) -> str | None:
+    """What the row has under `page`, as text."""
+    page = row.get("page")
+    return None if page is None else valid_unicode(str(page), "page", where)
 
 
 def read_text_column(path: Path) -> pa.ChunkedArray:
@@ -149,7 +171,7 @@ def read_text_column(path: Path) -> pa.ChunkedArray:
         return file.read(columns=["text"], use_threads=False).column("text")
 
 
-def _parquet(path: Path) -> list[str]:
+def _parquet(path: Path) -> list[Page]:
     try:
         schema = pq.read_schema(path)
         if "text" not in schema.names or schema.field("text").type not in (pa.string(), pa.large_string()):
@@ -157,7 +179,7 @@ def _parquet(path: Path) -> list[str]:
         column = read_text_column(path)
         if column.null_count:
             raise DataError(f"{path}, row {column.is_null().index(True).as_py() + 1}: text is null; remove such rows")
-        return list(column.to_pylist())
+        return [(None, text) for text in column.to_pylist()]
     except (pa.ArrowException, ValueError) as error:  # the latter of bytes that are not UTF-8
         raise DataError(f"{path}: not a Parquet file, or a damaged one ({error})") from error
 

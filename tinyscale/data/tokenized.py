@@ -13,17 +13,18 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from tinyscale.data.corpora import open_source
-from tinyscale.data.source import Split
+from tinyscale.data.corpora import open_mixture, open_source
+from tinyscale.data.mixture import PAGE_RULE, Mixture, equal_bytes
+from tinyscale.data.source import Source, Split
 from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
@@ -39,8 +40,44 @@ Stream = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
+class Part:
+    """Where a part of a mixture lies in the streams, as positions [first, end), and what it holds.
+
+    train: from the end-of-text before its first document to the one after its last; val: from its first document.
+    """
+
+    name: str
+    train: tuple[int, int]
+    val: tuple[int, int]
+    val_documents: int
+    val_bytes: int  # UTF-8
+
+    @property
+    def train_tokens(self) -> int:
+        """Of its training stream."""
+        return self.train[1] - self.train[0]
+
+    @property
+    def val_tokens(self) -> int:
+        """Its targets that are scored."""
+        return self.val[1] - self.val[0] - self.val_documents
+
+
+@dataclass(frozen=True)
+class InCommon:
+    """What two parts of a mixture have in common. lines: share of bytes in lines of both; tokens: of their tokens."""
+
+    parts: tuple[str, str]
+    lines: float
+    tokens: float
+
+
+@dataclass(frozen=True)
 class TokenizedCorpus:
-    """A corpus, split and tokenized. Its numbers are in meta.json of its folder, its tokens beside it."""
+    """A corpus, split and tokenized. Its numbers are in meta.json of its folder, its tokens beside it.
+
+    Of a mixture, `parts` are those that have a share; only they are scored, and the counts of validation are theirs.
+    """
 
     facts: TextFacts
     tokenizer_kind: str
@@ -54,6 +91,8 @@ class TokenizedCorpus:
     folder: str
     entropy_rate: float | None = None  # nats per token that no model can get below, of a source where that is known
     record_length: int | None = None  # tokens; a context must be a multiple, so that no window cuts a record
+    parts: tuple[Part, ...] = ()
+    in_common: tuple[InCommon, ...] = ()
 
     def train(self) -> Stream:
         """The training stream, [train_tokens]: end-of-text, then each document followed by end-of-text."""
@@ -66,6 +105,8 @@ class TokenizedCorpus:
         Where the text is records, their numbers stand for the document's: they are what is independent.
         """
         stream = self._stream("val")
+        if self.parts:
+            stream = np.concatenate([stream[:1], *(stream[slice(*part.val)] for part in self.parts)])
         if self.record_length:
             numbers = (np.arange(len(stream)) - 1) // self.record_length
             return stream, np.minimum(numbers, numbers[-2])
@@ -82,6 +123,14 @@ class TokenizedCorpus:
             return None
         return np.memmap(Path(self.folder) / "oracle.bin", dtype=np.float64, mode="r")
 
+    def of_parts(self, names: Collection[str]) -> Self:
+        """The same text, of which these parts are scored."""
+        parts = tuple(part for part in self.parts if part.name in names)
+        counted = {
+            name: sum(getattr(part, name) for part in parts) for name in ("val_documents", "val_bytes", "val_tokens")
+        }
+        return replace(self, parts=parts, **counted)
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the streams."""
         serialised = (Path(self.folder) / "tokenizer.json").read_text("utf-8")
@@ -96,7 +145,13 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
 
     DataError when the text is missing or cannot be used.
     """
-    source = open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf, repeats=config.repeats)
+    made = _prepare(config)
+    return made.of_parts([name for name, _ in config.shares]) if made.parts else made
+
+
+def _prepare(config: DataConfig) -> TokenizedCorpus:
+    mixture = open_mixture(dict(config.parts), config.max_bytes) if config.parts else None
+    source = mixture or open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf, repeats=config.repeats)
     corpus_hash = source.hash()
     folder = cache_folder() / "tokens" / _key(config, corpus_hash)
     if (made := _load(folder)) is not None:
@@ -106,7 +161,7 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
         with FileLock(f"{folder}.lock"):
             if (made := _load(folder)) is None:  # no other process has made it meanwhile
                 _set_aside(folder)
-                _build(config, source.split(config.val_bytes), corpus_hash, folder)
+                _build(config, source, corpus_hash, folder)
                 made = _load(folder)
     except OSError as error:
         raise DataError(
@@ -130,11 +185,19 @@ def _load(folder: Path) -> TokenizedCorpus | None:
                     return None
         meta = json.loads((folder / _META).read_bytes())
         facts = {field: meta.pop(field) for field in ("corpus_hash", "tokenizer_hash", "vocab_size", "train_tokens")}
-        made = TokenizedCorpus(TextFacts(split_rule=SPLIT_RULE, **facts), **meta, folder=str(folder))
+        parts = tuple(_part(each) for each in meta.pop("parts", ()))
+        in_common = tuple(InCommon(tuple(a_and_b), *shares) for a_and_b, *shares in meta.pop("in_common", ()))
+        facts |= {"split_rule": PAGE_RULE if parts else SPLIT_RULE}
+        facts |= {"part_tokens": tuple((part.name, part.train_tokens) for part in parts)}
+        made = TokenizedCorpus(TextFacts(**facts), **meta, folder=str(folder), parts=parts, in_common=in_common)
         lengths = len(made.train()), len(made._stream("val"))
         return made if lengths == (made.facts.train_tokens, made.val_tokens + made.val_documents + 1) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _part(written: dict[str, Any]) -> Part:
+    return Part(**{**written, "train": tuple(written["train"]), "val": tuple(written["val"])})
 
 
 def _digest(path: Path) -> str:
@@ -158,23 +221,37 @@ def _set_aside(folder: Path) -> None:
 
 
 def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> None:
-    """Raise DataError, with a sufficient val_bytes, when validation has fewer than MIN_VAL_TOKENS tokens."""
-    if corpus.val_tokens >= MIN_VAL_TOKENS:
+    """Raise DataError, with a sufficient val_bytes, when validation of a part has fewer than MIN_VAL_TOKENS tokens."""
+    texts: Sequence[Part | TokenizedCorpus] = corpus.parts or [corpus]
+    fewest = min(texts, key=lambda text: text.val_tokens)
+    if fewest.val_tokens >= MIN_VAL_TOKENS:
         return
     # Bytes per token may differ a little between held-out and other documents: add 5 %.
-    wanted = -(-int(1.05 * MIN_VAL_TOKENS * corpus.val_bytes / corpus.val_tokens) // 10_000) * 10_000
+    wanted = -(-int(1.05 * MIN_VAL_TOKENS * fewest.val_bytes / fewest.val_tokens) // 10_000) * 10_000
     total = corpus.train_bytes + corpus.val_bytes
     remedy = (
         f"set data.val_bytes to {wanted}"
-        if 2 * wanted <= total
+        if 2 * wanted <= total or corpus.parts
         else f"that takes about {wanted:,} bytes, more than half of the corpus's {total:,}: use a longer corpus, of "
         f"about {2 * wanted:,} bytes or more"
     )
+    text = f"part {fewest.name}" if isinstance(fewest, Part) else config.corpus
     raise DataError(
-        f"data.val_bytes {config.val_bytes} holds out {corpus.val_tokens:,} tokens of {config.corpus}; "
+        f"data.val_bytes {config.val_bytes} holds out {fewest.val_tokens:,} tokens of {text}; "
         f"evaluation needs at least {MIN_VAL_TOKENS:,} so that its noise hides no differences; {remedy}",
         field="data.val_bytes",
     )
+
+
+def require_common_tokens(corpus: TokenizedCorpus) -> None:
+    """Raise DataError when two parts of a mixture have no token in common: nothing is learnt of one from the other."""
+    for pair in corpus.in_common:
+        if not pair.tokens:
+            raise DataError(
+                f"parts {' and '.join(pair.parts)} have no token in common: one says nothing of the other; look at "
+                "their text, or train them as arms of a sweep",
+                field="data.parts",
+            )
 
 
 def require_whole_records(corpus: TokenizedCorpus, context_length: int) -> None:
@@ -191,7 +268,7 @@ def _key(config: DataConfig, corpus_hash: str) -> str:
     depends_on = {
         "layout": _LAYOUT,
         "corpus": corpus_hash,
-        "split": SPLIT_RULE,
+        "split": PAGE_RULE if config.parts else SPLIT_RULE,
         "val_bytes": config.val_bytes,
         "tokenizer": config.tokenizer.model_dump(),
         "library": importlib.metadata.version("tokenizers"),  # another release may merge differently
@@ -199,10 +276,15 @@ def _key(config: DataConfig, corpus_hash: str) -> str:
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(config: DataConfig, text: Split, corpus_hash: str, folder: Path) -> None:
+def _build(config: DataConfig, source: Source | Mixture, corpus_hash: str, folder: Path) -> None:
     """Write the folder under another name and rename it, so that no reader sees it incomplete."""
+    found = source.split(config.val_bytes)
+    parts = found if isinstance(found, dict) else {}
+    text = found if isinstance(found, Split) else _joined(found)
     train, val = text.train, text.val
-    tokenizer = train_tokenizer(config.tokenizer, train)
+    tokenizer = train_tokenizer(
+        config.tokenizer, equal_bytes([each.train for each in parts.values()]) if parts else train
+    )
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
@@ -222,6 +304,8 @@ def _build(config: DataConfig, text: Split, corpus_hash: str, folder: Path) -> N
             "val_tokens": val_tokens - len(val) - 1,
             "longest_document": max(train_longest, val_longest),
         }
+        if isinstance(source, Mixture):
+            meta |= _mixture(source, parts, made, token_dtype(tokenizer.vocab_size), tokenizer.eot)
         if text.oracle is not None:
             meta |= {"entropy_rate": text.oracle.entropy_rate, "record_length": text.oracle.record_length}
             np.pad(text.oracle.nats, 1).tofile(
@@ -234,6 +318,33 @@ def _build(config: DataConfig, text: Split, corpus_hash: str, folder: Path) -> N
         for path in (*made.iterdir(), made):
             sync(path)
         made.rename(folder)
+
+
+def _joined(parts: Mapping[str, Split]) -> Split:
+    """The documents of all parts, one part after another."""
+    train, val = ([text for part in parts.values() for text in getattr(part, of)] for of in ("train", "val"))
+    return Split(train, val)
+
+
+def _mixture(
+    mixture: Mixture, splits: Mapping[str, Split], made: Path, dtype: npt.DTypeLike, eot: int
+) -> dict[str, Any]:
+    """What meta.json holds of the parts: where they lie in the streams, and what each two have in common."""
+    train, val = (np.memmap(made / f"{name}.bin", dtype=dtype, mode="r") for name in ("train", "val"))
+    train_ends, val_ends = (np.flatnonzero(stream == eot).tolist() for stream in (train, val))
+    parts, frequencies, before, val_before = [], {}, 0, 0
+    for name, text in splits.items():
+        after, val_after = before + len(text.train), val_before + len(text.val)
+        of_train = train_ends[before], train_ends[after] + 1
+        of_val = val_ends[val_before] + 1, val_ends[val_after] + 1
+        parts.append(asdict(Part(name, of_train, of_val, len(text.val), _bytes(text.val))))
+        counts = np.bincount(train[slice(*of_train)], minlength=eot + 1)[:eot]
+        frequencies[name], before, val_before = counts / counts.sum(), after, val_after
+    in_common = [
+        [pair, lines, float(np.minimum(*(frequencies[name] for name in pair)).sum())]
+        for pair, lines in mixture.common_lines().items()
+    ]
+    return {"parts": parts, "in_common": in_common}
 
 
 def _write(path: Path, tokenizer: Tokenizer, texts: list[str]) -> tuple[int, int]:

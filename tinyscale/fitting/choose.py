@@ -17,6 +17,7 @@ from tinyscale.fitting.formation import fit_formation
 from tinyscale.fitting.isoflop import fit_envelope, fit_isoflop
 from tinyscale.fitting.laws import LAWS, find_law
 from tinyscale.fitting.laws.optima import TUNING
+from tinyscale.fitting.mixture import fit_mixture
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.support import laws_for
 from tinyscale.fitting.tuning import fit_tuning
@@ -28,6 +29,7 @@ OPTIMA: dict[str, Callable[..., Optima]] = {
     "isoflop": fit_isoflop,
     "envelope": fit_envelope,
     "formation": fit_formation,
+    "mixture": fit_mixture,
     **{law: partial(fit_tuning, law=law) for law in TUNING},
 }
 NAMES = (*LAWS, *OPTIMA)

@@ -21,7 +21,8 @@ from tinyscale.formatting import compact
 COLUMNS = {
     "n": "n_non_embedding", "d": "tokens", "c": "flops", "t": "context_length", "u": "unique_tokens",
     "width": "d_model", "depth": "n_layers", "latents": "latents", "active": "active", "bits": "bits",
-    "teacher": "teacher_loss", "loss": "val_loss",
+    "teacher": "teacher_loss", "total": "tokens", "languages": "languages",
+    "loss": "val_loss",
 }  # fmt: skip
 
 SAME_SIZE = 0.01  # sizes whose logarithms differ by less are one size

@@ -19,7 +19,7 @@ from tinyscale.fitting.solve import Certificate
 from tinyscale.fitting.uncertainty import Noise
 
 MOST_BYTES = 120  # of a title in a file's name; a file system takes 255 with all that is added
-MEASURED = {"bits", "latents", "active"}  # variables of measurements, which no trial has
+MEASURED = {"bits", "latents", "active", "total", "languages"}  # of measurements and parts: not of a trial's own loss
 TRIALS = "trials"  # the source of fits to a results folder's own runs
 # Keys of an entry of fits.json, in the order that they are written in.
 KEYS = (

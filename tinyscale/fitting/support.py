@@ -27,6 +27,8 @@ def refuse_unsupported(law: Law, points: Points) -> None:
     _refuse_few(law, points)
     if len(law.sizes) > 1:
         _refuse_collinear(law, points)
+    if "total" in law.variables:
+        _refuse_one_ratio(law, points)
     if len(law.variables) > 1:
         _refuse_flat(law, points)
     else:
@@ -66,6 +68,17 @@ def _refuse_collinear(law: Law, points: Points) -> None:
         raise FitError(
             f"{law.formula}: {second} follows {first} in all runs (one {second}/{first} ratio), so alpha and beta "
             f"cannot be told apart; vary {second} at a fixed {first}, or fit --law power-{first}"
+        )
+
+
+def _refuse_one_ratio(law: Law, points: Points) -> None:
+    """Of one ratio, tau scales all D alike, as B does."""
+    names = list(law.variables)
+    ratio = points.x[names.index("total")] - points.x[names.index("d")]
+    if np.ptp(ratio) < LEAST_SPREAD:
+        raise FitError(
+            f"{law.formula}: the part has the same share in all runs (T/D = {np.exp(ratio.mean()):.3g}), so tau and B "
+            "cannot be told apart; add runs on the part alone, or with another share"
         )
 
 

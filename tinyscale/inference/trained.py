@@ -13,7 +13,7 @@ import torch
 
 from tinyscale.data import prepare
 from tinyscale.data.corpora import documents
-from tinyscale.data.tokenized import TokenizedCorpus
+from tinyscale.data.tokenized import Part, TokenizedCorpus
 from tinyscale.data.tokenizers import Tokenizer, token_dtype
 from tinyscale.errors import DataError, ResultsError
 from tinyscale.results.store import Results
@@ -45,6 +45,7 @@ class OtherText:
     val_documents: int
     bytes: int  # UTF-8
     record_length: int | None = None
+    parts: tuple[Part, ...] = ()
 
     def val(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """The stream and the document number of each token; the first end-of-text has -1."""

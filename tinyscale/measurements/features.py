@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tinyscale.measurements.subject import Subject
 from tinyscale.spec.measurement import Features
-from tinyscale.training.batches import TrainBatches, val_windows
+from tinyscale.training.batches import batches_of, val_windows
 from tinyscale.training.evaluate import EVAL_TOKENS
 from tinyscale.training.model import GPT
 
@@ -193,7 +193,7 @@ def measure(subject: Subject, asked: Features) -> list[dict[str, Any]]:
     trial, corpus = subject.trial, subject.corpus
     context, vocab_size, seed = trial.config.model.context_length, trial.vocab_size, trial.config.seed
     site, rows = Site(subject.gpt, asked.site, corpus.eot), max(1, EVAL_TOKENS // context)
-    batches = TrainBatches(corpus.train(), context, rows, seed, unique_tokens=trial.config.data.unique_tokens)
+    batches = batches_of(trial, corpus, rows)
     sae = TopK(trial.config.model.d_model, asked.latents, asked.active).to(subject.device)
     train(sae, (site.read(batches.batch(step)[0])[1] for step in count()), asked.sae_tokens, seed)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tinyscale.measurements.subject import Subject
 from tinyscale.spec.measurement import Quantize
-from tinyscale.training.batches import TrainBatches
+from tinyscale.training.batches import batches_of
 from tinyscale.training.model import GPT
 from tinyscale.training.rounding import rounded, scale_of, to_grid
 
@@ -75,10 +75,8 @@ def linear_layers(gpt: GPT, of: str) -> list[list[nn.Linear]]:
 
 def training_text(subject: Subject) -> Tensor:
     """Tokens [B, T] of the trial's training text, as its first steps read them."""
-    trial, length = subject.trial, subject.trial.config.model.context_length
-    rows = max(1, READ_TOKENS // length)
-    batches = TrainBatches(subject.corpus.train(), length, rows, trial.config.seed, trial.unique_tokens)
-    return batches.batch(0)[0].to(subject.device)
+    rows = max(1, READ_TOKENS // subject.trial.config.model.context_length)
+    return batches_of(subject.trial, subject.corpus, rows).batch(0)[0].to(subject.device)
 
 
 def hessians(gpt: GPT, layers: Sequence[nn.Linear], tokens: Tensor) -> list[Tensor]:

@@ -137,7 +137,10 @@ def shape_key(trial: Trial, at_once: int) -> str:
     shape = {
         "model": trial.config.model.model_dump(),
         "vocab_size": trial.vocab_size,
-        "validation": [trial.facts.corpus_hash, trial.config.data.val_bytes, trial.facts.tokenizer_hash],
+        "validation": [
+            *(trial.facts.corpus_hash, trial.config.data.val_bytes, trial.facts.tokenizer_hash),
+            *(name for name, _ in trial.config.data.shares),
+        ],
         "train": [train.batch_tokens, train.optimizer, train.precision],
         "resources": trial.config.resources.model_dump(),
         "at_once": at_once,

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinyscale.data import TokenizedCorpus, prepare, require_enough_validation, require_whole_records
+from tinyscale.data import (
+    TokenizedCorpus,
+    prepare,
+    require_common_tokens,
+    require_enough_validation,
+    require_whole_records,
+)
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.spec.config import BUDGETS, DataConfig, TrialConfig
+from tinyscale.spec.settings import shares_in_words
 from tinyscale.spec.sweep import Sweep, Variant
 from tinyscale.spec.trial import Trial, resolve
 
 
 def _text_of(config: TrialConfig) -> DataConfig:
     """The whole text that a trial reads, or reads a part of."""
-    return config.data if config.data.unique_tokens is None else config.with_values({"data.unique_tokens": None}).data
+    whole = (
+        {"data.unique_tokens": None} if config.data.unique_tokens else {"data.shares": ()} if config.data.parts else {}
+    )
+    return config.with_values(whole).data if whole else config.data
 
 
 def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
@@ -26,6 +36,7 @@ def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
         try:
             corpora[data] = prepare(data)
             require_enough_validation(corpora[data], data)
+            require_common_tokens(corpora[data])
         except TinyscaleError as error:
             raise type(error)(f"{_blamed(variant, error)}: {error}") from error
     return corpora
@@ -34,7 +45,8 @@ def prepare_texts(sweep: Sweep) -> dict[DataConfig, TokenizedCorpus]:
 def _blamed(variant: Variant, error: TinyscaleError) -> str:
     """Where the field that is to blame was written, else where the corpus was."""
     field = error.field if isinstance(error, DataError) else None
-    return variant.origins.get(field or "data.corpus", variant.origins["data.corpus"])
+    corpus = "data.parts" if variant.config.data.parts else "data.corpus"
+    return variant.origins.get(field or corpus, variant.origins[corpus])
 
 
 def resolve_against(
@@ -59,6 +71,12 @@ def resolve_against(
         raise ConfigError(
             f"{variant.where('data.unique_tokens')}: data.unique_tokens = {config.data.unique_tokens:,} is more than "
             f"the {corpus.facts.train_tokens:,} training tokens of {config.data.corpus}; give at most that"
+        )
+    if trial.epochs > 1 and config.data.parts and not config.train.repeats:
+        name, times = _most_repeated(trial)
+        raise ConfigError(
+            f"{budget}: the budget of {trial.tokens:,} tokens reads part {name} {times:.2f} times, by its share in "
+            f"{shares_in_words(config.data.shares)}; lower the budget or the share, or set train.repeats: true"
         )
     if trial.epochs > 1 and not config.train.repeats:
         raise ConfigError(
@@ -90,3 +108,9 @@ def _require_able(teacher: Trial, student: Trial, variant: Variant) -> None:
             f"{where}: the teacher sees {longest:,} tokens at once, and the student {context:,}; give the teacher a "
             "model.context_length of that at least"
         )
+
+
+def _most_repeated(trial: Trial) -> tuple[str, float]:
+    """The part of a mixture that is read most often, and how often."""
+    shares, held = dict(trial.config.data.shares), dict(trial.facts.part_tokens)
+    return max(((name, share * trial.tokens / held[name]) for name, share in shares.items()), key=lambda each: each[1])

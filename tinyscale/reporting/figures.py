@@ -56,6 +56,7 @@ def figures_of(found: AnyFit) -> dict[str, Callable[..., Axes]]:
             **{name: partial(plot_optima.plot_tuning, setting=name) for name in beside},
         },
         "jumps": {"law": plot_optima.plot_formation},
+        "texts": {"law": plot_optima.plot_mixture},
     }
     return {what: partial(draw, found) for what, draw in drawn[found.record.form.kind].items()}
 

@@ -51,7 +51,7 @@ from tinyscale.spec.state import State
 
 PAGE = "report.html"
 
-ORDER = ("loss", "budgets", "sizes", "jumps")  # of the sections, by what their laws are of
+ORDER = ("loss", "budgets", "sizes", "jumps", "texts")  # of the sections, by what their laws are of
 RESIDUALS = (
     "What the law leaves over: measured loss against the law's, in percent. A bend across the sizes means that the law "
     "is not the right one."
@@ -331,6 +331,8 @@ def _caption(record: Record, what: str) -> str:
         return f"Loss against {swept}, a line through the means of seeds; the bottom of a curve is its best."
     if record.form.kind == "jumps":
         return "Where the loss of copies jumps: bars are one standard deviation, a line for each size is the law."
+    if record.form.kind == "texts":
+        return "The shares at which the mean loss of all texts is least, with their 95 % intervals."
     if record.form.kind != "loss":
         return (
             "The best value at each size or budget, with the power law through them and its 95 % band; bars are one "

@@ -123,6 +123,23 @@ def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None 
     return ax
 
 
+def plot_mixture(fit: Optima, ax: Axes | None = None) -> Axes:
+    """The best share of each part with its interval, and equal shares for comparison."""
+    ax = ax or new_axes()
+    value, low, high = np.array([(each.value, *each.ends) for each in fit.estimates.values()]).T
+    place = np.arange(len(value))
+    ax.barh(place, value, color=BLUE, alpha=0.85)
+    ax.hlines(place, low, high, color=GREY, lw=1.5)
+    ax.axvline(1 / len(value), ls="--", color=GREY, lw=1.2, label="equal shares")
+    ax.set_yticks(place, [literal(name.removeprefix("share_of_")) for name in fit.estimates])
+    ax.invert_yaxis()
+    ax.set_xlabel("share of the training tokens at which the mean loss is least")
+    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
+    ax.legend(**LEGEND, fontsize=8.5)
+    tidy(ax)
+    return ax
+
+
 def plot_formation(fit: Optima, ax: Axes | None = None) -> Axes:
     """The tokens after which induction forms against the tokens of a step, a colour for each N, with the law and the
     slope of 1/2 that Aoyama et al. (2511.16893) found.

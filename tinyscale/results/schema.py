@@ -7,11 +7,13 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
 from tinyscale.spec.costs import kv_cache_numbers
+from tinyscale.spec.settings import shares_in_words
 from tinyscale.spec.trial import Trial
 
 SCHEMA_VERSION = 7
@@ -20,6 +22,9 @@ MAX_EXPONENT = math.log(sys.float_info.max)
 IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
 
 _STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+_SCORES = [(name, _FLOAT) for name in ("loss", "loss_se", "bits_per_byte", "nats_per_page")]
+_PART = pa.struct([("part", _STRING), ("share", _FLOAT), ("tokens", _INT), *_SCORES, ("val_tokens", _INT)])
 
 # (name, type, what it holds). Columns are only ever added at the end, all nullable.
 COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
@@ -118,6 +123,13 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("temperature", _FLOAT, "what divided both models' logits before they were compared; null without a teacher"),
     ("teacher_loss", _FLOAT, "the teacher's val_loss on the same targets; null without a teacher"),
     ("flops_teacher", _FLOAT, "FLOPs of the teacher's forward passes up to this row, which `flops` leaves out"),
+    ("shares", _STRING, "of a mixture: its parts with their shares of the tokens, by the smallest, such as de:1+en:4"),
+    (
+        "by_part",
+        pa.list_(_PART),
+        "of a mixture, for each part: its name, share, training tokens so far, loss (nats per token) with its standard "
+        "error, bits_per_byte, nats_per_page and val_tokens; val_loss and bits_per_byte are means over the parts",
+    ),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -198,6 +210,7 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "tokenizer": config.data.tokenizer.kind,
         "betas": json.dumps(config.train.betas),
         "branches": json.dumps(config.train.branches),
+        "shares": shares_in_words(config.data.shares) or None,
         "seed": config.seed,
         "n_kv_heads": config.model.kv_heads,
         "weight_bits": config.train.weight_bits or 32,
@@ -213,14 +226,15 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
 
 def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_bytes: int) -> dict[str, Any]:
     """The columns of one evaluation: what was measured, and what follows from it."""
-    tokens, loss = point["tokens"], point["val_loss"]
+    tokens, loss, parts = point["tokens"], point["val_loss"], point.get("by_part")
+    bits = loss * val_tokens / val_bytes / math.log(2)
     return {
         **point,
         **{name: per_token * tokens for name, per_token in trial.flops_per_token.items()},
         "flops_teacher": trial.teacher_flops_per_token * tokens,
         "epochs": tokens / trial.unique_tokens,
         "perplexity": math.exp(loss) if loss < MAX_EXPONENT else math.inf,
-        "bits_per_byte": loss * val_tokens / val_bytes / math.log(2),
+        "bits_per_byte": fmean(part["bits_per_byte"] for part in parts) if parts else bits,
         "val_tokens": val_tokens,
         "val_bytes": val_bytes,
     }

@@ -6,19 +6,24 @@ Numbers may be written as YAML knows them (20, 20.0, 2e1); counts also as 2M or 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")  # a training gives exactly one
 # Mutually exclusive fields: setting one removes the others of its group that a lower layer set.
-ALTERNATIVES = (tuple(f"train.{name}" for name in BUDGETS), ("model.n_heads", "model.head_dim"))
+ALTERNATIVES = (
+    tuple(f"train.{name}" for name in BUDGETS),
+    ("model.n_heads", "model.head_dim"),
+    ("data.corpus", "data.parts"),
+)
 
 BASE_WIDTH, BASE_DEPTH = 64, 2  # the size whose lr `mup` and `completep` take
 ZIPF_RECORDS, REPEATS = "zipf_records", "repeats"  # the corpora that ZipfConfig and RepeatsConfig describe
@@ -125,15 +130,42 @@ class RepeatsConfig(BaseModel):
 SOURCES = {ZIPF_RECORDS: "zipf", REPEATS: "repeats"}  # generated corpus -> the field of `data` that describes it
 
 
+def _pairs(value: Any) -> Any:
+    """A mapping as pairs in the order of their names, so that a configuration has a hash; pairs as they are."""
+    if isinstance(value, dict):
+        return tuple(sorted(value.items(), key=lambda pair: str(pair[0])))
+    if isinstance(value, list | tuple):
+        return tuple(map(tuple, value))
+    raise refuse("", "give names with values, such as {de: 1, en: 4}")
+
+
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)]
+Parts = Annotated[tuple[tuple[PartName, str], ...], BeforeValidator(_pairs)]
+Shares = Annotated[tuple[tuple[PartName, Quantity], ...], BeforeValidator(_pairs)]
+
+
 class DataConfig(BaseModel):
-    """Which text, in which tokens, and how much of it is held out."""
+    """Which text, or mixture of texts, in which tokens, and how much of it is held out."""
 
     model_config = STRICT
 
-    corpus: str = Field(min_length=1, description="a named corpus, or a path to .txt, .jsonl, .parquet or a folder")
+    corpus: str = Field(
+        min_length=1,
+        description="a named corpus, or a path to .txt, .jsonl, .parquet or a folder; of parts, their names",
+    )
+    parts: Parts = Field(
+        default=(),
+        description="in place of corpus, the texts of a mixture: name -> corpus; one tokenizer serves all",
+    )
+    shares: Shares = Field(
+        default=(),
+        description="name of a part -> its share of the training tokens, in any unit; default: all parts alike",
+    )
     tokenizer: TokenizerConfig = Field(description="how the text becomes tokens")
     val_bytes: Count = Field(
-        default=500_000, ge=1000, description="bytes of UTF-8 to hold out, in whole documents; at least 100,000 tokens"
+        default=500_000,
+        ge=1000,
+        description="bytes of UTF-8 to hold out, of each part, in whole documents; at least 100,000 tokens",
     )
     max_bytes: Count | None = Field(
         default=None, ge=1000, description="read only this many bytes, from the start, of a corpus of the hub"
@@ -145,6 +177,48 @@ class DataConfig(BaseModel):
     )
     zipf: ZipfConfig = Field(default=ZipfConfig(), description="the source of the corpus zipf_records")
     repeats: RepeatsConfig = Field(default=RepeatsConfig(), description="the source of the corpus repeats")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_mixture(cls, data: Any) -> Any:
+        """The corpus of parts is called by their names, such as de+en; without shares, all parts have the same."""
+        parts = data.get("parts") if isinstance(data, dict) else None
+        if not isinstance(parts, dict | list | tuple):
+            return data
+        names = [str(part[0]) for part in _pairs(parts) if part]
+        filled = {
+            "corpus": data.get("corpus") or "+".join(names),
+            "shares": data.get("shares") or dict.fromkeys(names, 1),
+        }
+        return {**data, **filled} if names else data
+
+    @field_validator("shares")
+    @classmethod
+    def _shares_sum_to_one(cls, shares: Shares) -> Shares:
+        """Mixtures that are the same have the same shares."""
+        if wrong := [name for name, share in shares if not 0 <= share < math.inf]:
+            raise refuse("shares", f"the share of {wrong[0]} must be zero or above")
+        total = math.fsum(share for _, share in shares)
+        if shares and not total:
+            raise refuse("shares", "no part has a share above zero")
+        return tuple((name, share / total) for name, share in shares if share)
+
+    @model_validator(mode="after")
+    def _shares_are_of_the_parts(self) -> Self:
+        names = [name for name, _ in self.parts]
+        if self.shares and not names:
+            raise refuse("shares", "shares are those of parts: give data.parts, or remove them")
+        if not names:
+            return self
+        if self.corpus != "+".join(names):
+            raise refuse("corpus", "a mixture is of its parts: give corpus or parts, not both")
+        if len(names) < 2:
+            raise refuse("parts", "a mixture has two parts or more: give one text as data.corpus")
+        if unknown := [name for name, _ in self.shares if name not in names]:
+            raise refuse("shares", f"there is no part {unknown[0]!r}; the parts are {', '.join(names)}")
+        if self.unique_tokens is not None:
+            raise refuse("unique_tokens", "unique_tokens takes the first tokens of one text; shorten the parts instead")
+        return self
 
     @model_validator(mode="after")
     def _the_source_belongs_to_its_corpus(self) -> Self:

@@ -7,7 +7,7 @@ however deep in validation, is reported where the user can mend it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +74,17 @@ def flatten(name: str, value: Any, origin: str, document: Document | None, keys:
             yield from flatten(f"{name}.{key}", inner, place, document, (*keys, key))
     else:
         path = field_path(name, origin)
-        yield path, Setting(relative_to_file(value, document) if path == "data.corpus" and document else value, origin)
+        if document and path in ("data.corpus", "data.parts"):
+            value = relative_to_file(value, document)
+        yield path, Setting(value, origin)
 
 
 def relative_to_file(corpus: Any, document: Document) -> Any:
     """A corpus path that the file gives is relative to the file; the name of a corpus is no path (`./sotu` is)."""
     if isinstance(corpus, list):
         return [relative_to_file(each, document) for each in corpus]
+    if isinstance(corpus, dict):
+        return {name: relative_to_file(each, document) for name, each in corpus.items()}
     if isinstance(corpus, str) and corpus and corpus not in NAMED_CORPORA:
         with suppress(OSError):  # a name too long for a path is none
             if (found := Path(document.path).parent / corpus).exists():
@@ -164,10 +168,21 @@ def read_config(settings: Layer, document: Document) -> TrialConfig:
 
 
 def config_value(config: TrialConfig, path: str) -> Any:
-    """A field's value in a configuration, by its dotted path; the tokenizer as one word, such as `bpe-1024`."""
+    """A field's value in a configuration, by its dotted path.
+
+    The tokenizer is one word, such as `bpe-1024`, and shares are another, such as `de:1+en:4`.
+    """
     value: Any = config
     for part in path.split("."):
         value = getattr(value, part)
     if path == TOKENIZER:
         return value.kind if value.vocab_size is None else f"{value.kind}-{value.vocab_size}"
+    if path == "data.shares":
+        return shares_in_words(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def shares_in_words(shares: Collection[tuple[str, float]]) -> str:
+    """Shares by the smallest of them, such as `de:1+en:4`; empty for no mixture."""
+    smallest = min((share for _, share in shares), default=1.0)
+    return "+".join(f"{name}:{share / smallest:.4g}" for name, share in shares)

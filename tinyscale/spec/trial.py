@@ -62,7 +62,7 @@ class Trial:
 
     @property
     def unique_tokens(self) -> int:
-        """Training tokens that differ."""
+        """Training tokens that differ; of a mixture, those until the first of its parts has been read once."""
         return _unique_tokens(self.config, self.facts)
 
     @property
@@ -105,13 +105,17 @@ class Trial:
     @property
     def memory_bytes(self) -> float:
         """Forecast peak memory of a worker's training step, in bytes."""
-        own = memory_bytes(self.config, self.vocab_size, self.unique_tokens)
+        own = memory_bytes(self.config, self.vocab_size, self._tokens_held)
         return own + (teacher_bytes(self.config, self.teacher.parameters, self.vocab_size) if self.teacher else 0.0)
 
     @property
     def teacher_flops_per_token(self) -> float:
         """FLOPs of the teacher's forward pass per training token, a third of those of its own training; 0 without."""
         return self.teacher.flops_per_token["flops"] / 3 if self.teacher else 0.0
+
+    @property
+    def _tokens_held(self) -> int:
+        return self.facts.train_tokens if self.config.data.parts else self.unique_tokens
 
     @property
     def flops(self) -> float:
@@ -139,7 +143,7 @@ def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None)
         raise ConfigError(f"the budget allows {tokens:.3g} tokens, more than a trial may train on; lower it") from error
     left_out: Any = {
         "resources": True,
-        "data": {"corpus", "max_bytes", *SOURCES.values(), "tokenizer"},  # hashes say what these hold
+        "data": {"corpus", "parts", "max_bytes", *SOURCES.values(), "tokenizer"},  # hashes say what these hold
         "train": _idle(resolved.train),
     }
     described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
@@ -155,6 +159,8 @@ def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None)
 
 
 def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:
+    if shares := dict(config.data.shares):
+        return min(int(tokens / shares[name]) for name, tokens in facts.part_tokens if name in shares)
     return min(facts.train_tokens, config.data.unique_tokens or facts.train_tokens)
 
 

@@ -6,8 +6,9 @@ Every target is scored exactly once, for any context length and any size of a fo
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinyscale.data.tokenized import Part
 from tinyscale.training.batches import NOT_SCORED, oracle_windows, val_windows
 
 EVAL_TOKENS = 16384  # tokens per forward pass; the loss does not depend on it
@@ -26,8 +28,23 @@ CLUSTER_TOKENS = 2048  # of a text that is one document: the standard error trea
 
 
 @dataclass(frozen=True)
+class PartScores:
+    """The scores of one part of a mixture. loss: nats per token; a page is a document."""
+
+    part: str
+    loss: float
+    loss_se: float
+    bits_per_byte: float
+    nats_per_page: float
+    val_tokens: int
+
+
+@dataclass(frozen=True)
 class Scores:
     """Means over the scored targets, nats per token. excess and excess_se are None if the text has no known source.
+
+    Of a mixture they are means over its parts, each alike, with the mean of the parts' standard errors: parts hold out
+    the same pages, so that their errors go together.
 
     loss_by_position: entry k is the mean over targets with 2^k to 2^(k+1) - 1 tokens of their own document in the
     context before them (the first entry includes targets with none, the last one those with a full context); NaN if
@@ -39,6 +56,7 @@ class Scores:
     excess: float | None
     excess_se: float | None
     loss_by_position: list[float]
+    parts: tuple[PartScores, ...] = ()
 
 
 def token_losses(model: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -65,6 +83,8 @@ class Text(Protocol):
     def val_documents(self) -> int: ...
     @property
     def record_length(self) -> int | None: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
     def val(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]: ...
     def oracle(self) -> npt.NDArray[np.float64] | None: ...
 
@@ -91,6 +111,7 @@ class Evaluation:
         self.n_documents = int(documents_of.max()) + 1
         self.oracle = None if oracle is None else F.pad(oracle_windows(oracle, context_length), fill).to(device)
         self.device = device
+        self.parts = corpus.parts  # their documents follow each other
 
     def passes(self) -> list[tuple[Tensor, Tensor]]:
         """Inputs and targets of each forward pass, [rows, T] each."""
@@ -127,9 +148,28 @@ class Evaluation:
             dist.all_reduce(totals)
             dist.all_reduce(by_bucket)
         total, scored, above = totals.cpu().numpy()
-        loss, error = clustered_mean(total, scored)
-        excess, excess_error = clustered_mean(above, scored) if self.oracle is not None else (None, None)
-        return Scores(loss, error, excess, excess_error, (by_bucket[0] / by_bucket[1]).tolist())
+        loss, error = self._mean(total, scored)
+        excess, excess_error = self._mean(above, scored) if self.oracle is not None else (None, None)
+        by_position = (by_bucket[0] / by_bucket[1]).tolist()
+        return Scores(loss, error, excess, excess_error, by_position, tuple(self._by_part(total, scored)))
+
+    def _documents(self) -> Iterator[tuple[Part, slice]]:
+        """The columns of `totals` of each part."""
+        ends = itertools.accumulate(part.val_documents for part in self.parts)
+        return ((part, slice(end - part.val_documents, end)) for part, end in zip(self.parts, ends, strict=True))
+
+    def _mean(self, totals: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> tuple[float, float]:
+        """`clustered_mean`, or the mean of those of the parts."""
+        each = [clustered_mean(totals[own], counts[own]) for _, own in self._documents()]
+        mean, error = np.mean(each, axis=0).tolist() if each else clustered_mean(totals, counts)
+        return mean, error
+
+    def _by_part(self, totals: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> Iterator[PartScores]:
+        for part, own in self._documents():
+            loss, error = clustered_mean(totals[own], counts[own])
+            nats = loss * part.val_tokens
+            bits, per_page = nats / part.val_bytes / math.log(2), nats / part.val_documents
+            yield PartScores(part.name, loss, error, bits, per_page, part.val_tokens)
 
     def _values(self, nats: Tensor, targets: Tensor, rows: slice) -> Tensor:
         """Three values per target, [3, n]: loss in nats, 1 if scored, excess loss over the oracle in nats."""

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,11 +25,11 @@ from tinyscale.spec.costs import TEXT_SHARE, decay_steps, token_bytes
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
-from tinyscale.training.batches import TrainBatches, as_tensor
+from tinyscale.training.batches import as_tensor, batches_of
 from tinyscale.training.checkpoint import DamagedError, of_bytes, to_bytes
 from tinyscale.training.device import device_bytes, peak_memory, prepare_process
 from tinyscale.training.distilled import distilled_loss
-from tinyscale.training.evaluate import Evaluation, rank_and_world, token_losses
+from tinyscale.training.evaluate import Evaluation, Scores, rank_and_world, token_losses
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import lr_at
 from tinyscale.training.progress import Outcome, Point, Progress
@@ -101,9 +102,7 @@ class Run:
         self.rank, self.world = rank_and_world()
         self.state: TrainState = shared.state.restart(trial) if shared else TrainState(trial, self.device)
         context = trial.config.model.context_length
-        rows = self.train.batch_tokens // context
-        unique = trial.config.data.unique_tokens
-        self.batches = TrainBatches(corpus.train(), context, rows, trial.config.seed, unique_tokens=unique)
+        self.batches = batches_of(trial, corpus, self.train.batch_tokens // context)
         self.evaluation: Evaluation = shared.evaluation if shared else Evaluation(corpus, context, self.device)
         self.nats: Callable[[Tensor, Tensor], Tensor] = shared.nats if shared else self.compiled(token_losses(self.gpt))
         assert (teacher is None) == (trial.teacher is None), "a student has its teacher, and no other trial has one"
@@ -251,6 +250,7 @@ class Run:
             excess=scores.excess,
             excess_se=scores.excess_se,
             loss_by_position=scores.loss_by_position if decayed else None,
+            by_part=self._by_part(scores, step) if scores.parts else None,
             fused=self.fused,
             recorded=self.steps.recorded if self.steps is not None else None,
             teacher_loss=self.teacher_loss,
@@ -262,6 +262,12 @@ class Run:
     def _loss_of(self, teacher: GPT) -> float:
         """The teacher's loss on the validation set, nats per token."""
         return self.evaluation.scores(token_losses(teacher), self.autocast()).val_loss
+
+    def _by_part(self, scores: Scores, step: int) -> list[dict[str, Any]]:
+        """What the results hold of each part of a mixture: its share, its tokens so far and its scores."""
+        shares = dict(self.trial.config.data.shares)
+        each = zip(scores.parts, self.batches.tokens_of_parts(step), strict=True)
+        return [{**asdict(of), "share": shares[of.part], "tokens": tokens} for of, tokens in each]
 
     @property
     def save_is_due(self) -> bool:

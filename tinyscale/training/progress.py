@@ -26,6 +26,7 @@ class Point:
     excess: float | None = None
     excess_se: float | None = None
     loss_by_position: list[float] | None = None  # at decayed points
+    by_part: list[dict[str, Any]] | None = None  # of a mixture
     fused: int = 1  # trials that shared the step
     recorded: bool | None = None  # whether the step was a replayed CUDA graph; None on a CPU
     teacher_loss: float | None = None  # of the teacher on the same targets, nats per token; None without

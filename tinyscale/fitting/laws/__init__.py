@@ -12,6 +12,7 @@ from tinyscale.fitting.laws import (
     features,
     gamma,
     kaplan,
+    mixtures,
     power_sum,
 )
 from tinyscale.fitting.laws.base import COEFFICIENT, EXPONENT, FLOOR, VARIABLES, Law
@@ -31,7 +32,7 @@ __all__ = [
     "find_law",
 ]
 
-FAMILIES = (power_sum, gamma, kaplan, farseer, data_constrained, broken, features, bits, distilled)
+FAMILIES = (power_sum, gamma, kaplan, farseer, data_constrained, broken, features, bits, distilled, mixtures)
 LAWS: dict[str, Law] = {law.name: law for family in FAMILIES for law in family.LAWS}
 
 

@@ -22,6 +22,8 @@ VARIABLES = {
     "active": ("k", "active features"),
     "bits": ("P", "bits of a weight"),
     "teacher": ("L_T", "the teacher's loss"),
+    "total": ("T", "training tokens of all parts"),
+    "languages": ("K", "parts of the mixture"),
 }
 
 FLOOR, COEFFICIENT, EXPONENT = (0.0, 1e3), (1e-12, 1e50), (0.005, 3.0)

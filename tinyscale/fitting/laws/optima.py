@@ -19,7 +19,7 @@ class OptimaLaw:
     """
 
     name: str
-    kind: Literal["budgets", "sizes", "jumps"]
+    kind: Literal["budgets", "sizes", "jumps", "texts"]
     predicts: str
     exponents: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
@@ -41,10 +41,11 @@ LR = OptimaLaw("lr", "sizes", "lr", ("p", "q", "r"), {"best": "optimum"}, ("lr",
 BATCH = OptimaLaw("batch", "sizes", "batch_tokens", ("p", "q"), {"best": "optimum"}, ("batch_tokens",))
 ALL = OptimaLaw("settings", "sizes", "settings", ("p", "q", "r"), {"best": "optimum"}, SETTINGS)
 FORMATION = OptimaLaw("formation", "jumps", "D*", ("p", "q"), {"best": "d_star"})
+MIXTURE = OptimaLaw("mixture", "texts", "shares", ("beta",))
 
 TUNING = {law.name: law for law in (ALL, LR, BATCH)}
 LAW_OF = {law.tunes: law for law in TUNING.values()}  # where only these settings were tuned
-OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, FORMATION, *TUNING.values())}
+OPTIMA_LAWS = {law.name: law for law in (ISOFLOP, ENVELOPE, FORMATION, MIXTURE, *TUNING.values())}
 
 
 def with_optimum(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,90 @@
+"""Sweeps over mixtures: the groups of rows of one part, whose laws `tinyscale fit` makes.
+
+A law is of the loss of one part, in that part's own tokens: the mean over the parts, val_loss, is of another text in
+each mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from tinyscale.analysis.runs import Group, by_setting
+from tinyscale.fitting.laws.optima import MIXTURE
+from tinyscale.fitting.mixture import LOSS, SHARE
+from tinyscale.fitting.points import varying
+
+COLUMNS = {"d": "part_tokens"}  # variables of the laws that are other columns here than in a trial's rows
+SCORES = {"loss": "val_loss", "loss_se": "val_loss_se"}  # what a part's scores are called here
+OF_MIXTURE = ["by_part", "shares", "unique_tokens"]  # columns that say what all parts are: no settings of one part
+FEWEST_LANGUAGES = 3  # numbers of parts that a law of them needs
+
+
+def with_parts(group: Group, law: str | None = None) -> list[Group]:
+    """The group; or, where its runs are on several mixtures, a group for each part that all runs read.
+
+    A part with three numbers of parts beside it, all of the same share, has the law `languages`. Else it has the law
+    `transfer`, for each set of other parts: of the runs with these and of those on the part alone. Asked for, the law
+    `mixture` is of all runs together.
+    """
+    if "by_part" not in group.frame or not varying(group.frame, ["shares"]):
+        return [group]
+    if law == MIXTURE.name:
+        return [replace(group, frame=mixture_rows(group.frame), law=law)]
+    read = [{part["part"] for part in parts} for parts in group.frame["by_part"]]
+    targets = sorted(set.intersection(*read))
+    return [each for part in targets for each in _of_part(group, part)] or [group]
+
+
+def mixture_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs with the share and the loss of each part as columns `share_of_de`, `loss_of_de`, ..."""
+    each = [
+        {f"{what}{part['part']}": part[name] for part in parts for what, name in ((SHARE, "share"), (LOSS, "loss"))}
+        for parts in frame["by_part"]
+    ]
+    kept = frame.drop(columns=[name for name in (*OF_MIXTURE, "val_tokens") if name in frame])
+    return pd.concat([kept, pd.DataFrame(each, index=frame.index)], axis=1)
+
+
+def part_rows(frame: pd.DataFrame, part: str) -> pd.DataFrame:
+    """The rows of runs that read a part, with its scores in place of the trial's.
+
+    part_tokens: its training tokens; languages: parts that are read; others: those beside it, alike: whether all have
+    the same share.
+    """
+    rows: list[dict[str, Any]] = []
+    for index, parts in frame["by_part"].items():
+        own = next((each for each in parts if each["part"] == part), None)
+        if own is not None:
+            scores = {SCORES.get(name, name): own[name] for name in own if name not in ("tokens", "share")}
+            others = "+".join(each["part"] for each in parts if each is not own)
+            alike = max(each["share"] for each in parts) < 1.01 * min(each["share"] for each in parts)
+            facts = {"part_tokens": own["tokens"], "languages": len(parts), "others": others, "alike": alike}
+            rows.append({"row": index, **scores, **facts})
+    of_part = pd.DataFrame(rows).set_index("row")
+    kept = frame.loc[of_part.index].drop(columns=[*(name for name in OF_MIXTURE if name in frame), "tokens_budget"])
+    return kept.assign(**{str(name): of_part[name] for name in of_part})
+
+
+def _of_part(group: Group, part: str) -> Iterator[Group]:
+    frame = part_rows(group.frame, part)
+    columns = {**COLUMNS, **group.columns}
+    if frame["languages"].nunique() >= FEWEST_LANGUAGES and frame["alike"].all():
+        yield from _of_law(group, f"{group.title}-{part}", frame, "languages", columns)
+        return
+    alone = frame["others"] == ""
+    for others, rows in frame[~alone].groupby("others", sort=False):
+        both = pd.concat([frame[alone], rows])
+        yield from _of_law(group, f"{group.title}-{part}-from-{others}", both, "transfer", columns)
+
+
+def _of_law(group: Group, title: str, rows: pd.DataFrame, law: str, columns: Mapping[str, str]) -> Iterator[Group]:
+    """The group, split by settings: those of runs of one size on as many tokens of all parts."""
+    sizes = {name: column for name, column in columns.items() if name != "d"}
+    own = rows.drop(columns=["others", "alike"]).reset_index(drop=True)
+    whole = replace(group, title=title, frame=own, columns=sizes)
+    for each in by_setting(whole, "chinchilla"):
+        yield replace(each, columns=columns, law=law)
