@@ -251,3 +251,29 @@ def test_each_configuration_of_a_plan_is_resolved_once(planned: Any, monkeypatch
     monkeypatch.setattr(plan_module, "resolve_against", counted)
     planned("search: {fields: {train.weight_decay: {low: 0.01, high: 0.2}}, trials: 4}\nseeds: [0, 1]\n")
     assert len(asked) == len(set(asked)) > 2
+
+
+def test_a_plan_says_what_is_trained_on_and_held_out_and_warns_of_a_text_that_is_one_document(
+    tmp_path: Path,
+) -> None:
+    def of(corpus: str) -> Plan:
+        text = f"name: told\nbase:\n  data: {{corpus: {corpus}, tokenizer: {{kind: char}}, val_bytes: 101K}}\n"
+        model = "  model: {d_model: 8, n_layers: 1, n_heads: 1, context_length: 32}\n"
+        (tmp_path / "told.yaml").write_text(
+            text + model + "  train: {tokens_budget: 60K, batch_tokens: 256, lr: 1e-2}\n"
+        )
+        return make_plan(load_sweep(tmp_path / "told.yaml"), Results(str(tmp_path)), Capacity(2, 0), measure=False)
+
+    words = "one two three four five six seven eight nine ten " * 6000
+    (tmp_path / "whole.txt").write_text(words)
+    whole = of("whole.txt")
+    (note,) = (note for note in whole.notes if note.startswith("text "))
+    assert "one document with 193K tokens to train on; held out: the end of the text with 101K" in note
+    assert any("is one document, so what is held out is its end" in warning for warning in whole.warnings)
+    parts = [f"{number} {words[: 9000 + number]}" for number in range(40)]
+    (tmp_path / "parts.txt").write_text("<|endoftext|>".join(parts))
+    several = of("parts.txt")
+    assert not any("is one document" in warning for warning in several.warnings)
+    (note,) = (note for note in several.notes if note.startswith("text "))
+    assert "28 documents with" in note
+    assert "held out: 12 documents with" in note

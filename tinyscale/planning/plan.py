@@ -18,9 +18,9 @@ from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
 from tinyscale.planning.measuring import Measuring, plan_measurements
-from tinyscale.planning.mixtures import notes_of, warnings_of
 from tinyscale.planning.resolve import prepare_texts, resolve_against
 from tinyscale.planning.samples import Sample, Samples, known_samples, with_sample
+from tinyscale.planning.texts import notes_of, warnings_of
 from tinyscale.results.schema import PARAMETER_COLUMNS
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepEntry
@@ -260,8 +260,8 @@ def make_plan(
             [each for each in _measurable(trials) if each.identity in measuring.missing], at_once
         )
     autos = auto_notes([planned.auto_values for planned in trials])
-    notes = (*notes_of(texts.values()), *autos, *_teacher_notes(identities, trials), *measuring.notes)
-    warnings = (*warnings_of(texts.values()), *_warnings(trials), *_unplaceable(trials, capacity), *unmeasured)
+    notes = (*notes_of(texts), *autos, *_teacher_notes(identities, trials), *measuring.notes)
+    warnings = (*warnings_of(texts), *_warnings(trials), *_unplaceable(trials, capacity), *unmeasured)
     return Plan(sweep, tuple(trials), at_once, warnings, notes, samples.stale, measuring, pass_seconds)
 
 
