@@ -3,7 +3,8 @@
 #
 #   bash results/study.sh [NAME...]
 #
-# Without names, all of them. Launched again, a study trains only what is missing. What results hold is fitted at the end.
+# Without names, all of them but `transfer` and `languages`, which read the LibreOffice help: results/help_texts.py says
+# how its folder is made, and HELP=FOLDER names it. Launched again, a study trains only what is missing. What results hold is fitted at the end.
 set -euo pipefail
 
 text=(--results results/sotu --set corpus=sotu --set gpu=0) # the speeches, unless a study reads another text
@@ -130,6 +131,20 @@ features() {
 
 induction() { # on generated text
     measured induction --select seed=0
+}
+
+on_help() { # SWEEP LANGUAGES OPTIONS...: on the texts in the folder HELP
+    local parts='' each
+    for each in $2; do parts+="${parts:+, }$each: ${HELP:?names the folder that results/help_texts.py makes}/$each.jsonl"; done
+    tinyscale launch -y --keep none --results results/help "sweeps/$1.yaml" --set "data.parts={$parts}" "${@:3}"
+}
+
+transfer() {
+    on_help transfer "de en nl fr el" --select seed=0 --select tokens_budget=125K,250K,500K
+}
+
+languages() {
+    on_help languages "de en nl fr it pt cs el" --select seed=0 --select d_model=12,24,48
 }
 
 stories() { # on TinyStories, or on the sample of it that STORIES names

