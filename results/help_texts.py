@@ -2,12 +2,12 @@
 
     apt-get download libreoffice-help-{en-us,de,nl,fr,it,pt-br,cs,el}
     for package in libreoffice-help-*.deb; do dpkg -x "$package" packages; done
-    python results/help_texts.py packages help
+    python results/help_texts.py packages sweeps/help
 
-It writes help/en.jsonl, help/de.jsonl, ... of {"page": path of the page, "text": its text without markup}. The text is
-under the Mozilla Public License 2.0 (packages/usr/share/doc/libreoffice-help-*/copyright). A page is the same in every
-language, so that a held-out page is held out of all. Pages of which more than 15 % stands in lines of the English page
-are not translated and are left out; so are pages under three lines, and repeats.
+It writes sweeps/help/en.jsonl, sweeps/help/de.jsonl, ... of {"page": path of the page, "text": its text without
+markup}. The text is under the Mozilla Public License 2.0 (packages/usr/share/doc/libreoffice-help-*/copyright). A page
+is the same in every language, so that a held-out page is held out of all. Pages of which more than 15 % stands in lines
+of the English page are not translated and are left out; so are pages under three lines, and repeats.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 #
 #   bash results/study.sh [NAME...]
 #
-# Without names, all of them. Launched again, a study trains only what is missing. What results hold is fitted at the end.
+# Without names, all of them but `transfer` and `languages`, which read the LibreOffice help: results/help_texts.py says
+# how its folder is made, and HELP=FOLDER names another. Launched again, a study trains only what is missing. What results
+# hold is fitted at the end.
 set -euo pipefail
 
 text=(--results results/sotu) # the speeches, as the files have it, unless a study reads another text
@@ -46,6 +48,20 @@ ladder() { # forecasts of large runs, written down before these are made
 
 measured() { # SWEEP: what is measured keeps its weights, which are not committed
     tinyscale launch -y --results results/measured "sweeps/$1.yaml"
+}
+
+on_help() { # SWEEP LANGUAGES: on the texts in the folder HELP
+    local parts='' each
+    for each in $2; do parts+="${parts:+, }$each: ${HELP:-sweeps/help}/$each.jsonl"; done
+    tinyscale launch -y --keep none --results results/help "sweeps/help/$1.yaml" --set "data.parts={$parts}"
+}
+
+transfer() {
+    on_help transfer "de en nl fr el"
+}
+
+languages() {
+    on_help languages "de en nl fr it pt cs el"
 }
 
 stories() { # on TinyStories, or on the sample of it that STORIES names

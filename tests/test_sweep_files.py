@@ -35,7 +35,8 @@ def resolved(config: TrialConfig) -> Trial:
     """The trial on a text long enough for every sweep."""
     tokenizer = config.data.tokenizer
     vocab_size = tokenizer.vocab_size or {"byte": 257, "char": 100}[tokenizer.kind]
-    facts = TextFacts(config.data.corpus, "rule", tokenizer.model_dump_json(), vocab_size, train_tokens=300_000_000)
+    parts = tuple((name, 300_000_000) for name, _ in config.data.parts)
+    facts = TextFacts(config.data.corpus, "rule", tokenizer.model_dump_json(), vocab_size, 300_000_000, parts)
     return resolve(config, facts)
 
 
@@ -376,3 +377,18 @@ def test_induction_repeats_patterns_of_many_lengths_in_whole_records_read_once()
     by_batch = {trial.config.train.batch_tokens for trial in two}
     assert max(by_batch) >= 8 * min(by_batch)
     assert {trial.config.model.n_layers for trial in trials} == {1, 2}
+
+
+def test_transfer_has_german_alone_and_beside_each_other_language_in_two_shares() -> None:
+    shares = {variant.config.data.shares for variant, _ in cells("help/transfer")}
+    others = {tuple(name for name, _ in each if name != "de") for each in shares}
+    assert others == {(), ("en",), ("nl",), ("fr",), ("el",)}
+    assert len(shares) == 9
+
+
+def test_languages_have_as_much_german_beside_each_number_of_others() -> None:
+    german = {
+        (len(variant.config.data.shares), round(dict(variant.config.data.shares)["de"] * trial.tokens, -3))
+        for variant, trial in cells("help/languages")
+    }
+    assert german == {(count, tokens) for count in (1, 2, 4, 8) for tokens in (104_000, 208_000, 416_000)}
