@@ -50,6 +50,10 @@ measured() { # SWEEP: what is measured keeps its weights, which are not committe
     tinyscale launch -y --results results/measured "sweeps/$1.yaml"
 }
 
+distill() {
+    tinyscale launch -y --keep none --results results/distilled sweeps/distill.yaml
+}
+
 on_help() { # SWEEP LANGUAGES: on the texts in the folder HELP
     local parts='' each
     for each in $2; do parts+="${parts:+, }$each: ${HELP:-sweeps/help}/$each.jsonl"; done
@@ -84,10 +88,10 @@ known_floor() {
 
 (($#)) || set -- lr width depth context data isoflop grid grid_tuned ablation_schedule ablation_precision \
     ablation_optimizer ablation_architecture ablation_tokenizer ablation_context ablation_data mup_lr ladder stories \
-    known_floor quantize features induction
+    known_floor quantize features induction distill
 for study in "$@"; do
     case $study in
-        lr | width | ladder | stories | known_floor) "$study" ;;
+        lr | width | ladder | stories | known_floor | distill | transfer | languages) "$study" ;;
         quantize | features | induction) measured "$study" ;;
         *) launch "$study" ;;
     esac
