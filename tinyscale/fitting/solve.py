@@ -154,6 +154,9 @@ def _weight(problem: Problem, residual: Array) -> Array:
     return problem.weight if problem.above == 1 else problem.weight * np.where(residual < 0, problem.above, 1.0)
 
 
+@np.errstate(
+    over="ignore", invalid="ignore"
+)  # a start that is far off gives a step that is no number, and is not taken
 def _step(problem: Problem, state: _State, damping: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
     """The damped step (B, P), the norm of the free gradient (B,) and how far a full step would go down (B,)."""
     size, weight, delta = np.abs(state.residual), _weight(problem, state.residual), problem.delta
