@@ -14,7 +14,8 @@ from tinyscale.analysis.records import read_records
 from tinyscale.analysis.study import find_laws
 from tinyscale.fitting.record import Record
 from tinyscale.results.store import Results
-from tinyscale.spec.sweep import load_sweep
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
+from tinyscale.spec.sweep import Sweep, load_sweep
 from tinyscale.spec.trial import resolve
 
 STUDIES = sorted(fits.parent.parent for fits in (ROOT / "results").glob("*/fits/fits.json"))
@@ -63,7 +64,7 @@ def test_every_trial_of_a_study_is_named_by_its_configuration_and_the_facts_of_i
     trials = [store.load_trial(name) for name in store.states()]
     assert trials
     for trial in trials:
-        assert resolve(trial.config, trial.facts) == trial, trial.identity
+        assert resolve(trial.config, trial.facts, trial.teacher) == trial, trial.identity
 
 
 @pytest.mark.parametrize(("study", "path"), LAUNCHED)
@@ -72,9 +73,18 @@ def test_the_committed_trials_are_those_that_the_sweep_file_asks_for_as_it_stand
     record = store.read_sweep(sweep.name)
     assert record is not None
     searched = sweep.search.names if sweep.search else {}
-    variants = {variant.cell.key: variant for variant in sweep.variants}
+    variants = {variant.cell.key: variant for variant in (*sweep.teachers.values(), *sweep.variants)}
+    teachers = {name: store.load_trial(taught.trial) for name, taught in _teachers(record, sweep).items()}
     assert {entry.cell.without(searched).key for entry in record.entries} == variants.keys()
     for entry in record.entries:
         sampled = {field: entry.cell.axes[name] for name, field in searched.items()}
-        config = variants[entry.cell.without(searched).key].config.with_values({**entry.auto_values, **sampled})
-        assert resolve(config, store.load_trial(entry.trial).facts).identity == entry.trial, entry.cell.label
+        variant = variants[entry.cell.without(searched).key]
+        config = variant.config.with_values({**entry.auto_values, **sampled})
+        teacher = teachers[variant.teacher] if variant.teacher else None
+        assert resolve(config, store.load_trial(entry.trial).facts, teacher).identity == entry.trial, entry.cell.label
+
+
+def _teachers(record: SweepRecord, sweep: Sweep) -> dict[str, SweepEntry]:
+    """The entries of the sweep's teachers, by name."""
+    entries = {entry.cell.key: entry for entry in record.entries}
+    return {name: entries[teacher.cell.key] for name, teacher in sweep.teachers.items()}
