@@ -59,8 +59,8 @@ def running_hub() -> Iterator[Hub]:
                 hub.drops -= 1
                 content = content[: len(content) // 2]
                 self.close_connection = True
+            hub.sent.append((path, len(content)))  # before the client has it, and may look here
             self.wfile.write(content)
-            hub.sent.append((path, len(content)))
 
         def log_message(self, *args: object) -> None:
             pass
