@@ -184,7 +184,8 @@ def test_a_sweep_is_planned_without_a_gpu_and_without_network(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     plan = make_plan(load_sweep(path), results, Capacity(2, 0), measure=False)
     assert plan.at_once == 2
-    assert len(plan.to_run) == len(plan.trials) > 1
+    assert {planned.key for planned in plan.to_run} == {planned.key for planned in plan.trials}
+    assert len(plan.to_run) > 1
     assert max(planned.trial.epochs for planned in plan.trials) <= 8
 
 
