@@ -98,6 +98,7 @@ class Launch:
 
     def __post_init__(self) -> None:
         self.sets = self._sets_of(self.to_run)  # a search adds what it samples
+        self.teachers = {planned.trial.config.train.teacher for planned in self.plan.trials}
         self.summary = Summary(slots=max(1, self.plan.at_once), expected_seconds=self.plan.seconds)
 
     def run(self) -> Summary:
@@ -153,8 +154,7 @@ class Launch:
 
     def _assignment(self, trials: tuple[Trial, ...]) -> str:
         """As JSON. The weights of teachers are kept in any case: their students need them."""
-        teachers = {planned.trial.config.train.teacher for planned in self.plan.trials}
-        keep = self.settings.keep_weights or any(trial.identity in teachers for trial in trials)
+        keep = self.settings.keep_weights or any(trial.identity in self.teachers for trial in trials)
         return Assignment(trials, replace(self.settings, keep_weights=keep)).as_json()
 
     def _search(self, stop: Stop) -> list[PlannedTrial]:
