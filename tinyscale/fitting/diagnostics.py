@@ -15,6 +15,7 @@ from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.forecast import Forecast, averaged, make_forecast
 from tinyscale.fitting.holdout import HeldOut, alternative_note, hold_out, hold_out_top
 from tinyscale.fitting.laws import Law
+from tinyscale.fitting.laws.base import GIVEN
 from tinyscale.fitting.points import COLUMNS, LOSS_OF_CHANCE, Points, group_settings, group_sizes
 from tinyscale.fitting.residuals import off_by, residual_notes
 from tinyscale.fitting.shape import shape_notes
@@ -186,7 +187,7 @@ def _about_data(law: Law, points: Points) -> list[str]:
     notes = [
         f"{name} spans a factor of {np.exp(np.ptp(row)):.2g}, under a decade: exponents rest on little"
         for row, name in zip(points.x, law.variables, strict=True)
-        if np.ptp(row) < np.log(10) * 0.999 and name not in ("u", "bits", "teacher")
+        if np.ptp(row) < np.log(10) * 0.999 and name not in (*GIVEN, "bits")
     ]
     if points.copies:
         notes.append(f"{plural(points.copies, 'row')} left out: exact copies of others, and no runs of their own")
@@ -210,9 +211,7 @@ def _about_scaling(law: Law, points: Points, residual: Array) -> list[str]:
             f"the loss changes with {' and '.join(law.variables)} no more than chance explains (p = {p:.2g}): no "
             "scaling is seen"
         ]
-    rising = [
-        name for name, slope in zip(law.variables, slopes, strict=True) if slope >= 0 and name not in ("u", "teacher")
-    ]
+    rising = [name for name, slope in zip(law.variables, slopes, strict=True) if slope >= 0 and name not in GIVEN]
     return [
         f"the loss does not fall with {name} where the rest is equal: its exponent rests on nothing"
         for name in rising

@@ -12,12 +12,12 @@ from scipy import special
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.laws import LAWS, Law
+from tinyscale.fitting.laws.base import GIVEN
 from tinyscale.fitting.points import SAME_BUDGET, SAME_SIZE, Points, column_of, group_sizes, positive
 from tinyscale.formatting import compact
 
 NO_SCALING = 0.05  # chance of losses that go with the sizes by accident alone, above which none is seen
 SIZES = ("n", "d", "c", "t", "u", "latents")  # variables whose power law is chosen where they alone vary
-GIVEN = ("u", "teacher")  # variables that need not vary
 LEAST_SPREAD = np.log(1.5)  # of a variable, or of D about its dependence on N: with less there is nothing to fit
 
 

@@ -26,6 +26,8 @@ VARIABLES = {
     "languages": ("K", "parts of the mixture"),
 }
 
+GIVEN = ("u", "teacher")  # variables that need not vary, and of which nothing is asked where they do
+
 FLOOR, COEFFICIENT, EXPONENT = (0.0, 1e3), (1e-12, 1e50), (0.005, 3.0)
 
 
