@@ -154,6 +154,14 @@ def test_a_trial_that_another_launch_is_measuring_is_left_to_it(tmp_path: Path, 
     assert measured(results).empty
 
 
+def test_memory_needs_no_weights(tmp_path: Path, results: Results, cluster: Any) -> None:
+    plan = planned(write_measured(tmp_path, "memory: {}", widths="[8]"), results)
+    assert run(plan, results, cluster, keep_weights=False).measurements.made == 1
+    (trial,) = results.states()
+    assert not results.checkpoints(trial).exists(WEIGHTS)
+    assert (measured(results)["weight_bytes"] > 0).all()
+
+
 def test_a_sweep_that_keeps_no_weights_or_searches_is_not_measured(tmp_path: Path, results: Results) -> None:
     with pytest.raises(LaunchError, match="--keep none leaves no weights to measure"):
         run(planned(write_measured(tmp_path), results), results, None, keep_weights=False)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from helpers.trials import known_trial, make_trial, trial_config
 from tinyscale.measurements.memory import Kept, measure
 from tinyscale.measurements.subject import Subject
+from tinyscale.reporting.plot_memory import memory_bytes as bytes_of
+from tinyscale.reporting.plot_memory import memory_front, plot_memory
 from tinyscale.spec.config import OPTIMIZERS, DataConfig
 from tinyscale.spec.costs import memory_bytes, parameters
 from tinyscale.spec.measurement import Memory
@@ -81,3 +84,28 @@ def test_a_cache_holds_keys_and_values_in_the_precision_of_the_training(tiny_cor
     fp32, bf16 = (measured(tiny_corpus, precision=precision) for precision in ("fp32", "bf16"))
     assert fp32["cache_bytes_per_token"] == 2 * 2 * 16 * 4
     assert bf16["cache_bytes_per_token"] == 2 * 2 * 16 * 2
+
+
+def test_the_front_of_loss_against_memory_holds_the_models_that_no_other_beats_in_as_few_bytes() -> None:
+    """By hand: seeds are one model, more tokens at one size cost no memory, and a larger model that is no better is off
+    the front.
+    """
+    models = [("a", 10, 1e6, 4.0), ("a", 10, 1e6, 4.2), ("a", 10, 2e6, 3.8), ("a", 20, 2e6, 3.0), ("b", 30, 2e6, 3.1)]
+    frame = pd.DataFrame(models, columns=["arm", "n_total", "tokens", "val_loss"]).assign(
+        weight_bytes=lambda rows: 4 * rows["n_total"],
+        state_bytes=lambda rows: 8 * rows["n_total"],
+        saved_bytes=100,
+        logits_bytes=50,
+        cache_bytes_per_token=2,
+        context_length=16,
+    )
+    assert list(bytes_of(frame, "training")[:1]) == [2 * 40 + 80 + 150]
+    assert list(bytes_of(frame, "use")[:1]) == [40 + 32]
+    for what in ("training", "use"):
+        front = memory_front(frame, what)
+        assert list(zip(front["n_total"], front["tokens"], front["val_loss"], strict=True)) == [
+            (10, 2e6, 3.8),
+            (20, 2e6, 3.0),
+        ]
+    names = plot_memory(frame, "training").get_legend_handles_labels()[1]
+    assert names == ["front", "a, 1M tokens", "a, 2M tokens", "b"]

@@ -70,9 +70,10 @@ class Subject:
         }
 
 
-def load_subject(results: Results, identity: str, resources: Resources) -> Subject:
+def load_subject(results: Results, identity: str, resources: Resources, *, trained: bool = True) -> Subject:
     """A finished trial of a results folder, on what it may use. ResultsError without its weights, DataError without
-    its text.
+    its text. trained: with the weights that it ended with; False: untrained, for what does not depend on them.
     """
     trial = results.load_trial(identity)
-    return Subject(trial, load_gpt(results, trial).to(prepare_process(resources)), load_corpus(trial))
+    gpt = load_gpt(results, trial) if trained else GPT(trial.config.model, trial.vocab_size).eval()
+    return Subject(trial, gpt.to(prepare_process(resources)), load_corpus(trial))

@@ -57,7 +57,7 @@ def launch(
     cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, besides the
     rows. train: what trains a trial, called as `tinyscale.training.loop.train` is.
     """
-    if plan.questions and not keep_weights:
+    if any(question.needs_weights for question in plan.questions) and not keep_weights:
         raise LaunchError(f"{plan.sweep.path} measures its trials, and --keep none leaves no weights to measure")
     loggers = [build_logger(log, plan.sweep.name)] if log else []
     provenance = launch_provenance()

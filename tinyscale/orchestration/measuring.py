@@ -113,6 +113,7 @@ def _answer(job: Job, lease: Lease) -> None:
     answered = {row["measurement"] for row in rows if row["state"] == State.FINISHED}
     asked = [each for each in job.questions if each.identity_for(job.trial) not in answered]
     provenance = {**job.settings.provenance, **machine_provenance()}
+    trained = any(question.needs_weights for question in asked)
     subject: Subject | None = None
     made, failed = len(job.questions) - len(asked), 0
     tune.report({"part": 0.0, "made": made, "failed": failed})
@@ -123,7 +124,7 @@ def _answer(job: Job, lease: Lease) -> None:
         began, reason = time.monotonic(), None
         answer: list[dict[str, Any]] = [{}]
         try:
-            subject = subject or load_subject(results, job.trial, job.resources)
+            subject = subject or load_subject(results, job.trial, job.resources, trained=trained)
             answer = MEASURES[question.kind](subject, question.fields)
         except UnusableError:
             raise

@@ -23,6 +23,7 @@ from tinyscale.formatting import plural
 from tinyscale.reporting.figures import figures_of, stem_of, write_figure
 from tinyscale.reporting.plot_bits import plot_delta, plot_front
 from tinyscale.reporting.plot_forecasts import plot_forecasts
+from tinyscale.reporting.plot_memory import plot_memory
 from tinyscale.reporting.plot_runs import plot_positions, plot_runs
 from tinyscale.reporting.tables import (
     Table,
@@ -70,6 +71,11 @@ ROUNDING = {
     "per width, from few bits per weight to many. Of the models on the front none has a lower loss in as few bits.",
     "delta": "Loss that rounding adds against the bits of a weight: a line per width, bars are 95 % intervals. Where "
     "rounding errors are small, theory has it fall by a factor of four with each bit.",
+}
+MEMORY = {
+    "training": "Loss against the bytes of a training step: parameters, their gradients, the state of the optimizer, "
+    "and what the forward pass keeps for the backward one. Of the models on the front none has a lower loss in as few.",
+    "use": "Loss against the bytes of use: parameters as they are stored, and keys and values of a full context.",
 }
 POSITIONS = (
     "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
@@ -262,7 +268,8 @@ class _Page:
             finished = rows[rows["state"] == State.FINISHED]
             yield Heading(f"Measured: {kind}")
             if len(finished):
-                yield from self._of_rounding(record, finished) if kind == "quantize" else ()
+                drawn = {"quantize": self._of_rounding, "memory": self._of_memory}.get(kind)
+                yield from drawn(record, finished) if drawn else ()
                 yield self.table(measured_of(record, kind, finished))
             if failed := [str(reason) for reason in rows.loc[rows["state"] == State.FAILED].get("reason", [])]:
                 yield Notes("Failed measurements", tuple(failed))
@@ -275,6 +282,11 @@ class _Page:
         drawn = {"front": plot_front} | ({"delta": plot_delta} if (rows["delta"] > 0).any() else {})
         for what, draw in drawn.items():
             yield self._draw(f"{record.name}-quantize-{what}", partial(draw, rows), ROUNDING[what])
+
+    def _of_memory(self, record: SweepRecord, rows: pd.DataFrame) -> Iterator[Block]:
+        """Loss against the bytes of a training step, and against those of use."""
+        for what, caption in MEMORY.items():
+            yield self._draw(f"{record.name}-memory-{what}", partial(plot_memory, rows, what), caption)
 
     def _of_trials(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """What the launch cost, what failed, and which rows no fit used."""

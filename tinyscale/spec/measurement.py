@@ -214,6 +214,7 @@ KINDS: dict[str, type[Any]] = {
     "induction": Induction,
     "memory": Memory,
 }
+UNTRAINED = {"memory"}  # kinds that are the same whatever a model has learned
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,11 @@ class Question:
         """In words, such as `quantize bits=4 of=blocks`."""
         asked = self.fields.model_dump(mode="json", exclude_defaults=True)
         return " ".join([self.kind, *(f"{name}={value}" for name, value in asked.items())])
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether a trial can only be asked where its weights were kept."""
+        return self.kind not in UNTRAINED
 
     @cached_property
     def _digest(self) -> str:
