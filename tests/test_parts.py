@@ -33,13 +33,19 @@ FACTS_OF_PARTS = TextFacts(
 )
 
 
-def write_runs(results: Results, mixtures: Sequence[Mapping[str, float]], loss: Any) -> None:
-    """Finished trials of four widths and three D_t of `de` in these mixtures; loss: of (N, D_t, shares)."""
+def write_runs(
+    results: Results, mixtures: Sequence[Mapping[str, float]], loss: Any, *, same_steps: bool = False
+) -> None:
+    """Finished trials of four widths and three D_t of `de` in these mixtures; loss: of (N, D_t, shares).
+
+    same_steps: with a batch of as many tokens of `de` in all, not with one batch for all.
+    """
     entries, rng = [], np.random.default_rng(1)
     for width, tokens, shares, seed in itertools.product((8, 16, 32, 64), (128, 256, 512), mixtures, (0, 1)):
         whole = 1024 * round(tokens * sum(shares.values()) / shares["de"])
         data = {"parts": {name: f"{name}.jsonl" for name in PARTS}, "shares": shares, "tokenizer": {"kind": "byte"}}
-        sizes = {"d_model": width, "n_heads": 2, "tokens_budget": whole, "batch_tokens": 1024}
+        sizes = {"d_model": width, "n_heads": 2, "tokens_budget": whole}
+        sizes["batch_tokens"] = 1024 * round(sum(shares.values()) / shares["de"]) if same_steps else 1024
         trial = resolve(trial_config(data, seed=seed, **sizes), FACTS_OF_PARTS)
         own = loss(trial.parameters.n_non_embedding, 1024 * tokens, shares) * np.exp(0.002 * rng.standard_normal())
         by_part = [
@@ -68,6 +74,18 @@ def test_a_sweep_over_mixtures_has_a_law_of_transfer_from_each_other_part(result
         low, high = found[f"mix-de-from-{other}-transfer"].interval("tau")
         assert low <= worth <= high, other
         assert high - low < 0.2, other
+
+
+@pytest.mark.parametrize("same_steps", [False, True])
+def test_mixtures_that_took_more_steps_than_their_part_alone_are_warned_of(results: Results, same_steps: bool) -> None:
+    """And a batch that follows from the shares sets no run apart."""
+    mixtures = [{"de": 1.0}, {"de": 1.0, "en": 1.0}, {"de": 1.0, "en": 4.0}]
+    write_runs(results, mixtures, transferred, same_steps=same_steps)
+    (found,) = find_laws(str(results.folder)).fits
+    assert found.record.name == "mix-de-from-en-transfer"
+    low, high = found.interval("tau")
+    assert low <= WORTH["en"] <= high
+    assert any("more optimizer steps" in warning for warning in found.record.warnings) is not same_steps
 
 
 def test_a_sweep_over_the_number_of_parts_has_the_law_of_languages(results: Results) -> None:

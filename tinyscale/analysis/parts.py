@@ -21,6 +21,11 @@ COLUMNS = {"d": "part_tokens"}  # variables of the laws that are other columns h
 SCORES = {"loss": "val_loss", "loss_se": "val_loss_se"}  # what a part's scores are called here
 OF_MIXTURE = ["by_part", "shares", "unique_tokens"]  # columns that say what all parts are: no settings of one part
 FEWEST_LANGUAGES = 3  # numbers of parts that a law of them needs
+OF_OTHERS = {"transfer": ("tau",), "languages": ("phi", "psi")}  # law -> what it says of the other parts
+MORE_STEPS = (
+    "on as many of its own tokens a mixture took more optimizer steps than the part alone, and what these are worth is "
+    "in {exponents} too; make train.batch_tokens proportional to the sum of the shares, with that of the part at 1"
+)
 
 
 def with_parts(group: Group, law: str | None = None) -> list[Group]:
@@ -52,18 +57,19 @@ def mixture_rows(frame: pd.DataFrame) -> pd.DataFrame:
 def part_rows(frame: pd.DataFrame, part: str) -> pd.DataFrame:
     """The rows of runs that read a part, with its scores in place of the trial's.
 
-    part_tokens: its training tokens; languages: parts that are read; others: those beside it, alike: whether all have
-    the same share.
+    part_tokens: its training tokens, part_batch: those of a step; languages: parts that are read; others: those beside
+    it, alike: whether all have the same share.
     """
     rows: list[dict[str, Any]] = []
-    for index, parts in frame["by_part"].items():
+    for index, parts, whole in zip(frame.index, frame["by_part"], frame["batch_tokens"], strict=True):
         own = next((each for each in parts if each["part"] == part), None)
         if own is not None:
             scores = {SCORES.get(name, name): own[name] for name in own if name not in ("tokens", "share")}
             others = "+".join(each["part"] for each in parts if each is not own)
             alike = max(each["share"] for each in parts) < 1.01 * min(each["share"] for each in parts)
-            facts = {"part_tokens": own["tokens"], "languages": len(parts), "others": others, "alike": alike}
-            rows.append({"row": index, **scores, **facts})
+            batch = round(own["share"] * whole)
+            facts = {"part_tokens": own["tokens"], "part_batch": batch, "languages": len(parts)}
+            rows.append({"row": index, **scores, **facts, "others": others, "alike": alike})
     of_part = pd.DataFrame(rows).set_index("row")
     kept = frame.loc[of_part.index].drop(columns=[*(name for name in OF_MIXTURE if name in frame), "tokens_budget"])
     return kept.assign(**{str(name): of_part[name] for name in of_part})
@@ -84,7 +90,9 @@ def _of_part(group: Group, part: str) -> Iterator[Group]:
 def _of_law(group: Group, title: str, rows: pd.DataFrame, law: str, columns: Mapping[str, str]) -> Iterator[Group]:
     """The group, split by settings: those of runs of one size on as many tokens of all parts."""
     sizes = {name: column for name, column in columns.items() if name != "d"}
-    own = rows.drop(columns=["others", "alike"]).reset_index(drop=True)
-    whole = replace(group, title=title, frame=own, columns=sizes)
+    same_steps = not varying(rows, ["part_batch"])  # then the batch follows from the shares
+    own = rows.drop(columns=["others", "alike", "part_batch", *(["batch_tokens"] if same_steps else [])])
+    warnings = () if same_steps else (MORE_STEPS.format(exponents=" and ".join(OF_OTHERS[law])),)
+    whole = replace(group, title=title, frame=own.reset_index(drop=True), columns=sizes)
     for each in by_setting(whole, "chinchilla"):
-        yield replace(each, columns=columns, law=law)
+        yield replace(each, columns=columns, law=law, warnings=warnings)

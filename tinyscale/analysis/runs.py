@@ -54,6 +54,7 @@ class Group:
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] | None = None
     law: str | None = None  # of students, of a part of mixtures, and of measurements by their kind: what is fitted
+    warnings: tuple[str, ...] = ()  # of that law, for what its runs have in common
 
 
 def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:

@@ -174,7 +174,8 @@ def _of_law(group: Group, law: str | None, **options: Any) -> Iterator[AnyFit | 
     if law not in (None, group.law):
         return
     try:
-        yield from (worth(found, group.frame) for found in fit_group(group, group.law, **options))
+        for found in fit_group(group, group.law, **options):
+            yield worth(replace(found, warnings=(*group.warnings, *found.warnings)), group.frame)
     except FitError as error:
         yield Refusal(group.sweep, str(error), group.title)
 
