@@ -80,7 +80,7 @@ def test_every_table_of_the_page_is_a_csv_of_as_many_rows(reported: Path, html: 
     tables = re.findall(r'<table data-csv="(.*?)">(.*?)</table>', html, flags=re.DOTALL)
     assert len(tables) > 15
     for name, body in tables:
-        rows = body.split("<tbody>")[1].count("<tr>")
+        rows = len(re.findall("<tr[ >]", body.split("<tbody>")[1]))
         assert rows == len(pd.read_csv(reported / "tables" / name)), name
 
 
@@ -208,3 +208,64 @@ def test_a_browser_shows_it_whole_without_network_at_any_width(reported: Path, t
             assert seen.requests == [page.as_uri()]
             assert "Is Lion better than AdamW?" in seen.text
             assert seen.png.startswith(b"\x89PNG")
+
+
+def test_each_run_of_a_figure_links_to_its_trials_row(html: str) -> None:
+    for name in ("width", "optimizer"):
+        part = section(html, name)
+        rows = set(re.findall(r'<tr id="(.*?)"', part))
+        assert set(re.findall(r'xlink:href="#(\w+-[0-9a-f]{16})"', part)) == rows
+        assert len(rows) > 5
+
+
+def test_the_setup_says_what_all_runs_share_and_how_far_they_differ(reported: Path) -> None:
+    setup = pd.read_csv(reported / "tables" / "width-setup.csv").set_index("what")["value"]
+    assert (setup["optimizer"], setup["tokens"]) == ("adamw", "512K")
+    assert re.fullmatch(r"\d+ to \d+ \(\d values\)", setup["d_model"])
+
+
+def test_own_words_stand_on_the_page_and_with_their_sweep(tmp_path: Path) -> None:
+    make_results(str(tmp_path / "results"))
+    words = "Made in *May*.\n## Not a sweep\nstays\n## grid\n<b>as text</b>\n"
+    (tmp_path / "results" / "notes.md").write_text(words)
+    assert invoke("report", tmp_path / "results").exit_code == 0
+    html = (tmp_path / "results" / "report.html").read_text()
+    before = html.split("<nav>")[0]
+    assert "Made in <em>May</em>." in before
+    assert "<h2>Not a sweep</h2>" in before
+    assert "&lt;b&gt;as text&lt;/b&gt;" in section(html, "grid")
+
+
+FILTER = """(() => {
+  const trials = document.querySelector("#optimizer details.trials"), input = trials.querySelector("input");
+  trials.open = true;
+  trials.querySelector("th:nth-child(2) button").click();
+  trials.querySelector("th:nth-child(2) button").click();
+  const order = [...trials.querySelectorAll("tbody tr")].map(row => row.cells[1].innerText);
+  input.value = "seed=0"; input.oninput();
+  const shown = [...trials.querySelectorAll("tbody tr:not([hidden])")].length;
+  const faded = document.querySelectorAll("#optimizer figure a.faded").length;
+  const point = document.querySelector("#optimizer figure a:not(.faded)");
+  point.dispatchEvent(new PointerEvent("pointermove"));
+  const all = trials.querySelectorAll("tbody tr").length;
+  return {order, all, shown, faded, tip: document.getElementById("tip").innerText};
+})()"""
+
+
+@pytest.mark.slow
+@pytest.mark.no_ray
+def test_trials_sort_filter_and_name_themselves_in_a_browser_and_without_scripts_all_is_there(
+    reported: Path, tmp_path: Path
+) -> None:
+    page = reported / "report.html"
+    with browser(tmp_path) as address:
+        found = look(address, page, 1200, ask=FILTER)
+        assert found.errors == []
+        assert found.value["order"] == sorted(found.value["order"], reverse=True)
+        assert 0 < found.value["shown"] < found.value["all"]
+        assert found.value["faded"] > 0
+        assert re.search(r"^trial: \w{16}$", found.value["tip"], re.M)
+        assert "seed: 0" in found.value["tip"]
+        still = look(address, page, 1200, scripts=False)
+        assert "Is Lion better than AdamW?" in still.text
+        assert "filter" not in still.text

@@ -27,10 +27,14 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Look:
-    """What a page came to: its width in pixels, what the console complained of, what it asked for, and a picture."""
+    """What a page came to: its width in pixels, what the console complained of, what it asked for, and a picture.
+
+    value: of the expression that was asked for.
+    """
 
     width: int
     text: str
+    value: Any
     errors: list[str]
     requests: list[str]
     png: bytes
@@ -52,12 +56,12 @@ def browser(folder: Path) -> Iterator[str]:
         program.wait()
 
 
-def look(address: str, page: Path, width: int, *, dark: bool = False) -> Look:
-    """Open a page at a width, in light or dark."""
-    return asyncio.run(_look(address, page.resolve().as_uri(), width, "dark" if dark else "light"))
+def look(address: str, page: Path, width: int, *, dark: bool = False, scripts: bool = True, ask: str = "null") -> Look:
+    """Open a page at a width, in light or dark, with its scripts or without. ask: an expression to evaluate."""
+    return asyncio.run(_look(address, page.resolve().as_uri(), width, "dark" if dark else "light", scripts, ask))
 
 
-async def _look(address: str, page: str, width: int, scheme: str) -> Look:
+async def _look(address: str, page: str, width: int, scheme: str, scripts: bool, asked_for: str) -> Look:
     async with (
         aiohttp.ClientSession() as client,
         client.ws_connect(address, max_msg_size=0) as socket,
@@ -82,14 +86,18 @@ async def _look(address: str, page: str, width: int, scheme: str) -> Look:
         await ask("Emulation.setDeviceMetricsOverride", session, **metrics)
         scheme_of_page = [{"name": "prefers-color-scheme", "value": scheme}]
         await ask("Emulation.setEmulatedMedia", session, features=scheme_of_page)
+        await ask("Emulation.setScriptExecutionDisabled", session, value=not scripts)
         await ask("Page.navigate", session, url=page)
         while not any(event["method"] == "Page.loadEventFired" for event in heard):
             heard.append(await socket.receive_json())
 
         async def value(expression: str) -> Any:
-            return (await ask("Runtime.evaluate", session, expression=expression))["result"]["value"]
+            made = await ask("Runtime.evaluate", session, expression=expression, returnByValue=True)
+            assert "exceptionDetails" not in made, made
+            return made["result"].get("value")
 
         wide, text = await value("document.documentElement.scrollWidth"), await value("document.body.innerText")
+        found = await value(asked_for)
         picture = await ask("Page.captureScreenshot", session, captureBeyondViewport=True)
         await ask("Target.closeTarget", targetId=target["targetId"])
     by_name: dict[str, list[dict[str, Any]]] = {}
@@ -98,4 +106,4 @@ async def _look(address: str, page: str, width: int, scheme: str) -> Look:
     wrong = by_name.get("Log.entryAdded", []) + by_name.get("Runtime.exceptionThrown", [])
     asked = [params["request"]["url"] for params in by_name.get("Network.requestWillBeSent", [])]
     loaded = [url for url in asked if not url.startswith("data:")]
-    return Look(wide, text, [*map(str, wrong)], loaded, base64.b64decode(picture["data"]))
+    return Look(wide, text, found, [*map(str, wrong)], loaded, base64.b64decode(picture["data"]))

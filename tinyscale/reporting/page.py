@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.resources import files
 
 import jinja2
 import pandas as pd
+from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from tinyscale.analysis.forecasts import EDITED, Registration, forecasts_table, read_registrations
@@ -40,6 +42,8 @@ from tinyscale.reporting.tables import (
     parameters_of,
     positions_of,
     provenance_of,
+    setup_of,
+    trials_of,
 )
 from tinyscale.reporting.write import write_analysis
 from tinyscale.results.launches import read_launches
@@ -49,8 +53,9 @@ from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.measurement import KINDS
 from tinyscale.spec.state import State
+from tinyscale.storage import Folder
 
-PAGE = "report.html"
+PAGE, NOTES = "report.html", "notes.md"
 
 ORDER = ("loss", "budgets", "sizes", "jumps", "texts")  # of the sections, by what their laws are of
 RESIDUALS = (
@@ -111,7 +116,15 @@ class Heading:
     kind = "heading"
 
 
-Block = Table | Figure | Notes | Heading
+@dataclass(frozen=True)
+class Text:
+    """The user's own words, from notes.md."""
+
+    html: Markup
+    kind = "text"
+
+
+Block = Table | Figure | Notes | Heading | Text
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,11 @@ class Section:
     verdicts: tuple[str, ...]
     blocks: tuple[Block, ...]
     trials: int
+
+    @property
+    def figure(self) -> Figure | None:
+        """The one that shows the answer."""
+        return next((block for block in self.blocks if isinstance(block, Figure)), None)
 
     @property
     def answer(self) -> str:
@@ -151,8 +169,13 @@ def write_report(location: str, notify: Callable[[str], None] = lambda _: None) 
         origin.append(Notes("Files that could not be read", unreadable))
     registered = read_registrations(store.folder)
     scored = score_all(store, registered) if registered else []
+    own = _own_words(store.folder, [record.name for record in records])
+    sections = [replace(each, blocks=(*own.pop(each.name, ()), *each.blocks)) for each in sections]
     html = _render(
         location=str(store.folder),
+        notes=[block for blocks in own.values() for block in blocks],
+        lead=next((each for each in sections if each.figure), None) if len(sections) > 1 else None,
+        script=Markup(_template("report.js")),
         sections=sections,
         forecasts=list(page.forecasts(scored)),
         forecast_answer=_came(scored),
@@ -160,6 +183,23 @@ def write_report(location: str, notify: Callable[[str], None] = lambda _: None) 
     )
     store.folder.write(PAGE, html.encode())
     return [*done.written, *page.written, f"{store.folder}/{PAGE}"]
+
+
+def _own_words(folder: Folder, sweeps: Sequence[str]) -> dict[str, tuple[Text, ...]]:
+    """What notes.md beside the results says, in Markdown: below `## SWEEP` of that sweep, all else of the whole page.
+
+    Keys: the sweeps' names, and an empty one for the page.
+    """
+    written = folder.read(NOTES).decode(errors="replace") if folder.exists(NOTES) else ""
+    parts, name = {"": ""}, ""
+    for line in written.splitlines(keepends=True):
+        if line.startswith("## "):
+            asked = line.removeprefix("## ").strip()
+            name = asked if asked in sweeps else ""
+        if not (name and line.startswith("## ")):
+            parts[name] = parts.get(name, "") + line
+    rendered = {name: MarkdownIt("commonmark", {"html": False}).render(text) for name, text in parts.items() if text}
+    return {name: (Text(Markup(html)),) for name, html in rendered.items()}
 
 
 def _came(made: list[Registration]) -> str:
@@ -185,12 +225,14 @@ class _Page:
         self.measured, self.unreadable = store.read_measurements()
         self.written: list[str] = []
 
-    def place(self, record: SweepRecord) -> int:
-        """Where the sweep's section stands: laws of the loss, best sizes, best settings, comparisons, what has none."""
+    def place(self, record: SweepRecord) -> tuple[int, int]:
+        """Where the sweep's section stands: laws of the loss, those of most variables first, best sizes, best settings,
+        comparisons, what has none.
+        """
         if any(each.sweep == record.name for each in self.done.contrasts):
-            return len(ORDER)
-        kinds = [found.record.form.kind for found in self.done.fits if found.origin.sweep == record.name]
-        return min(map(ORDER.index, kinds), default=len(ORDER) + 1)
+            return len(ORDER), 0
+        fits = [found.record for found in self.done.fits if found.origin.sweep == record.name]
+        return min(((ORDER.index(fit.form.kind), -len(fit.range)) for fit in fits), default=(len(ORDER) + 1, 0))
 
     def section(self, record: SweepRecord, points: pd.DataFrame) -> Section:
         """What the page says of one sweep."""
@@ -241,6 +283,7 @@ class _Page:
         if not points["val_loss"].notna().any():
             return
         yield Heading("The runs")
+        yield self.table(setup_of(record, points))
         yield self.table(final_losses(record, points))
         by = _colour(record, points)
         self._write(f"{record.name}-points", points)
@@ -248,6 +291,7 @@ class _Page:
             if (points[x] > 0).any():
                 draw = partial(plot_runs, points, x, by)
                 yield self._draw(f"{record.name}-loss-{x}", draw, f"{caption} Data: tables/{record.name}-points.csv.")
+        yield self.table(trials_of(record, points))
 
     def _of_positions(self, record: SweepRecord, losses: pd.DataFrame, falls: pd.DataFrame) -> Iterator[Block]:
         """Loss against the tokens that a target sees of its document."""
@@ -333,7 +377,7 @@ class _Page:
     def _figure(self, stem: str, caption: str) -> Figure:
         """A plot that was written, without what only a file needs before its <svg>."""
         text = (self.folder / "plots").read(f"{stem}.svg").decode()
-        return Figure(stem, Markup(text[text.index("<svg") :]), caption)
+        return Figure(stem, Markup(text[text.index("<svg") :].replace("<svg", f'<svg id="{stem}-drawing"', 1)), caption)
 
 
 def _caption(record: Record, what: str) -> str:
@@ -367,6 +411,11 @@ def _colour(record: SweepRecord, points: pd.DataFrame) -> str:
 def _raised(text: str) -> Markup:
     """N^-0.39 with its exponent raised."""
     return Markup(re.sub(r"\^(-?[\w.]*\w)", r"<sup>\1</sup>", str(escape(text))))
+
+
+def _template(name: str) -> str:
+    """A file of the page, as it is."""
+    return files("tinyscale.reporting").joinpath("templates", name).read_text()
 
 
 def _render(**content: object) -> str:

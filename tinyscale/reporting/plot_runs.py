@@ -15,6 +15,7 @@ from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.formatting import compact
 from tinyscale.reporting.plot_law import BLUE, GREY, MOST_NAMED, heading, literal, new_axes, shades, tidy
+from tinyscale.reporting.tables import anchor
 
 AXES = {
     "tokens": "Training tokens",
@@ -59,7 +60,9 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     for _, rows in points.groupby([*(["arm"] if arms else []), "trial"], sort=False):
         run = rows.sort_values(x)
         style = STYLES[arms.index(run["arm"].iloc[0]) % len(STYLES)] if arms else "-"
-        ax.plot(run[x], run["val_loss"], style, marker="o", ms=3, lw=1.1, alpha=0.85, color=colours[run[by].iloc[0]])
+        link = f"#{anchor(run['sweep'].iloc[0], run['trial'].iloc[0])}" if "sweep" in run else None
+        colour = colours[run[by].iloc[0]]
+        ax.plot(run[x], run["val_loss"], style, marker="o", ms=3, lw=1.1, alpha=0.85, color=colour, url=link)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(AXES[x])

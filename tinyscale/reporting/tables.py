@@ -33,14 +33,38 @@ NO_VALUE = (
     "trial", "measurement", "kind", "state", "reason", "loss_se", "unchanged_loss", "delta_se", "bits_per_byte",
     "val_tokens", "wall_seconds", "schema_version",
 )  # fmt: skip
-COUNTED = ("n_non_embedding", "tokens", "flops", "c", "n", "n_low", "n_high", "d", "d_low", "d_high")
+# What a reader asks of runs before their loss.
+SETUP = (
+    "corpus", "tokenizer", "vocab_size", "unique_tokens", "val_tokens", "d_model", "n_layers", "n_heads",
+    "context_length", "positions", "norm", "activation", "parametrization", "n_non_embedding", "tokens", "batch_tokens",
+    "optimizer", "lr", "schedule", "weight_decay", "precision", "seed",
+)  # fmt: skip
+TRIAL_HEADS = {
+    "n_non_embedding": "N", "tokens": "tokens", "flops": "FLOPs", "val_loss": "loss", "val_loss_se": "± se",
+    "wall_seconds": "seconds",
+}  # fmt: skip
+COUNTED = (
+    "n_non_embedding",
+    "tokens",
+    "unique_tokens",
+    "val_tokens",
+    "flops",
+    "c",
+    "n",
+    "n_low",
+    "n_high",
+    "d",
+    "d_low",
+    "d_high",
+)
 
 
 @dataclass(frozen=True)
 class Table:
     """A table of the page: stem of its CSV, all that the CSV holds, and column -> heading of what the page shows.
 
-    missing: what the page shows for a value that is not there.
+    missing: what the page shows for a value that is not there; anchors: of the rows, what a link to each names; folded:
+    what the page shows in place of the table until it is opened.
     """
 
     name: str
@@ -48,6 +72,8 @@ class Table:
     columns: Mapping[str, str]
     caption: str
     missing: str = ""
+    anchors: tuple[str, ...] = ()
+    folded: str = ""
     kind = "table"
 
     @property
@@ -61,15 +87,25 @@ class Table:
     def _cell(self, name: str, value: Any) -> str:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return self.missing
-        if isinstance(value, bool | np.bool_):
-            return "yes" if value else "no"
-        if isinstance(value, str):
-            return value
-        if math.isinf(value):
-            return "open"
-        if name in COUNTED or (isinstance(value, float) and abs(value) >= 1e5):
-            return compact(float(value))
-        return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"
+        return _in_short(value, counted=name in COUNTED)
+
+
+def _in_short(value: Any, *, counted: bool) -> str:
+    """A value as the page shows it; counted: one of many, such as tokens."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if math.isinf(value):
+        return "open"
+    if counted or (isinstance(value, float) and abs(value) >= 1e5):
+        return compact(float(value))
+    return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4g}"
+
+
+def anchor(sweep: str, trial: str) -> str:
+    """What a link to a trial's row on the page names: a trial may belong to several sweeps."""
+    return f"{sweep}-{trial}"
 
 
 def facts(name: str, rows: Sequence[tuple[str, Any]], caption: str) -> Table:
@@ -170,6 +206,47 @@ def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
         "parameters of the blocks (n_non_embedding); bits_per_byte compares across tokenizers."
     )
     return Table(f"{sweep.name}-final", frame, columns, caption)
+
+
+def setup_of(record: SweepRecord, points: pd.DataFrame) -> Table:
+    """What all runs of a sweep have in common, and how far they go in what they differ."""
+    final = points[is_final(points)]
+    rows = [(name, _spread(final[name])) for name in SETUP if name in final and final[name].notna().any()]
+    return facts(f"{record.name}-setup", rows, "What the runs are: a value that all share, or the first to the last.")
+
+
+def _spread(values: pd.Series[Any]) -> str:
+    """The one value of a column, or its range with how many there are."""
+    there = values.dropna()
+    distinct = sorted(there.astype(str).unique()) if there.dtype == object else sorted(there.unique())
+    words = [_in_short(each, counted=values.name in COUNTED) for each in distinct]
+    if len(words) == 1:
+        return words[0]
+    if there.dtype == object or len(words) == 2:
+        return ", ".join(words)
+    return f"{words[0]} to {words[-1]} ({len(words)} values)"
+
+
+def trials_of(record: SweepRecord, points: pd.DataFrame) -> Table:
+    """The last point of each trial, with what sets it apart."""
+    last = points[points["val_loss"].notna()].groupby("trial", sort=False).tail(1)
+    axes = [name.rpartition(".")[2] for name in record.axes]
+    apart = [
+        name for name in dict.fromkeys(("state", "arm", *axes, "lr", "seed")) if name in last and _differs(last[name])
+    ]
+    columns = {name: TRIAL_HEADS.get(name, name) for name in ("trial", *apart, *TRIAL_HEADS) if name in last}
+    return Table(
+        f"{record.name}-trials",
+        last[list(columns)].reset_index(drop=True),
+        columns,
+        "The last point of each trial. A point of the figures above links to its row.",
+        anchors=tuple(anchor(record.name, trial) for trial in last["trial"]),
+        folded=f"All {len(last)} trials",
+    )
+
+
+def _differs(values: pd.Series[Any]) -> bool:
+    return values.astype(str).nunique() > 1
 
 
 def measured_of(record: SweepRecord, kind: str, rows: pd.DataFrame) -> Table:
