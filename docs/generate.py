@@ -161,8 +161,9 @@ def _default(info: FieldInfo) -> str:
 
 def _legal(info: FieldInfo) -> str:
     """The legal values: alternatives, bounds, or else the type."""
-    if get_origin(info.annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(info.annotation))
+    for each in (info.annotation, *get_args(info.annotation)):
+        if get_origin(each) is Literal:
+            return ", ".join(f"`{value}`" for value in get_args(each))
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     bounds = {name: getattr(rule, name) for rule in info.metadata for name in signs if hasattr(rule, name)}
     words = [f"{signs[name]} {value:,}" for name, value in bounds.items()]

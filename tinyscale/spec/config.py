@@ -382,16 +382,6 @@ class OwnOptimizer(BaseModel):
     settings: OwnSettings = Field(default=Settings(), description="settings of its own")
 
 
-def _own_optimizer(value: Any) -> Any:
-    """A mapping as an optimizer: what it holds besides `code` are its settings."""
-    if not isinstance(value, dict):
-        return value
-    if not isinstance(code := value.get("code"), str) or not code:
-        raise refuse("code", "name a Python file: {code: my_optimizer.py}")
-    own = {name: given for name, given in value.items() if name != "code"}
-    return OwnOptimizer(code=code, settings=own["settings"] if own.keys() == {"settings"} else own)
-
-
 class TrainConfig(BaseModel):
     """How the model is trained: one budget, the batch, the optimizer and its schedule."""
 
@@ -408,7 +398,7 @@ class TrainConfig(BaseModel):
     batch_tokens: Count = Field(
         ge=2, le=10**12, description="tokens of one optimizer step, over all workers; auto: as lr"
     )
-    optimizer: Annotated[Literal["adamw", "lion", "muon"] | OwnOptimizer, BeforeValidator(_own_optimizer)] = Field(
+    optimizer: Literal["adamw", "lion", "muon"] | OwnOptimizer = Field(
         default="adamw",
         description="the update rule; muon: for the blocks' matrices, with adamw for all else; {code: FILE, ...}: your "
         "own, with settings of its own, each of which can be an axis. See your-own.md",
@@ -461,6 +451,16 @@ class TrainConfig(BaseModel):
     eval_points: Int = Field(
         default=6, ge=1, le=1000, description="evaluations, log-spaced in tokens, the last at the end"
     )
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _own_settings_stand_beside_the_code(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if not isinstance(code := value.get("code"), str) or not code:
+            raise refuse("code", "name a Python file: {code: my_optimizer.py}")
+        own = {name: given for name, given in value.items() if name != "code"}
+        return OwnOptimizer(code=code, settings=own["settings"] if own.keys() == {"settings"} else own)
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import CONTROL, nearest
 from tinyscale.spec.cell import DEFAULT_ARM, SWEEP_NAME, Cell
-from tinyscale.spec.config import STRICT, Int, TrialConfig, alternatives, quantity
+from tinyscale.spec.config import OPTIMIZERS, STRICT, Int, TrialConfig, alternatives, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
 from tinyscale.spec.measurement import Question, read_questions
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
@@ -96,7 +96,7 @@ AUTO: Mapping[str, Any] = {
 # What a batched model cannot do: field, which values, and what is legal instead.
 UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
     ("model.code", bool, "left out"),
-    ("train.optimizer", lambda optimizer: optimizer not in ("adamw", "lion"), "adamw or lion"),
+    ("train.optimizer", lambda optimizer: optimizer == "muon" or optimizer not in OPTIMIZERS, "adamw or lion"),
     ("train.precision", lambda precision: precision == "fp16", "fp32 or bf16"),
     ("train.branches", bool, "left out"),
     ("train.weight_bits", bool, "left out"),
