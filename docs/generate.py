@@ -123,9 +123,10 @@ frame = pd.read_parquet("results/trials")
 {columns}
 
 The metadata of each file hold, as JSON, the full configuration (`tinyscale.config`), the facts of the text
-(`tinyscale.facts`) and the provenance (`tinyscale.provenance`: commit, packages, machine, command). Sweeps are in
-`results/sweeps/<name>.json`, fits in `results/fits/fits.json`, registered forecasts in `results/forecasts/`; the last
-two are described in [fitting.md](fitting.md).
+(`tinyscale.facts`), what is known of a user's own code (`tinyscale.own`) and the provenance (`tinyscale.provenance`:
+commit, packages, machine, command). Sweeps are in `results/sweeps/<name>.json`, fits in `results/fits/fits.json`,
+registered forecasts in `results/forecasts/`; the last two are described in [fitting.md](fitting.md). The code itself is
+in `results/code/<hash>/`, see [your-own.md](your-own.md).
 
 ## Measurements
 

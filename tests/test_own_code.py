@@ -47,9 +47,10 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_heads = config.n_heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model)
-        self.attn, self.proj = nn.Linear(config.d_model, 3 * config.d_model), nn.Linear(config.d_model, config.d_model)
-        self.mlp = nn.Sequential(nn.Linear(config.d_model, config.d_ff), nn.GELU(), nn.Linear(config.d_ff, config.d_model))
+        D = config.d_model
+        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.attn, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.mlp = nn.Sequential(nn.Linear(D, config.d_ff), nn.GELU(), nn.Linear(config.d_ff, D))
         self.dropout = nn.Dropout(config.extra.get("dropout", 0.0))
 
     def forward(self, x):
@@ -63,7 +64,8 @@ class Block(nn.Module):
 class Model(nn.Module):
     def __init__(self, config, vocab_size):
         super().__init__()
-        self.wte, self.wpe = nn.Embedding(vocab_size, config.d_model), nn.Embedding(config.context_length, config.d_model)
+        self.wte = nn.Embedding(vocab_size, config.d_model)
+        self.wpe = nn.Embedding(config.context_length, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_f, self.head = nn.LayerNorm(config.d_model), nn.Linear(config.d_model, vocab_size, bias=False)
         self.head.weight = self.wte.weight
