@@ -178,7 +178,7 @@ def test_the_source_that_the_guide_adds_is_tokenized(tmp_path: Path, monkeypatch
 
 def test_the_model_and_the_optimizer_that_the_guide_shows_pass_their_checks(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "your-own.md").read_text()
-    assert len(page.splitlines()) <= 60
+    assert len(page.splitlines()) < 60
     model, optimizer = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     (sweep,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
     (tmp_path / "my_gpt.py").write_text(model)

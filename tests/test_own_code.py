@@ -13,7 +13,7 @@ import torch
 from helpers.launches import RAY_WARNS, planned, run
 from helpers.programs import invoke
 from helpers.sweeps import write_sweep
-from helpers.trials import model_config, train_config, trial_config
+from helpers.trials import known_trial, model_config, train_config, trial_config
 from tinyscale.data import prepare
 from tinyscale.errors import ConfigError, ResultsError
 from tinyscale.inference.export import export
@@ -23,10 +23,13 @@ from tinyscale.results.store import Results, read_results
 from tinyscale.spec.code import Code, read_code
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import Counted, flops_per_token, parameters
+from tinyscale.spec.measurement import Ablate, Induction, Memory, Quantize, Question
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Own, Trial, resolve
 from tinyscale.storage import Folder
+from tinyscale.training.batched import start_runs
 from tinyscale.training.loop import train
+from tinyscale.training.own import named_in
 from tinyscale.training.own_checks import ModelCheck, OptimizerCheck, Reported
 
 pytestmark = RAY_WARNS
@@ -275,6 +278,7 @@ def test_settings_of_own_code_are_axes_and_arms_change_the_optimizer_as_a_whole(
         ("arms: {a: {model.code: my.py, parametrization: mup}}", "mup has rules for the matrices of the built-in GPT"),
         ("arms: {a: {model.code: my.py, train.optimizer: muon}}", "muon is for the matrices of the built-in GPT's"),
         ("arms: {a: {model.code: my.py, train.weight_bits: 4}}", "only the built-in GPT rounds its blocks"),
+        ("arms: {a: {model.code: my.py, resources.compile: true}}", "code of your own runs eagerly"),
         ("arms: {a: {train.optimizer: {momentum: 0.9}}}", "name a Python file"),
         ("arms: {a: {train.optimizer: lion, train.optimizer.momentum: 1}}", "a setting of an optimizer of your own"),
         ("arms: {a: {model.code: my.py}}\nfuse: [seed]", r"model.code = '.*my.py' cannot be fused"),
@@ -429,8 +433,6 @@ def build(named_parameters, config):
     code = Code.of({"watched.py": text})
     trial = own_trial(tiny_corpus, Own(optimizer=code), optimizer={"code": "watched.py"}, grad_clip=0.01)
     losses(trial)
-    from tinyscale.training.own import named_in
-
     rates = named_in(code, "RATES")
     assert len(rates) == trial.steps
     assert max(rate for _, rate, _ in rates) == trial.config.train.lr
@@ -448,7 +450,27 @@ def test_two_codes_whose_helpers_have_one_name_do_not_meet_in_one_process(tiny_c
     assert losses(one) == first
 
 
+def test_several_trials_of_own_code_are_not_trained_as_one_batched_model(tiny_corpus: DataConfig) -> None:
+    trial = own_trial(tiny_corpus, Own(convolutions(), NOTHING), extra={"window": 2})
+    with pytest.raises(ConfigError, match="a batched model runs no code of your own"):
+        start_runs([trial, trial], prepare(tiny_corpus), [None, None])
+
+
 # planning, launching and what follows
+
+
+def test_questions_to_parts_of_the_gpt_are_refused_of_other_models(tiny_corpus: DataConfig) -> None:
+    trial = own_trial(tiny_corpus, Own(convolutions(), NOTHING), extra={"window": 2})
+    asked = {
+        "induction": Induction(period=16),
+        "ablate": Ablate(),
+        "memory": Memory(),
+        "quantize": Quantize(bits=4, of="blocks"),
+    }
+    refusals = {kind: Question(kind, fields).refusal(trial) for kind, fields in asked.items()}
+    assert all("my_conv.py" in str(reason) for reason in refusals.values()), refusals
+    assert Question("quantize", Quantize(bits=4)).refusal(trial) is None
+    assert Question("ablate", Ablate()).refusal(known_trial()) is None
 
 
 def with_arms(folder: Path, **files: str) -> Path:

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +47,11 @@ class OwnCode:
         )
 
 
-def read_own_code(variants: Iterable[tuple[Variant, int]]) -> OwnCode:
-    """Read and check what the variants, each with its vocabulary size, name. ConfigError with where it was named."""
+def read_own_code(variants: Iterable[tuple[Variant, int]], notify: Callable[[str], None]) -> OwnCode:
+    """Read and check what the variants, each with its vocabulary size, name. ConfigError with where it was named.
+
+    notify is called before checks, which take seconds.
+    """
     codes: dict[str, Code] = {}
     checks: dict[str, tuple[dict[str, Any], str]] = {}  # by key, with where the code was named
     for variant, vocab_size in variants:
@@ -61,7 +64,7 @@ def read_own_code(variants: Iterable[tuple[Variant, int]]) -> OwnCode:
             where, model = variant.where(f"{OPTIMIZER}.code", OPTIMIZER), codes[path] if path is not None else None
             check = _optimizer_check(_read(codes, optimizer.code, where), model, config, vocab_size)
             checks.setdefault(_key(check), (check, where))
-    return OwnCode(codes, _passed(checks))
+    return OwnCode(codes, _passed(checks, notify))
 
 
 def _read(codes: dict[str, Code], path: str, where: str) -> Code:
@@ -97,7 +100,7 @@ def _key(check: Mapping[str, Any]) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:24]
 
 
-def _passed(checks: Mapping[str, tuple[dict[str, Any], str]]) -> dict[str, Any]:
+def _passed(checks: Mapping[str, tuple[dict[str, Any], str]], notify: Callable[[str], None]) -> dict[str, Any]:
     """What was counted, by the keys of the checks; those that passed before are not run again."""
     if not checks:
         return {}
@@ -108,6 +111,7 @@ def _passed(checks: Mapping[str, tuple[dict[str, Any], str]]) -> dict[str, Any]:
     except (OSError, ValueError, TypeError):  # none yet, or a damaged one
         kept, known = {}, {}
     if missing := {key: check for key, check in checks.items() if key not in known}:
+        notify("checking the code of your own")
         known |= dict(zip(missing, _run(list(missing.values())), strict=True))
         with suppress(ResultsError):  # without room it is checked again the next time
             folder.write(KEPT, json.dumps({**kept, **known}, indent=1).encode())

@@ -230,7 +230,7 @@ def make_plan(
     notify("choosing what the sweep leaves open")
     chosen = {key: entry.auto_values for key, entry in recorded_at.items()}
     teachers: dict[str, Trial] = {}  # by identity
-    once = _once(partial(resolve_against, texts, own_code_of(sweep, texts), teachers))
+    once = _once(partial(resolve_against, texts, own_code_of(sweep, texts, notify), teachers))
 
     def fill(variants: Sequence[Variant]) -> list[Filled]:
         recorded = [chosen.get(variant.cell.key, {}) for variant in variants]

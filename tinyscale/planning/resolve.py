@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tinyscale.data import (
     TokenizedCorpus,
@@ -50,10 +50,11 @@ def _blamed(variant: Variant, error: TinyscaleError) -> str:
     return variant.origins.get(field or corpus, variant.origins[corpus])
 
 
-def own_code_of(sweep: Sweep, texts: Mapping[DataConfig, TokenizedCorpus]) -> OwnCode:
+def own_code_of(sweep: Sweep, texts: Mapping[DataConfig, TokenizedCorpus], notify: Callable[[str], None]) -> OwnCode:
     """The sweep's own code, read and checked. ConfigError for a model or an optimizer that cannot be used."""
     variants = (*sweep.teachers.values(), *sweep.variants)
-    return read_own_code((variant, texts[_text_of(variant.config)].facts.vocab_size) for variant in variants)
+    sizes = ((variant, texts[_text_of(variant.config)].facts.vocab_size) for variant in variants)
+    return read_own_code(sizes, notify)
 
 
 def resolve_against(

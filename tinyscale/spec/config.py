@@ -555,6 +555,11 @@ class TrialConfig(BaseModel):
             parts[part] = type(parts[part]).model_validate({**kept, **changed})
         return type(self).model_validate(parts)
 
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether the model or the optimizer is the user's own."""
+        return self.model.code is not None or isinstance(self.train.optimizer, OwnOptimizer)
+
     @model_validator(mode="after")
     def _batch_holds_whole_contexts(self) -> Self:
         batch, context, workers = self.train.batch_tokens, self.model.context_length, self.resources.workers
@@ -569,6 +574,8 @@ class TrialConfig(BaseModel):
             raise refuse("train.optimizer", "muon is for the matrices of the built-in GPT's blocks; use adamw or lion")
         if self.model.code is not None and self.train.weight_bits is not None:
             raise refuse("train.weight_bits", "only the built-in GPT rounds its blocks; remove it, or model.code")
+        if self.runs_own_code and self.resources.compile:
+            raise refuse("resources.compile", "code of your own runs eagerly: leave compile out")
         if batch % context:
             raise refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:

@@ -160,8 +160,8 @@ class Run:
         self.progress.branches, self.progress.points = branches, points
 
     def compiled(self, function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """The function, compiled if resources.compile is set; not with a user's own code, which runs as it is."""
-        if not self.trial.config.resources.compile or self.trial.own.codes:
+        """The function, compiled if resources.compile is set."""
+        if not self.trial.config.resources.compile:
             return function
         return torch.compile(function, dynamic=False)
 
