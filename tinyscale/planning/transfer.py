@@ -24,6 +24,7 @@ from tinyscale.fitting.minimum import find_minimum
 from tinyscale.machine import own_python, usable_cores
 from tinyscale.results.store import Results
 from tinyscale.spec.config import ModelConfig, TrialConfig
+from tinyscale.spec.settings import CODE
 from tinyscale.spec.sweep import Sweep, Variant
 
 AXES = ("d_model", "n_layers")
