@@ -387,8 +387,8 @@ def _differences(before: Trial, now: Trial) -> list[str]:
     old, new = (dict(_leaves(trial.config.model_dump(mode="json"))) for trial in (before, now))
     found = [f"{path} was {old[path]}, is {value}" for path, value in new.items() if old.get(path, value) != value]
     for code, other in ((before.own.model, now.own.model), (before.own.optimizer, now.own.optimizer)):
-        if code and other and code.hash != other.hash:
-            found.append(f"changed: {other.name}")
+        if (named := other or code) and code != other:
+            found.append(f"changed: {named.name}")
     if before.facts.corpus_hash != now.facts.corpus_hash:
         found.append("the text changed")
     elif before.facts.tokenizer_hash != now.facts.tokenizer_hash:
