@@ -14,12 +14,16 @@ from helpers.launches import RAY_WARNS, planned, run
 from helpers.programs import invoke
 from helpers.sweeps import write_sweep
 from helpers.trials import known_trial, model_config, train_config, trial_config
+from tinyscale.analysis.runs import by_setting, read_groups
 from tinyscale.data import prepare
 from tinyscale.errors import ConfigError, ResultsError
 from tinyscale.inference.export import export
 from tinyscale.inference.trained import load_gpt, load_trained, sample
-from tinyscale.results.schema import trial_columns
+from tinyscale.planning.transfer import check_transfer
+from tinyscale.results.schema import point_columns, trial_columns
 from tinyscale.results.store import Results, read_results
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
+from tinyscale.spec.cell import Cell
 from tinyscale.spec.code import Code, read_code
 from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import Counted, flops_per_token, parameters
@@ -245,6 +249,26 @@ def test_the_code_and_its_settings_are_columns(tiny_corpus: DataConfig) -> None:
     assert row["kv_cache_per_token"] is None
 
 
+def test_settings_of_an_own_optimizer_are_kept_apart_by_the_analysis(tiny_corpus: DataConfig, results: Results) -> None:
+    trials = [
+        own_trial(
+            tiny_corpus,
+            Own(optimizer=Code.of({"ball.py": HEAVY_BALL})),
+            optimizer={"code": "ball.py", "momentum": momentum},
+            n_layers=layers,
+        )
+        for momentum in (0.5, 0.9)
+        for layers in (2, 3)
+    ]
+    for trial in trials:
+        point = {"step": trial.steps, "tokens": trial.tokens, "val_loss": 3.0, "decayed": True}
+        results.write_trial(trial, [point_columns(trial, point, 100_000, 400_000)], "finished", None, {})
+    entries = tuple(SweepEntry(trial.identity, Cell("base", {}, 0)) for trial in trials)
+    results.write_sweep(SweepRecord("all", "", "", (), entries, {}))
+    (group,) = read_groups(results.location)
+    assert [part.frame["optimizer_settings"].nunique() for part in by_setting(group)] == [1, 1]
+
+
 # what a sweep file says
 
 
@@ -375,6 +399,13 @@ def test_an_optimizer_that_cannot_be_used_is_refused(text: str, message: str) ->
     with Reported(said.append, check := OptimizerCheck(Code.of({"ball.py": text}), train_, None, model_config(), 257)):
         check.run()
     assert message in said[0]["wrong"]
+
+
+def test_the_coordinate_check_is_for_the_built_in_model_alone(tmp_path: Path, results: Results) -> None:
+    path = write_sweep(tmp_path)
+    path.write_text(f"{path.read_text()}arms: {{a: {{model.code: my.py}}}}\n")
+    with pytest.raises(ConfigError, match=r"small\.yaml, line \d+: a d_model=8: what a step moves is measured"):
+        check_transfer(load_sweep(path), results)
 
 
 # training
