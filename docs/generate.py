@@ -123,9 +123,10 @@ frame = pd.read_parquet("results/trials")
 {columns}
 
 The metadata of each file hold, as JSON, the full configuration (`tinyscale.config`), the facts of the text
-(`tinyscale.facts`) and the provenance (`tinyscale.provenance`: commit, packages, machine, command). Sweeps are in
-`results/sweeps/<name>.json`, fits in `results/fits/fits.json`, registered forecasts in `results/forecasts/`; the last
-two are described in [fitting.md](fitting.md).
+(`tinyscale.facts`), what is known of a user's own code (`tinyscale.own`) and the provenance (`tinyscale.provenance`:
+commit, packages, machine, command). Sweeps are in `results/sweeps/<name>.json`, fits in `results/fits/fits.json`,
+registered forecasts in `results/forecasts/`; the last two are described in [fitting.md](fitting.md). The code itself is
+in `results/code/<hash>/`, see [your-own.md](your-own.md).
 
 ## Measurements
 
@@ -161,8 +162,9 @@ def _default(info: FieldInfo) -> str:
 
 def _legal(info: FieldInfo) -> str:
     """The legal values: alternatives, bounds, or else the type."""
-    if get_origin(info.annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(info.annotation))
+    for each in (info.annotation, *get_args(info.annotation)):
+        if get_origin(each) is Literal:
+            return ", ".join(f"`{value}`" for value in get_args(each))
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     bounds = {name: getattr(rule, name) for rule in info.metadata for name in signs if hasattr(rule, name)}
     words = [f"{signs[name]} {value:,}" for name, value in bounds.items()]

@@ -21,12 +21,16 @@ from helpers import ROOT
 from helpers.programs import tinyscale
 from helpers.results import make_results
 from helpers.servers import running_hub
-from helpers.trials import trial_config
+from helpers.trials import model_config, train_config, trial_config
 from tinyscale.analysis.records import read_records
 from tinyscale.data import content_hash, corpora, documents, hub, prepare
 from tinyscale.results.schema import COLUMNS, MEASUREMENT_COLUMNS
+from tinyscale.spec.code import Code, read_code
 from tinyscale.spec.config import SOURCES, DataConfig, TrialConfig
+from tinyscale.spec.costs import parameters
 from tinyscale.spec.measurement import KINDS
+from tinyscale.spec.sweep import load_sweep
+from tinyscale.training.own_checks import ModelCheck, OptimizerCheck
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
@@ -170,6 +174,22 @@ def test_the_source_that_the_guide_adds_is_tokenized(tmp_path: Path, monkeypatch
     assert corpora.open_source("sums").hash() == content_hash(documents("sums"))
     assert corpus.train_documents + corpus.val_documents == 200 * 200
     assert corpus.tokenizer().decode(corpus.val()[0][1:12]).count("+") == 1
+
+
+def test_the_model_and_the_optimizer_that_the_guide_shows_pass_their_checks(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "your-own.md").read_text()
+    assert len(page.splitlines()) < 60
+    model, optimizer = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (sweep,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "my_gpt.py").write_text(model)
+    (tmp_path / "mine.yaml").write_text(sweep)
+    mine = load_sweep(tmp_path / "mine.yaml").variants[-1].config.model
+    assert mine.code is not None
+    found = ModelCheck(read_code(Path(mine.code)), mine, 512).run()
+    assert found["parameters"]["n_non_embedding"] == parameters(mine, 512).n_non_embedding + 2 * mine.d_model
+    train = train_config(optimizer={"code": "my_optimizer.py", "momentum": 0.95})
+    code = Code.of({"my_optimizer.py": f"import torch\n{optimizer}"})
+    assert OptimizerCheck(code, train, None, model_config(), 512).run() == {}
 
 
 @pytest.mark.slow

@@ -244,9 +244,9 @@ def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(plan
 def test_each_configuration_of_a_plan_is_resolved_once(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[TrialConfig] = []
 
-    def counted(texts: Any, teachers: Any, variant: Variant) -> Trial:
+    def counted(texts: Any, own: Any, teachers: Any, variant: Variant) -> Trial:
         asked.append(variant.config)
-        return resolve_against(texts, teachers, variant)
+        return resolve_against(texts, own, teachers, variant)
 
     monkeypatch.setattr(plan_module, "resolve_against", counted)
     planned("search: {fields: {train.weight_decay: {low: 0.01, high: 0.2}}, trials: 4}\nseeds: [0, 1]\n")

@@ -15,8 +15,9 @@ from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
+from tinyscale.spec.code import Code
 from tinyscale.spec.settings import FIELDS
-from tinyscale.spec.trial import Trial, resolve
+from tinyscale.spec.trial import Own, Trial, resolve
 
 BASE: dict[str, Any] = {"schedule": "wsd", "repeats": True, "eval_points": 3}
 DATA = {"corpus": "nowhere.txt", "tokenizer": {"kind": "byte"}}
@@ -35,6 +36,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "lr": (1e-2, 2e-2), "min_lr_ratio": (0.1, 0.2), "warmup_fraction": (0.05, 0.1),
     "schedule": ("cosine", "linear"), "decay_fraction": (0.2, 0.3), "branches": ([], [0.5]), "weight_decay": (0.1, 0),
     "betas": ([0.9, 0.95], [0.9, 0.99]), "grad_clip": (1, 0), "precision": ("fp32", "bf16"), "eval_points": (3, 4),
+    "code": ("a.py", "b.py"), "extra": ({"window": 16}, {"window": 32}),
     "weight_bits": (None, 4), "teacher": (None, TEACHER), "teacher_weight": (0.5, 1), "temperature": (1, 2),
 }  # fmt: skip
 # A field of the data moves one of the facts of the text, or the tokens that are scored.
@@ -60,8 +62,10 @@ def trials_along(path: str) -> dict[Trial, Any]:
                     changes |= {name: VALUES[name][index]}
                     changes |= {"d_model": (16, 32)[size - 2]} if name == "n_layers" else {}
                 changes |= {"teacher": TEACHER} if name in ("teacher_weight", "temperature") else {}
+                changes |= {"code": "a.py"} if name == "extra" else {}
                 config = trial_config(data, **changes)
-                found[resolve(config, facts, TEACHER_TRIAL if config.train.teacher else None)] = index
+                own = Own(Code.of({"a.py": str(config.model.code)}) if config.model.code else None)
+                found[resolve(config, facts, TEACHER_TRIAL if config.train.teacher else None, own)] = index
     return found
 
 

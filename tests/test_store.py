@@ -383,6 +383,7 @@ EXCEPTIONS = {
     "data.parts": "what was read is corpus_hash",
     "data.shares": "in words",
     "model.head_dim": "d_model / n_heads",
+    "model.extra": "as JSON; null without any",
     "train.tokens_per_param": "resolved to tokens_budget",
     "train.flops_budget": "resolved to tokens_budget",
     "train.epochs_budget": "resolved to tokens_budget",

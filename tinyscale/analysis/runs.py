@@ -26,6 +26,8 @@ SIZE = ("d_model", "n_layers", "d_ff", *BUDGETS)
 NO_SETTING = (*SIZE, "head_dim", "repeats")  # n_heads says what head_dim would
 SETTINGS = (
     *(name for part in (ModelConfig, TrainConfig) for name in part.model_fields if name not in NO_SETTING),
+    "optimizer_code",
+    "optimizer_settings",
     "unique_tokens",
     "shares",
 )

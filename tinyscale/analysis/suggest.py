@@ -125,6 +125,8 @@ def trial_behind(results: Results, record: Record) -> Behind | None:
     first, last = (results.load_trial(trials[index].trial) for index in (0, -1))
     one, other = first.config.model, last.config.model
     same_heads = one.n_heads == other.n_heads and one.d_model != other.d_model
+    if last.own.model:
+        raise FitError(f"only sizes of the built-in GPT are suggested, and these runs are of {last.own.model.name}")
     unused_seed = 1 + max(each.cell.seed for each in trials)
     return Behind(last, "n_heads" if same_heads else "head_dim", unused_seed)
 

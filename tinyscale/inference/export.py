@@ -27,6 +27,8 @@ def export(trained: Trained, folder: Path) -> list[Path]:
     ResultsError if transformers has no such architecture.
     """
     model = trained.config.model
+    if model.code is not None:
+        raise ResultsError(f"trial {trained.identity} is a model of your own, which transformers does not have")
     architecture = _architecture(model)
     state = _folded({name: tensor.detach().float() for name, tensor in trained.gpt.state_dict().items()}, model)
     tensors = _gpt2_tensors(state, model) if architecture == "gpt2" else _llama_tensors(state, model)

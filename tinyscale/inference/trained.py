@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from tinyscale.training.checkpoint import DamagedError, of_bytes
 from tinyscale.training.evaluate import Evaluation, token_losses
 from tinyscale.training.loop import WEIGHTS
 from tinyscale.training.model import GPT
+from tinyscale.training.own import OwnModel, build_model
 from tinyscale.training.rounding import round_for_good
 
 
@@ -32,7 +33,7 @@ class Trained:
 
     identity: str
     config: TrialConfig
-    gpt: GPT
+    gpt: GPT | OwnModel
     tokenizer: Tokenizer
 
 
@@ -76,10 +77,10 @@ def load_trained(results: Results, prefix: str) -> Trained:
     return Trained(identity, trial.config, gpt, corpus.tokenizer())
 
 
-def load_gpt(results: Results, trial: Trial) -> GPT:
+def load_gpt(results: Results, trial: Trial) -> GPT | OwnModel:
     """The model of a finished trial, in evaluation mode, with the weights that it was scored with.
 
-    ResultsError without its weights, or with damaged ones.
+    A user's own runs from the copy in the results. ResultsError without it or the weights, or with damaged ones.
     """
     checkpoints = results.checkpoints(trial.identity)
     if not checkpoints.exists(WEIGHTS):
@@ -87,7 +88,9 @@ def load_gpt(results: Results, trial: Trial) -> GPT:
             f"trial {trial.identity} is {results.state(trial.identity)} and has no weights in {checkpoints}; launch "
             "its sweep again, without --keep none"
         )
-    gpt = GPT(trial.config.model, trial.vocab_size)
+    if trial.own.model:
+        trial = replace(trial, own=replace(trial.own, model=results.read_code(trial.own.model)))
+    gpt = build_model(trial)
     try:
         gpt.load_state_dict(of_bytes(checkpoints.read(WEIGHTS)))
     except (DamagedError, RuntimeError) as error:
@@ -95,7 +98,7 @@ def load_gpt(results: Results, trial: Trial) -> GPT:
             f"{checkpoints}/{WEIGHTS}: damaged, or of another model ({str(error).splitlines()[0]}); delete "
             f"{results.trials}/{trial.identity}.parquet and launch its sweep again"
         ) from error
-    if trial.config.train.weight_bits is not None:
+    if trial.config.train.weight_bits is not None and isinstance(gpt, GPT):
         round_for_good(gpt.blocks, trial.config.train.weight_bits)
     return gpt.eval()
 

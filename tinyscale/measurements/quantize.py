@@ -18,6 +18,7 @@ from tinyscale.measurements.subject import Subject
 from tinyscale.spec.measurement import Quantize
 from tinyscale.training.batches import batches_of
 from tinyscale.training.model import GPT
+from tinyscale.training.own import OwnModel
 from tinyscale.training.rounding import rounded, scale_of, to_grid
 
 SCALE_BITS, PLAIN_BITS = 16, 32  # of a scale, and of a parameter that is not rounded
@@ -27,31 +28,35 @@ DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it: section 3.
 
 def measure(subject: Subject, asked: Quantize) -> list[dict[str, Any]]:
     """One row: the loss of the rounded model, and `model_bits`."""
-    gpt = copy.deepcopy(subject.gpt)
+    gpt = copy.deepcopy(subject.model)
     round_model(gpt, asked, subject)
     return [{**subject.scored(gpt), "model_bits": model_bits(gpt, asked)}]
 
 
 @torch.no_grad()
-def round_model(gpt: GPT, asked: Quantize, subject: Subject) -> None:
+def round_model(gpt: GPT | OwnModel, asked: Quantize, subject: Subject) -> None:
     """Round the model's matrices in place. subject: whose training text gptq reads; nothing else does."""
-    parts = linear_layers(gpt, asked.of) if asked.method == "gptq" else []
+    parts: list[list[nn.Linear]] = []
+    if asked.method == "gptq":
+        assert isinstance(gpt, GPT), "planning refuses a user's own model"
+        parts = linear_layers(gpt, asked.of)
     later = {layer.weight for layers in parts for layer in layers}
     for matrix in matrices(gpt, asked.of):
         if matrix not in later:
             matrix.copy_(rounded(matrix, asked.bits, asked.group))
     for layers in parts:
+        assert isinstance(gpt, GPT)
         for layer, hessian in zip(layers, hessians(gpt, layers, training_text(subject)), strict=True):
             layer.weight.copy_(rounded_together(layer.weight, hessian, asked.bits, asked.group))
 
 
-def matrices(gpt: GPT, of: str) -> list[nn.Parameter]:
+def matrices(gpt: GPT | OwnModel, of: str) -> list[nn.Parameter]:
     """The matrices to round, learned positions among `all`, a tied head once; vectors (norms, biases) stay."""
-    part = gpt if of == "all" else gpt.blocks
+    part = gpt if of == "all" or not isinstance(gpt, GPT) else gpt.blocks
     return [parameter for parameter in part.parameters() if parameter.ndim == 2]
 
 
-def model_bits(gpt: GPT, asked: Quantize) -> int:
+def model_bits(gpt: GPT | OwnModel, asked: Quantize) -> int:
     """Bits of all parameters, a tied head once: rounded weights with their scales, and the others.
 
     A scale has 16 bits, one per row or group; what is not rounded has 32, as it was trained. The model that is scored

@@ -18,6 +18,7 @@ from tinyscale.measurements.subject import Subject
 from tinyscale.spec.measurement import Score
 from tinyscale.training.evaluate import clustered_mean
 from tinyscale.training.model import GPT
+from tinyscale.training.own import OwnModel
 
 
 def measure(subject: Subject, asked: Score) -> list[dict[str, Any]]:
@@ -26,17 +27,17 @@ def measure(subject: Subject, asked: Score) -> list[dict[str, Any]]:
     """
     if asked.text is not None:
         trial = subject.trial
-        trained = Trained(trial.identity, trial.config, subject.gpt, subject.tokenizer)
+        trained = Trained(trial.identity, trial.config, subject.model, subject.tokenizer)
         found = score(trained, asked.text, asked.max_bytes)
         columns = ("loss", "loss_se", "bits_per_byte", "documents")
         return [
             {**{name: found[name] for name in columns}, "text_tokens": found["tokens"], "text_bytes": found["bytes"]}
         ]
     assert asked.prompts is not None, "a score has one of the two"
-    return [of_prompts(subject.gpt, subject.tokenizer, read_prompts(Path(asked.prompts).expanduser()))]
+    return [of_prompts(subject.model, subject.tokenizer, read_prompts(Path(asked.prompts).expanduser()))]
 
 
-def of_prompts(gpt: GPT, tokenizer: Tokenizer, prompts: list[Prompt]) -> dict[str, Any]:
+def of_prompts(gpt: GPT | OwnModel, tokenizer: Tokenizer, prompts: list[Prompt]) -> dict[str, Any]:
     """The columns of prompts. loss: nats per token of the right answers, its error clustered by prompt.
 
     The model's choice is the one of fewest nats per byte. chance: the accuracy of a blind guess.
@@ -60,7 +61,7 @@ def of_prompts(gpt: GPT, tokenizer: Tokenizer, prompts: list[Prompt]) -> dict[st
 
 
 @torch.inference_mode()
-def choice_nats(gpt: GPT, tokenizer: Tokenizer, prompt: Prompt) -> np.ndarray[Any, np.dtype[np.float64]]:
+def choice_nats(gpt: GPT | OwnModel, tokenizer: Tokenizer, prompt: Prompt) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Nats of each choice after end-of-text and the prompt, of which the model sees the last context_length tokens.
 
     Prompt and choice are tokenized apart, so a choice holds the space before it. DataError where a choice alone fills

@@ -20,6 +20,7 @@ from tinyscale.spec.trial import Trial
 from tinyscale.training.device import prepare_process
 from tinyscale.training.evaluate import Evaluation, Scores, token_losses
 from tinyscale.training.model import GPT
+from tinyscale.training.own import OwnModel
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,19 @@ class Subject:
     """A finished trial to be asked. gpt: in fp32 on `device`, in evaluation mode; a measurement leaves it as it was."""
 
     trial: Trial
-    gpt: GPT
+    model: GPT | OwnModel
     corpus: TokenizedCorpus
+
+    @property
+    def gpt(self) -> GPT:
+        """The model, where planning allows no other."""
+        assert isinstance(self.model, GPT), "a question to parts of the GPT is refused for a user's own model"
+        return self.model
 
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return self.gpt.embedding.weight.device
+        return next(self.model.parameters()).device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -44,12 +51,12 @@ class Subject:
     def evaluation(self) -> Evaluation:
         """The trial's validation text, scored against the unchanged model."""
         plain = Evaluation(self.corpus, self.trial.config.model.context_length, self.device)
-        return plain.against(token_losses(self.gpt))
+        return plain.against(token_losses(self.model))
 
     @cached_property
     def unchanged(self) -> Scores:
         """Of the unchanged model on its validation text, in fp32: training may have scored in another precision."""
-        return self.evaluation.scores(token_losses(self.gpt), nullcontext())
+        return self.evaluation.scores(token_losses(self.model), nullcontext())
 
     def scored(self, model: Callable[..., Any]) -> dict[str, Any]:
         """The columns of a changed model: its loss, and what the change adds to it, in nats per token.

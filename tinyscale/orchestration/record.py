@@ -13,11 +13,13 @@ from tinyscale.spec.state import State
 
 
 def record_sweep(plan: Plan, results: Results, provenance: Mapping[str, Any]) -> None:
-    """Write which trials the sweep consists of. provenance: the launch's.
+    """Write which trials the sweep consists of, and the user's own code that they run. provenance: the launch's.
 
     Of a search, trials that another launch has sampled since, or that a selection leaves out, stay.
     """
     sweep, entries = plan.sweep, [each.entry for each in plan.trials if each.state != State.UNSAMPLED]
+    for code in {code for each in plan.trials for code in each.trial.own.codes}:
+        results.keep_code(code)
     searched = tuple(sweep.search.names) if sweep.search else ()
     axes = tuple(dict.fromkeys((*sweep.axes, *searched)))
     with results.sweeps.lock():

@@ -120,8 +120,10 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
     """
 
     def trials(compiled: bool) -> list[Trial]:
-        values = {PRECISION: precision, COMPILE: compiled}
-        of_each = [{path: values[path] for path in variant.autos if path in values} for variant in variants]
+        of_each = []
+        for variant in variants:
+            values = {PRECISION: precision, COMPILE: compiled and not variant.config.runs_own_code}
+            of_each.append({path: values[path] for path in variant.autos if path in values})
         return [context.resolve(variant.with_values(each)) for variant, each in zip(variants, of_each, strict=True)]
 
     at_once = min(forecast.slots(variant.config, context.capacity) for variant in variants)
@@ -135,7 +137,9 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
     worth = [
         index
         for index, trial in enumerate(compiled)
-        if trial.config.resources.compile and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
+        if trial.config.resources.compile
+        and not trial.own.codes
+        and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
     ]
     for index, each in zip(worth, _measured([compiled[i] for i in worth], at_once) or [], strict=False):
         fastest[index] = min(fastest[index], (each, True))

@@ -12,13 +12,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import lack_of_memory
 from tinyscale.spec.trial import Trial
 from tinyscale.training.loop import Run
-from tinyscale.training.model import GPT
+from tinyscale.training.own import build_model
 
 SECONDS = 0.4  # of timed steps per trial, in at least three measurements
 LONG_SECONDS = 5.0  # of timed steps, after which fewer measurements suffice
@@ -73,7 +74,7 @@ def _second_step(trial: Trial, corpus: TokenizedCorpus) -> float:
 
 def _run(trial: Trial, corpus: TokenizedCorpus) -> Run:
     """A run that keeps nothing; a teacher of random weights takes as long as one that has learned."""
-    teacher = GPT(trial.teacher.config.model, trial.teacher.vocab_size) if trial.teacher else None
+    teacher = build_model(trial.teacher) if trial.teacher else None
     return Run(trial, corpus, None, teacher=teacher)
 
 
@@ -117,10 +118,11 @@ def _evaluate_first_pass(run: Run) -> int:
 
 
 def main() -> None:
-    """Measure the trials on standard input."""
+    """Measure the trials on standard input. What a user's own code prints goes to standard error."""
     for trial in json.load(sys.stdin):
         try:
-            measured = measure(Trial.of_json(trial))
+            with redirect_stdout(sys.stderr):
+                measured = measure(Trial.of_json(trial))
         except RuntimeError as error:
             if not lack_of_memory(error):
                 raise

@@ -141,10 +141,11 @@ def shape_key(trial: Trial, at_once: int) -> str:
             *(trial.facts.corpus_hash, trial.config.data.val_bytes, trial.facts.tokenizer_hash),
             *(name for name, _ in trial.config.data.shares),
         ],
-        "train": [train.batch_tokens, train.optimizer, train.precision],
+        "train": [train.batch_tokens, train.optimizer_name, train.precision],
         "resources": trial.config.resources.model_dump(),
         "at_once": at_once,
         **({"teacher": trial.teacher.config.model.model_dump()} if trial.teacher else {}),
+        "own": trial.own.as_json(sources=False),
         "machine": [platform.node(), platform.machine(), usable_cores(), importlib.metadata.version("torch")],
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:24]

@@ -58,7 +58,7 @@ def plan_measurements(questions: Sequence[Question], trials: Sequence[Trial], re
     for identity, trial in each.items():
         asked = []
         for question in questions:
-            if reason := question.fields.refusal(trial):
+            if reason := question.refusal(trial):
                 refused.setdefault(question, []).append(reason)
                 continue
             state = states.get(question.identity_for(identity))

@@ -18,7 +18,7 @@ from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
 from tinyscale.planning.measuring import Measuring, plan_measurements
-from tinyscale.planning.resolve import prepare_texts, resolve_against
+from tinyscale.planning.resolve import own_code_of, prepare_texts, resolve_against
 from tinyscale.planning.samples import Sample, Samples, known_samples, with_sample
 from tinyscale.planning.texts import notes_of, warnings_of
 from tinyscale.results.schema import PARAMETER_COLUMNS
@@ -28,6 +28,7 @@ from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.measurement import Question
 from tinyscale.spec.search_space import Search
+from tinyscale.spec.settings import CODE
 from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, Variant, without_collector
 from tinyscale.spec.trial import Trial, resolve
@@ -103,7 +104,8 @@ class PlannedTrial:
         assert self.sample is not None, "only trials of a search are sampled"
         assert self.sample.template is not None, "each trial is sampled once"
         variant, middle = with_sample(self.sample.template, values), self.trial
-        trial = resolve(variant.config.with_values({"resources": middle.config.resources}), middle.facts)
+        config = variant.config.with_values({"resources": middle.config.resources})
+        trial = resolve(config, middle.facts, own=middle.own)
         sample = replace(self.sample, template=None)
         return replace(self, trial=trial, cell=variant.cell, state=State.NEW, sample=sample)
 
@@ -228,7 +230,7 @@ def make_plan(
     notify("choosing what the sweep leaves open")
     chosen = {key: entry.auto_values for key, entry in recorded_at.items()}
     teachers: dict[str, Trial] = {}  # by identity
-    once = _once(partial(resolve_against, texts, teachers))
+    once = _once(partial(resolve_against, texts, own_code_of(sweep, texts, notify), teachers))
 
     def fill(variants: Sequence[Variant]) -> list[Filled]:
         recorded = [chosen.get(variant.cell.key, {}) for variant in variants]
@@ -384,6 +386,9 @@ def _differences(before: Trial, now: Trial) -> list[str]:
     """What separates a trial from one that was trained: fields, the text, the tokenizer, or the code's own numbers."""
     old, new = (dict(_leaves(trial.config.model_dump(mode="json"))) for trial in (before, now))
     found = [f"{path} was {old[path]}, is {value}" for path, value in new.items() if old.get(path, value) != value]
+    for code, other in ((before.own.model, now.own.model), (before.own.optimizer, now.own.optimizer)):
+        if (named := other or code) and code != other:
+            found.append(f"changed: {named.name}")
     if before.facts.corpus_hash != now.facts.corpus_hash:
         found.append("the text changed")
     elif before.facts.tokenizer_hash != now.facts.tokenizer_hash:
@@ -395,7 +400,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else key)
-    elif not path.startswith("resources"):
+    elif not path.startswith(("resources", *CODE)):
         yield path, value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tinyscale.data import (
     TokenizedCorpus,
@@ -12,6 +12,7 @@ from tinyscale.data import (
     require_whole_records,
 )
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
+from tinyscale.planning.own_code import OwnCode, read_own_code
 from tinyscale.spec.config import BUDGETS, DataConfig, TrialConfig
 from tinyscale.spec.settings import shares_in_words
 from tinyscale.spec.sweep import Sweep, Variant
@@ -49,12 +50,19 @@ def _blamed(variant: Variant, error: TinyscaleError) -> str:
     return variant.origins.get(field or corpus, variant.origins[corpus])
 
 
+def own_code_of(sweep: Sweep, texts: Mapping[DataConfig, TokenizedCorpus], notify: Callable[[str], None]) -> OwnCode:
+    """The sweep's own code, read and checked. ConfigError for a model or an optimizer that cannot be used."""
+    variants = (*sweep.teachers.values(), *sweep.variants)
+    sizes = ((variant, texts[_text_of(variant.config)].facts.vocab_size) for variant in variants)
+    return read_own_code(sizes, notify)
+
+
 def resolve_against(
-    texts: Mapping[DataConfig, TokenizedCorpus], teachers: Mapping[str, Trial], variant: Variant
+    texts: Mapping[DataConfig, TokenizedCorpus], own: OwnCode, teachers: Mapping[str, Trial], variant: Variant
 ) -> Trial:
     """The variant as a trial; ConfigError when the text, or its teacher, cannot give what it asks for.
 
-    teachers: by identity, which is in place of the name.
+    own: the sweep's own code; teachers: by identity, which is in place of the name.
     """
     config, corpus = variant.config, texts[_text_of(variant.config)]
     budget, context = variant.where(*(f"train.{name}" for name in BUDGETS)), variant.where("model.context_length")
@@ -64,7 +72,8 @@ def resolve_against(
             "compute fp16 slowly and lose small gradients; set precision to bf16 or fp32"
         )
     try:
-        trial = resolve(config, corpus.facts, teachers[variant.teacher] if variant.teacher else None)
+        code = own.of(config, corpus.facts.vocab_size)
+        trial = resolve(config, corpus.facts, teachers[variant.teacher] if variant.teacher else None, code)
     except ConfigError as error:
         raise ConfigError(f"{budget}: {error}") from error
     if (config.data.unique_tokens or 0) > corpus.facts.train_tokens:

@@ -17,13 +17,14 @@ import pandas as pd
 from scipy import special
 
 from tinyscale.analysis.runs import free_settings, read_groups
-from tinyscale.errors import FitError, ForecastError, ResultsError
+from tinyscale.errors import ConfigError, FitError, ForecastError, ResultsError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.minimum import find_minimum
 from tinyscale.machine import own_python, usable_cores
 from tinyscale.results.store import Results
 from tinyscale.spec.config import ModelConfig, TrialConfig
+from tinyscale.spec.settings import CODE
 from tinyscale.spec.sweep import Sweep, Variant
 
 AXES = ("d_model", "n_layers")
@@ -68,10 +69,13 @@ class Transfer:
 def check_transfer(sweep: Sweep, results: Results) -> list[Transfer]:
     """The slopes of each arm, by the values of axes that change what a step moves.
 
-    FitError if no arm has two sizes; ForecastError if the measurement fails.
+    ConfigError for a user's own code; FitError if no arm has two sizes; ForecastError if the measurement fails.
     """
     parts: dict[str, list[Variant]] = {}
     for variant in sweep.variants:
+        if variant.config.runs_own_code:
+            where = variant.where(*CODE)
+            raise ConfigError(f"{where}: what a step moves is measured in the built-in GPT and by its optimizers alone")
         cell = variant.cell
         label = cell.without([name for name in cell.axes if name not in TOLD_APART]).label_of_seeds
         parts.setdefault(label, []).append(variant)

@@ -16,7 +16,7 @@ from tinyscale.spec.costs import kv_cache_numbers
 from tinyscale.spec.settings import shares_in_words
 from tinyscale.spec.trial import Trial
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 MAX_EXPONENT = math.log(sys.float_info.max)
 IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
@@ -130,6 +130,11 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
         "of a mixture, for each part: its name, share, training tokens so far, loss (nats per token) with its standard "
         "error, bits_per_byte, nats_per_page and val_tokens; val_loss and bits_per_byte are means over the parts",
     ),
+    # since version 8
+    ("code", _STRING, "hash of the user's own code of the model, which is in code/<hash>/; null: the built-in GPT"),
+    ("extra", _STRING, "settings of that code's own, as JSON; null: none"),
+    ("optimizer_code", _STRING, "hash of the user's own code of the optimizer; null: a built-in one"),
+    ("optimizer_settings", _STRING, "settings of that code's own, as JSON; null: none"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")
@@ -216,12 +221,21 @@ def trial_columns(trial: Trial) -> dict[str, Any]:
         "weight_bits": config.train.weight_bits or 32,
         "teacher_weight": config.train.teacher_weight if trial.teacher else 0.0,
         "temperature": config.train.temperature if trial.teacher else None,
-        "kv_cache_per_token": kv_cache_numbers(config.model),
+        "kv_cache_per_token": None if trial.own.model else kv_cache_numbers(config.model),
+        "code": trial.own.model and trial.own.model.hash,
+        "extra": _settings(config.model.extra),
+        "optimizer": config.train.optimizer_name,
+        "optimizer_code": trial.own.optimizer and trial.own.optimizer.hash,
+        "optimizer_settings": _settings(getattr(config.train.optimizer, "settings", {})),
         **config.resources.model_dump(),
     }
     facts = {**asdict(trial.facts), "unique_tokens": trial.unique_tokens}
     counts = {name: getattr(trial.parameters, name) for name in PARAMETER_COLUMNS}
     return {name: value for name, value in (described | facts | counts).items() if name in SCHEMA.names}
+
+
+def _settings(settings: Mapping[str, Any]) -> str | None:
+    return json.dumps(settings, sort_keys=True) if settings else None
 
 
 def point_columns(trial: Trial, point: Mapping[str, Any], val_tokens: int, val_bytes: int) -> dict[str, Any]:

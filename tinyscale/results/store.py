@@ -4,6 +4,7 @@
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
     launches/<sweep>-<time>-<random>.json   how one launch went: see launches.py
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
+    code/<hash>/               a user's own model or optimizer, as it was launched
     measurements/<trial>.parquet   rows of `MEASUREMENTS`, of what was asked of the finished trial
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
@@ -13,12 +14,14 @@ replaced its file in between; `read_results` takes each file whole, and need not
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from operator import truediv
 from typing import Any
 
 import pandas as pd
@@ -33,6 +36,7 @@ from tinyscale.results.rows import MEASURED_ROWS, TRIAL_ROWS, RowFiles, first_li
 from tinyscale.results.schema import MEASUREMENTS, SCHEMA, SCHEMA_VERSION, trial_columns
 from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.cell import SWEEP_NAME
+from tinyscale.spec.code import Code
 from tinyscale.spec.state import State
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
@@ -56,11 +60,31 @@ class Results:
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
         self.leases = self.folder / "leases"
+        self.code = self.folder / "code"
         self.cache = self.folder / ".cache"
 
     def checkpoints(self, trial: str) -> Folder:
         """Where a trial keeps its weights."""
         return self.folder / "checkpoints" / trial
+
+    def keep_code(self, code: Code) -> None:
+        """Put a copy of a user's own code in place."""
+        for file, text in zip(code.files, code.sources, strict=True):
+            folder, name = _place_of(self.code / code.hash, file)
+            folder.write(name, text.encode())
+
+    def read_code(self, code: Code) -> Code:
+        """The kept copy, with its text. ResultsError where it is missing, or no longer what the hash says."""
+        kept = self.code / code.hash
+        try:
+            places = {file: _place_of(kept, file) for file in code.files}
+            files = {file: folder.read(name).decode() for file, (folder, name) in places.items()}
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise ResultsError(f"{kept}: no copy of {code.name} that can be read; launch its sweep again") from error
+        found = Code.of(files)
+        if found.hash != code.hash:
+            raise ResultsError(f"{kept}: the copy of {code.name} was changed; put back what was launched")
+        return found
 
     def write_trial(
         self,
@@ -78,7 +102,7 @@ class Results:
         rows = [{**point, **fixed} for point in (*points, *ends_without_loss)]
         unknown = {key for row in rows for key in row} - set(SCHEMA.names)
         assert not unknown, f"columns that are not in the schema: {sorted(unknown)}"
-        described = trial.as_json()
+        described = trial.as_json(sources=False)
         del described["identity"]
         metadata = {**described, "provenance": dict(provenance)}
         footer = {f"tinyscale.{key}": json.dumps(value) for key, value in metadata.items()}
@@ -242,6 +266,12 @@ class Results:
         except (ValueError, TypeError, KeyError) as error:
             message = f"{self.sweeps}/{file}: not a sweep's record ({error}); launch the sweep again"
             raise ResultsError(message) from error
+
+
+def _place_of(folder: Folder, file: str) -> tuple[Folder, str]:
+    """The folder below this one that holds a file of a user's code, and its name there."""
+    *parents, name = file.split("/")
+    return functools.reduce(truediv, parents, folder), name
 
 
 def _facts_in(row: Mapping[str, Any]) -> dict[str, Any]:

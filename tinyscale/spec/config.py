@@ -10,9 +10,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -65,6 +74,30 @@ Quantity = Annotated[float, BeforeValidator(quantity)]
 def refuse(field: str, message: str) -> PydanticCustomError:
     """An error of a rule between fields, blamed on the one to change."""
     return PydanticCustomError("tinyscale", "{message}", {"field": field, "message": message})
+
+
+class Settings(dict[str, Any]):
+    """The settings of a user's own code, name -> a number, a text, true or false; with a hash, as configurations have.
+
+    A dict is compared, written and shown as one; nothing changes it.
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
+
+
+def _settings(value: Any) -> Settings:
+    if not isinstance(value, dict):
+        raise refuse("", "give names with values, such as {window: 32}")
+    for name, given in value.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise refuse(str(name), f"{name!r} is no name: use letters, digits and _")
+        if not isinstance(given, bool | int | float | str):
+            raise refuse(name, "it should be a number, a text, true or false")
+    return Settings({name: given if isinstance(given, bool) else _whole(given) for name, given in value.items()})
+
+
+OwnSettings = Annotated[Any, BeforeValidator(_settings), PlainSerializer(dict)]
 
 
 class TokenizerConfig(BaseModel):
@@ -257,6 +290,14 @@ class ModelConfig(BaseModel):
         description=f"mup: lr is that of width {BASE_WIDTH}; its scaling keeps the best lr as d_model grows; "
         f"completep: lr is that of width {BASE_WIDTH} and {BASE_DEPTH} layers, and also serves other depths",
     )
+    code: str | None = Field(
+        default=None,
+        min_length=1,
+        description="path of a Python file whose class Model takes the GPT's place; null: the GPT. See your-own.md",
+    )
+    extra: OwnSettings = Field(
+        default=Settings(), description="settings of that code's own: name -> value; each can be an axis"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -297,6 +338,15 @@ class ModelConfig(BaseModel):
             raise refuse("head_dim", f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         return self
 
+    @model_validator(mode="after")
+    def _own_code_is_whole(self) -> Self:
+        if self.extra and self.code is None:
+            raise refuse("extra", "extra holds settings of code of your own: give model.code, or remove them")
+        if self.code is not None and self.parametrization != "standard":
+            rules = f"{self.parametrization} has rules for the matrices of the built-in GPT alone"
+            raise refuse("parametrization", f"{rules}; with model.code use standard")
+        return self
+
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
@@ -320,6 +370,18 @@ OPTIMIZERS = {
 }
 
 
+UNKNOWN_RULE = Optimizer(states=2, linear_in_lr=False, mup=False)  # what is taken for granted of a user's own
+
+
+class OwnOptimizer(BaseModel):
+    """A user's own optimizer: {code: my_optimizer.py, momentum: 0.95} in a sweep file."""
+
+    model_config = STRICT
+
+    code: str = Field(min_length=1, description="path of a Python file with a function build")
+    settings: OwnSettings = Field(default=Settings(), description="settings of its own")
+
+
 class TrainConfig(BaseModel):
     """How the model is trained: one budget, the batch, the optimizer and its schedule."""
 
@@ -336,8 +398,10 @@ class TrainConfig(BaseModel):
     batch_tokens: Count = Field(
         ge=2, le=10**12, description="tokens of one optimizer step, over all workers; auto: as lr"
     )
-    optimizer: Literal["adamw", "lion", "muon"] = Field(
-        default="adamw", description="the update rule; muon: for the blocks' matrices, with adamw for all else"
+    optimizer: Literal["adamw", "lion", "muon"] | OwnOptimizer = Field(
+        default="adamw",
+        description="the update rule; muon: for the blocks' matrices, with adamw for all else; {code: FILE, ...}: your "
+        "own, with settings of its own, each of which can be an axis. See your-own.md",
     )
     lr: Quantity = Field(
         gt=0, le=10, description="peak learning rate; auto: per size, by the fitted law of the best one, or by a rule"
@@ -388,6 +452,16 @@ class TrainConfig(BaseModel):
         default=6, ge=1, le=1000, description="evaluations, log-spaced in tokens, the last at the end"
     )
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _own_settings_stand_beside_the_code(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if not isinstance(code := value.get("code"), str) or not code:
+            raise refuse("code", "name a Python file: {code: my_optimizer.py}")
+        own = {name: given for name, given in value.items() if name != "code"}
+        return OwnOptimizer(code=code, settings=own["settings"] if own.keys() == {"settings"} else own)
+
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -397,6 +471,16 @@ class TrainConfig(BaseModel):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise refuse("betas", f"both betas must be at least 0 and below 1, not {list(self.betas)}")
         return self
+
+    @property
+    def rule(self) -> Optimizer:
+        """What is known of the optimizer."""
+        return UNKNOWN_RULE if isinstance(self.optimizer, OwnOptimizer) else OPTIMIZERS[self.optimizer]
+
+    @property
+    def optimizer_name(self) -> str:
+        """The optimizer in one word: its name, or the file of a user's own."""
+        return PurePath(self.optimizer.code).name if isinstance(self.optimizer, OwnOptimizer) else self.optimizer
 
     @model_validator(mode="after")
     def _branches_leave_a_flat_trunk(self) -> Self:
@@ -471,13 +555,27 @@ class TrialConfig(BaseModel):
             parts[part] = type(parts[part]).model_validate({**kept, **changed})
         return type(self).model_validate(parts)
 
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether the model or the optimizer is the user's own."""
+        return self.model.code is not None or isinstance(self.train.optimizer, OwnOptimizer)
+
     @model_validator(mode="after")
     def _batch_holds_whole_contexts(self) -> Self:
         batch, context, workers = self.train.batch_tokens, self.model.context_length, self.resources.workers
-        if self.model.parametrization == "mup" and not OPTIMIZERS[self.train.optimizer].mup:
+        if self.model.parametrization != "standard" and isinstance(self.train.optimizer, OwnOptimizer):
+            rates = f"{self.model.parametrization} knows no rates for an optimizer of your own"
+            raise refuse("model.parametrization", f"{rates}; use standard")
+        if self.model.parametrization == "mup" and not self.train.rule.mup:
             able = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.mup)
             own = f"{self.train.optimizer} scales its own steps; use completep"
             raise refuse("model.parametrization", f"mup's rates are for {able}; {own}")
+        if self.model.code is not None and self.train.optimizer == "muon":
+            raise refuse("train.optimizer", "muon is for the matrices of the built-in GPT's blocks; use adamw or lion")
+        if self.model.code is not None and self.train.weight_bits is not None:
+            raise refuse("train.weight_bits", "only the built-in GPT rounds its blocks; remove it, or model.code")
+        if self.runs_own_code and self.resources.compile:
+            raise refuse("resources.compile", "code of your own runs eagerly: leave compile out")
         if batch % context:
             raise refuse("train.batch_tokens", f"batch_tokens {batch} is not a multiple of context_length {context}")
         if (batch // context) % workers:

@@ -7,10 +7,12 @@ A training step costs three forward passes: the backward pass costs two (Hoffman
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from tinyscale.errors import ConfigError
-from tinyscale.spec.config import OPTIMIZERS, ModelConfig, TrainConfig, TrialConfig
+from tinyscale.spec.config import ModelConfig, TrainConfig, TrialConfig
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,34 @@ class Parameters:
         return self.n_non_embedding + self.n_embedding + self.n_lm_head
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What was counted of a user's own model, which no formula describes.
+
+    flops: of training, per token; saved: numbers per token that a training step keeps for its backward pass.
+    """
+
+    parameters: Parameters
+    flops: float
+    saved: float
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        return cls(Parameters(**written["parameters"]), float(written["flops"]), float(written["saved"]))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        return asdict(self)
+
+    @property
+    def flops_per_token(self) -> dict[str, float]:
+        """The conventions of `flops_per_token` that need no more than was counted."""
+        return {"flops": self.flops, "flops_6n": 6.0 * self.parameters.n_non_embedding}
+
+
 def parameters(model: ModelConfig, vocab_size: int) -> Parameters:
-    """Count the model's parameters without building it.
+    """Count the built-in GPT's parameters without building it.
 
     n_non_embedding is the blocks and the final norm (Kaplan et al. 2020, section 2.1, counts 12 L d^2: no norms, no
     biases). n_matmul counts the matrices that multiply activations: those of the blocks, and the head, tied or not.
@@ -113,7 +141,7 @@ def token_bytes(vocab_size: int) -> int:
     return 2 if vocab_size <= 2**15 else 4
 
 
-def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) -> float:
+def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0, counted: Counted | None = None) -> float:
     """Peak bytes of a worker's training step: weights, gradients, optimizer state and activations.
 
     Activations are what the backward pass needs, per token. In a block: the input of each matrix, its output unless
@@ -121,19 +149,22 @@ def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0) ->
     activated gate of swiglu, one number per head, and what `_changed_heads` says. For the head: the logits, their
     softmax and its gradient. bf16 keeps half of a block's in two bytes. A GPU also holds the text of train_tokens,
     unless that is large relative to the rest. The process itself (Python, torch, Ray; on a GPU its context) comes on
-    top.
+    top. counted: of a user's own model.
     """
     model, train = config.model, config.train
-    state = 2 + OPTIMIZERS[train.optimizer].states  # weights, gradients and averages, in fp32
+    state = 2 + train.rule.states  # weights, gradients and averages, in fp32
     state += state - 1 if train.branches else 0  # the trunk's weights and averages, set aside during a branch
     kept = sum(matrix.inputs + (0 if matrix.residual else matrix.outputs) for matrix in block_matrices(model))
     gate = model.d_ff if model.activation == "swiglu" else 0
     norm = model.d_model * (2 if model.norm == "rmsnorm" else 1)
     block = kept + 2 * norm + gate + _changed_heads(model) + model.n_heads
     block_bytes = 4 if train.precision == "fp32" else 3
-    per_token = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + model.d_model + norm)
+    per_token: float = block_bytes * model.n_layers * block + 4 * (3 * vocab_size + model.d_model + norm)
+    if counted:
+        per_token = 4.0 * (counted.saved + 2 * vocab_size)  # and of the logits their softmax and its gradient
     tokens = train.batch_tokens / config.resources.workers
-    step = 4.0 * state * parameters(model, vocab_size).n_total + per_token * tokens
+    counts = counted.parameters if counted else parameters(model, vocab_size)
+    step = 4.0 * state * counts.n_total + per_token * tokens
     if not config.resources.gpu:
         return step
     text = train_tokens * token_bytes(vocab_size)
@@ -186,8 +217,16 @@ def decay_steps(steps: int, train: TrainConfig) -> int:
     return max(1, round(train.decay_fraction * steps))
 
 
-def training_steps(model: ModelConfig, train: TrainConfig, vocab_size: int, unique_tokens: int = 0) -> int:
+def training_steps(
+    model: ModelConfig,
+    train: TrainConfig,
+    vocab_size: int,
+    unique_tokens: int = 0,
+    counted: Counted | None = None,
+) -> int:
     """Number of optimizer steps closest to the budget, in any of its forms. ConfigError below one.
+
+    counted: of a user's own model.
 
     A budget in epochs counts passes over unique_tokens. Its last, partial step is left out, so that one epoch repeats
     no token.
@@ -195,9 +234,11 @@ def training_steps(model: ModelConfig, train: TrainConfig, vocab_size: int, uniq
     if train.tokens_budget is not None:
         tokens = float(train.tokens_budget)
     elif train.tokens_per_param is not None:
-        tokens = train.tokens_per_param * parameters(model, vocab_size).n_non_embedding
+        counts = counted.parameters if counted else parameters(model, vocab_size)
+        tokens = train.tokens_per_param * counts.n_non_embedding
     elif train.flops_budget is not None:
-        tokens = train.flops_budget / flops_per_token(model, vocab_size)["flops"]
+        per_token = counted.flops_per_token if counted else flops_per_token(model, vocab_size)
+        tokens = train.flops_budget / per_token["flops"]
     else:
         assert train.epochs_budget is not None, "TrainConfig has exactly one budget"
         tokens = train.epochs_budget * (unique_tokens - 1) // train.batch_tokens * train.batch_tokens

@@ -66,7 +66,9 @@ class Quantize(BaseModel):
     )
 
     def refusal(self, trial: Trial) -> str | None:
-        """A group that does not divide the inputs of a matrix."""
+        """A group that does not divide the inputs of a matrix, and blocks or layers of a model that has its own."""
+        if trial.own.model and (self.of, self.group, self.method) != ("all", None, "nearest"):
+            return f"{trial.own.model.name} has layers of its own; ask for of: all, by nearest and without group"
         model = trial.config.model
         if self.group and any(inputs % self.group for inputs in (model.d_model, model.d_ff)):
             return f"group = {self.group} does not divide d_model = {model.d_model} and d_ff = {model.d_ff}"
@@ -217,6 +219,9 @@ KINDS: dict[str, type[Any]] = {
 UNTRAINED = {"memory"}  # kinds that are the same whatever a model has learned
 
 
+OF_THE_GPT = {"features", "ablate", "induction", "memory"}  # kinds that look into its parts
+
+
 @dataclass(frozen=True)
 class Question:
     """One combination of a kind's fields, asked of each trial of a sweep: with a trial it is a measurement.
@@ -255,6 +260,12 @@ class Question:
         asked = self.fields.model_dump(mode="json", exclude_defaults=True, exclude={*PATHS, "max_bytes"})
         described = {**self.as_json(), "fields": asked, "version": self.fields.version}
         return json.dumps(described, sort_keys=True, separators=(",", ":"))
+
+    def refusal(self, trial: Trial) -> str | None:
+        """Why this cannot be asked of the trial, in words; None where it can."""
+        if trial.own.model and self.kind in OF_THE_GPT:
+            return f"{self.kind} looks into the built-in GPT, and this trial's model is {trial.own.model.name}"
+        return self.fields.refusal(trial)
 
     def identity_for(self, trial: str) -> str:
         """The identity of the measurement that puts this question to a trial, given by its own identity."""

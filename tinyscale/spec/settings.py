@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import NAMED_CORPORA, TrialConfig, alternatives
+from tinyscale.spec.config import NAMED_CORPORA, OwnOptimizer, TrialConfig, alternatives
 from tinyscale.spec.document import Document, Keys
 
 
@@ -31,6 +31,8 @@ def _leaf_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 FIELDS = tuple(_leaf_fields(TrialConfig))
 TOKENIZER = "data.tokenizer"  # set as a whole: another kind does not inherit the first one's settings
+EXTRA, OPTIMIZER = "model.extra", "train.optimizer"  # whose settings have the names that a user's own code gives them
+CODE = ("model.code", f"{OPTIMIZER}.code")  # files, relative to the sweep file
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ Layer = dict[str, Setting]
 def field_path(name: str, origin: str) -> str:
     """The dotted field that a name means: itself, or the one field that ends so. Else ConfigError."""
     known = (*FIELDS, TOKENIZER)
+    for whole in (EXTRA, OPTIMIZER):
+        for start in (whole, whole.partition(".")[2]):
+            if name.startswith(f"{start}."):
+                return f"{whole}{name.removeprefix(start)}"
     matches = [name] if name in known else [path for path in known if path.endswith(f".{name}")]
     if len(matches) == 1:
         return matches[0]
@@ -67,7 +73,8 @@ def _legal_fields(name: str) -> str:
 
 def flatten(name: str, value: Any, origin: str, document: Document | None, keys: Keys) -> Iterator[tuple[str, Setting]]:
     """A written value as settings of single fields: a mapping sets the fields below it."""
-    groups = {known.rpartition(".")[0] for known in FIELDS} - {""}
+    groups = {known.rpartition(".")[0] for known in FIELDS} - {""} | {EXTRA, OPTIMIZER}
+    name = field_path(name, origin) if name in (EXTRA.partition(".")[2], OPTIMIZER.partition(".")[2]) else name
     if isinstance(value, dict) and (name in groups or any(group.endswith(f".{name}") for group in groups)):
         for key, inner in value.items():
             place = document.origin((*keys, key)) if document else origin
@@ -76,6 +83,8 @@ def flatten(name: str, value: Any, origin: str, document: Document | None, keys:
         path = field_path(name, origin)
         if document and path in ("data.corpus", "data.parts"):
             value = relative_to_file(value, document)
+        if document and path in CODE and isinstance(value, str) and value:
+            value = str(Path(document.path).parent / value)
         yield path, Setting(value, origin)
 
 
@@ -104,10 +113,12 @@ def read_layer(values: Mapping[str, Any], document: Document, *keys: str | int) 
 
 
 def over(below: Layer, above: Layer) -> Layer:
-    """A layer on top of another: it replaces the same fields, their alternatives, and a whole tokenizer."""
+    """A layer on top of another: it replaces the same fields, their alternatives, a whole tokenizer or optimizer."""
     replaced = {other for path in above for other in alternatives(path)}
     if f"{TOKENIZER}.kind" in above:
         replaced |= {path for path in below if path.startswith(f"{TOKENIZER}.")}
+    if {OPTIMIZER, f"{OPTIMIZER}.code"} & above.keys():
+        replaced |= {path for path in below if path == OPTIMIZER or path.startswith(f"{OPTIMIZER}.")}
     return {path: setting for path, setting in below.items() if path not in replaced} | above
 
 
@@ -155,6 +166,10 @@ def in_words(error: Mapping[str, Any]) -> str:
 def read_config(settings: Layer, document: Document) -> TrialConfig:
     """The configuration that settings make. ConfigError where it is not legal."""
     nested: dict[str, Any] = {}
+    for path, setting in settings.items():
+        if path.startswith(f"{OPTIMIZER}.") and OPTIMIZER in settings:
+            given = f"train.optimizer = {settings[OPTIMIZER].value!r} ({settings[OPTIMIZER].origin})"
+            raise ConfigError(f"{setting.origin}: {path} is a setting of an optimizer of your own, not of {given}")
     for path, setting in sorted(settings.items(), key=lambda item: -item[0].count(".")):  # the whole over its parts
         *parents, leaf = path.split(".")
         place = nested
@@ -170,8 +185,16 @@ def read_config(settings: Layer, document: Document) -> TrialConfig:
 def config_value(config: TrialConfig, path: str) -> Any:
     """A field's value in a configuration, by its dotted path.
 
-    The tokenizer is one word, such as `bpe-1024`, and shares are another, such as `de:1+en:4`.
+    The tokenizer is one word, such as `bpe-1024`, and shares are another, such as `de:1+en:4`. A setting of a user's
+    own code is None where the code has none of that name.
     """
+    if path == OPTIMIZER:
+        return config.train.optimizer_name
+    if path.startswith(f"{EXTRA}."):
+        return config.model.extra.get(path.removeprefix(f"{EXTRA}."))
+    if path.startswith(f"{OPTIMIZER}."):
+        own, name = config.train.optimizer, path.removeprefix(f"{OPTIMIZER}.")
+        return own.settings.get(name) if isinstance(own, OwnOptimizer) else None
     value: Any = config
     for part in path.split("."):
         value = getattr(value, part)

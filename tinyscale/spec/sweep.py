@@ -18,11 +18,12 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import CONTROL, nearest
 from tinyscale.spec.cell import DEFAULT_ARM, SWEEP_NAME, Cell
-from tinyscale.spec.config import STRICT, Int, TrialConfig, alternatives, quantity
+from tinyscale.spec.config import OPTIMIZERS, STRICT, Int, TrialConfig, alternatives, quantity
 from tinyscale.spec.document import Document, load_document, parse_value
 from tinyscale.spec.measurement import Question, read_questions
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 from tinyscale.spec.settings import (
+    OPTIMIZER,
     TOKENIZER,
     Layer,
     Setting,
@@ -94,7 +95,8 @@ AUTO: Mapping[str, Any] = {
 
 # What a batched model cannot do: field, which values, and what is legal instead.
 UNFUSABLE: Sequence[tuple[str, Callable[[Any], bool], str]] = (
-    ("train.optimizer", lambda optimizer: optimizer == "muon", "adamw or lion"),
+    ("model.code", bool, "left out"),
+    ("train.optimizer", lambda optimizer: optimizer == "muon" or optimizer not in OPTIMIZERS, "adamw or lion"),
     ("train.precision", lambda precision: precision == "fp16", "fp32 or bf16"),
     ("train.branches", bool, "left out"),
     ("train.weight_bits", bool, "left out"),
@@ -280,9 +282,10 @@ def _refuse_unfusable(variants: Iterable[Variant], file: SweepFile, document: Do
         for path, illegal, legal in UNFUSABLE:
             value = config_value(variant.config, path)
             if illegal(value):
+                where = variant.where(path, f"{path}.code")
                 raise ConfigError(
-                    f"{variant.where(path)}: {path} = {value!r} cannot be fused: with fuse ({origin}) it must be "
-                    f"{legal}; change it, or remove fuse"
+                    f"{where}: {path} = {value!r} cannot be fused: with fuse ({origin}) it must be {legal}; change it, "
+                    "or remove fuse"
                 )
 
 
@@ -443,7 +446,9 @@ def _is_axis(path: str, value: Any) -> bool:
 
 
 def _shown(path: str) -> str:
-    """The field an axis is called by: the tokenizer's settings vary together."""
+    """The field an axis is called by: the tokenizer's settings vary together, and a file is an optimizer."""
+    if path == f"{OPTIMIZER}.code":
+        return OPTIMIZER
     return TOKENIZER if path.startswith(f"{TOKENIZER}.") else path
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from pydantic import ValidationError
 
 from tinyscale.errors import ConfigError
+from tinyscale.spec.code import Code
 from tinyscale.spec.config import SOURCES, TrainConfig, TrialConfig
 from tinyscale.spec.costs import (
+    Counted,
     Parameters,
     decay_steps,
     flops_per_token,
@@ -27,32 +29,69 @@ SCIENCE_VERSION = 1  # raised when a default changes, or what the same configura
 
 
 @dataclass(frozen=True)
+class Own:
+    """The user's own code that a trial runs: of the model, with what was counted of it, and of the optimizer."""
+
+    model: Code | None = None
+    counted: Counted | None = None
+    optimizer: Code | None = None
+
+    @classmethod
+    def of_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        model, counted, optimizer = (written.get(name) for name in ("model", "counted", "optimizer"))
+        return cls(
+            Code.of_json(model) if model else None,
+            Counted.of_json(counted) if counted else None,
+            Code.of_json(optimizer) if optimizer else None,
+        )
+
+    def as_json(self, *, sources: bool) -> dict[str, Any] | None:
+        """All of it, as JSON holds it; None where the trial runs none."""
+        written = {
+            "model": self.model and self.model.as_json(sources=sources),
+            "counted": self.counted and self.counted.as_json(),
+            "optimizer": self.optimizer and self.optimizer.as_json(sources=sources),
+        }
+        return written if self.codes else None
+
+    @property
+    def codes(self) -> list[Code]:
+        """Those that there are."""
+        return [code for code in (self.model, self.optimizer) if code]
+
+
+@dataclass(frozen=True)
 class Trial:
     """A training run with every budget and size resolved, and its identity.
 
     config: the budget is tokens_budget = steps * batch_tokens, whatever form the sweep gave. facts: of its text.
-    teacher: the finished trial whose predictions it learns; config.train.teacher is its identity.
+    teacher: the finished trial whose predictions it learns; config.train.teacher is its identity. own: the user's own
+    code that it runs.
     """
 
     identity: str
     config: TrialConfig
     facts: TextFacts
     teacher: Trial | None = None
+    own: Own = field(default_factory=Own)
 
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
         """What `as_json` wrote, under the identity that it had. pydantic's ValidationError where it is not legal."""
         config = TrialConfig.model_validate(written["config"])
         teacher = cls.of_json(written["teacher"]) if written.get("teacher") else None
-        return cls(str(written["identity"]), config, TextFacts(**written["facts"]), teacher)
+        own = Own.of_json(written.get("own") or {})
+        return cls(str(written["identity"]), config, TextFacts(**written["facts"]), teacher, own)
 
-    def as_json(self) -> dict[str, Any]:
-        """All of it, as JSON holds it."""
+    def as_json(self, *, sources: bool = True) -> dict[str, Any]:
+        """All of it, as JSON holds it. sources: with the text of the user's own code."""
         return {
             "identity": self.identity,
             "config": self.config.model_dump(mode="json"),
             "facts": asdict(self.facts),
-            "teacher": self.teacher and self.teacher.as_json(),
+            "teacher": self.teacher and self.teacher.as_json(sources=sources),
+            "own": self.own.as_json(sources=sources),
         }
 
     @property
@@ -95,17 +134,21 @@ class Trial:
     @property
     def parameters(self) -> Parameters:
         """Parameter counts of the model."""
-        return parameters(self.config.model, self.vocab_size)
+        return self.own.counted.parameters if self.own.counted else parameters(self.config.model, self.vocab_size)
 
     @property
     def flops_per_token(self) -> dict[str, float]:
         """Training FLOPs per token, by convention."""
-        return flops_per_token(self.config.model, self.vocab_size)
+        return (
+            self.own.counted.flops_per_token
+            if self.own.counted
+            else flops_per_token(self.config.model, self.vocab_size)
+        )
 
     @property
     def memory_bytes(self) -> float:
         """Forecast peak memory of a worker's training step, in bytes."""
-        own = memory_bytes(self.config, self.vocab_size, self._tokens_held)
+        own = memory_bytes(self.config, self.vocab_size, self._tokens_held, self.own.counted)
         return own + (teacher_bytes(self.config, self.teacher.parameters, self.vocab_size) if self.teacher else 0.0)
 
     @property
@@ -127,14 +170,18 @@ class Trial:
         return replace(self, config=self.config.with_values({"resources.gpu": gpu}))
 
 
-def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None) -> Trial:
+def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None, own: Own | None = None) -> Trial:
     """Fix what depends on the text, and name the trial by everything that its numbers depend on.
 
     The identity leaves out resources, paths and fields at their default: it moves with none of them. That of the
-    teacher stands for all that its predictions depend on; with a teacher_weight of 0 the trial has none.
+    teacher stands for all that its predictions depend on; with a teacher_weight of 0 the trial has none. own: the code
+    that the configuration names, whose hash stands in the identity for its path.
     ConfigError when the budget allows no step, or more tokens than a trial may train on.
     """
-    steps = training_steps(config.model, config.train, facts.vocab_size, _unique_tokens(config, facts))
+    own = own or Own()
+    assert (own.model is None) == (config.model.code is None), "a trial has the code that its configuration names"
+    unique_tokens = _unique_tokens(config, facts)
+    steps = training_steps(config.model, config.train, facts.vocab_size, unique_tokens, own.counted)
     tokens, teacher = steps * config.train.batch_tokens, teacher if config.train.teacher_weight else None
     try:
         fixed = {"train.tokens_budget": tokens, "train.teacher": teacher and teacher.identity}
@@ -147,6 +194,10 @@ def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None)
         "train": _idle(resolved.train),
     }
     described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
+    if own.model:
+        described["model"]["code"] = own.model.hash
+    if own.optimizer:
+        described["train"]["optimizer"]["code"] = own.optimizer.hash
     described |= {
         "corpus": facts.corpus_hash,
         "tokenizer": facts.tokenizer_hash,
@@ -155,7 +206,7 @@ def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None)
     }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    return Trial(identity, resolved, facts, teacher)
+    return Trial(identity, resolved, facts, teacher, own)
 
 
 def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:

@@ -71,6 +71,7 @@ def stack_optimizer(
     state: TrainState, model: GPT, states: Sequence[dict[int, dict[str, Tensor]]]
 ) -> torch.optim.Optimizer:
     """The optimizer of the stacked parameters [K, ...]. states: of the K optimizers, whose moments it stacks."""
+    assert isinstance(state.gpt, GPT), "planning refuses own code"
     optimizer = build_optimizer(state.gpt, state.train, state.gpt.config)
     assert isinstance(optimizer, torch.optim.Optimizer), "planning refuses muon"
     stacks = {id(old): new for old, new in zip(state.gpt.parameters(), model.parameters(), strict=True)}
@@ -115,6 +116,8 @@ def start_runs(trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequen
     """
     if any(trial.config.train.weight_bits is not None for trial in trials):
         raise ConfigError("a batched model does not round its weights: leave out fuse, or train.weight_bits")
+    if any(trial.own.codes for trial in trials):
+        raise ConfigError("a batched model runs no code of your own: leave out fuse, or model.code and its optimizer")
     started: list[Started] = []
     for trial, folder in zip(trials, folders, strict=True):
         run = Run(trial, corpus, folder, shared=started[0][0] if started else None)
@@ -134,6 +137,7 @@ class Batched:
         self.first = self.runs[0]
         self.step = self.first.progress.step  # the runs' own progress stops where one diverges
         state, copies = self.first.state, len(started)
+        assert isinstance(state.gpt, GPT), "planning refuses own code"
         self.model = stack(state.gpt, [each["model"] for _, each in started])
         self.optimizer = stack_optimizer(state, self.model, [each["optimizer"]["state"] for _, each in started])
         nats = token_losses(self.model)

@@ -32,6 +32,7 @@ from tinyscale.training.distilled import distilled_loss
 from tinyscale.training.evaluate import Evaluation, Scores, rank_and_world, token_losses
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import lr_at
+from tinyscale.training.own import OwnModel
 from tinyscale.training.progress import Outcome, Point, Progress
 from tinyscale.training.recorded import AHEAD, RecordedStep, Update
 from tinyscale.training.train_state import Stopwatch, TrainState
@@ -45,7 +46,7 @@ def train(
     corpus: TokenizedCorpus,
     report: Callable[[Point], None],
     *,
-    teacher: GPT | None = None,
+    teacher: GPT | OwnModel | None = None,
     checkpoints: Folder | None = None,
     should_stop: Callable[[int], bool] = lambda _: False,
 ) -> Outcome:
@@ -90,7 +91,7 @@ class Run:
         corpus: TokenizedCorpus,
         checkpoints: Folder | None,
         shared: Run | None = None,
-        teacher: GPT | None = None,
+        teacher: GPT | OwnModel | None = None,
     ) -> None:
         """Start the trial, or resume it from its checkpoint.
 
@@ -120,7 +121,7 @@ class Run:
         self.saved = time.monotonic()
 
     @property
-    def gpt(self) -> GPT:
+    def gpt(self) -> GPT | OwnModel:
         """The model."""
         return self.state.gpt
 
@@ -231,7 +232,9 @@ class Run:
 
     def evaluate(self) -> Point:
         """Score the validation set and add a point, which covers the training steps since the previous one."""
+        self.gpt.eval()  # which differs for a user's own model, such as one with dropout
         scores = self.evaluation.scores(self.nats, self.autocast())
+        self.gpt.train()
         progress, step = self.progress, self.progress.step
         progress.seconds = self.watch.seconds
         timed, decayed = max(progress.seconds_timed, 1e-9), step == self.end
@@ -259,7 +262,7 @@ class Run:
         progress.start_interval()
         return point
 
-    def _loss_of(self, teacher: GPT) -> float:
+    def _loss_of(self, teacher: GPT | OwnModel) -> float:
         """The teacher's loss on the validation set, nats per token."""
         return self.evaluation.scores(token_losses(teacher), self.autocast()).val_loss
 
@@ -373,8 +376,12 @@ def steps_of(runs: Sequence[Run], update: Update, recordable: bool) -> RecordedS
 
 
 def can_record(run: Run) -> bool:
-    """Whether steps can be CUDA graphs: fp16's loss scale and several workers need the host in each step."""
-    return run.device.type == "cuda" and run.train.precision != "fp16" and run.world == 1
+    """Whether steps can be CUDA graphs: fp16's loss scale and several workers need the host in each step.
+
+    A user's own code may need it too.
+    """
+    alone = run.world == 1 and not run.trial.own.codes
+    return run.device.type == "cuda" and run.train.precision != "fp16" and alone
 
 
 def text_on_device(run: Run) -> Tensor | None:

@@ -206,7 +206,6 @@ class GPT(nn.Module):
         logits: Tensor = self.head(scaled(self.norm(x), self.scales.logits))
         return logits
 
-    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,
@@ -220,17 +219,7 @@ class GPT(nn.Module):
         Temperature 0 takes the most likely token. After eos_token_id a sequence is padded with it; generation ends
         when every sequence has produced it. The model sees the last context_length tokens only.
         """
-        done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-        for _ in range(max_new_tokens):
-            logits = self(tokens[:, -self.config.context_length :])[0][:, -1]  # [B, V]
-            following = sample(logits, temperature, top_k)
-            if eos_token_id is not None:
-                following = torch.where(done, eos_token_id, following)
-                done = done | (following == eos_token_id)
-            tokens = torch.cat([tokens, following[:, None]], dim=1)
-            if bool(done.all()):
-                break
-        return tokens
+        return generate(self, self.config.context_length, tokens, max_new_tokens, temperature, top_k, eos_token_id)
 
     def count_parameters(self) -> dict[str, int]:
         """Number of parameters per part of the model, and their `total`. A tied head is counted with the embedding."""
@@ -249,6 +238,30 @@ class GPT(nn.Module):
         total = sum(parameter.numel() for parameter in self.parameters())
         assert sum(counts.values()) == total, "every parameter belongs to one part"
         return {**counts, "total": total}
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    context_length: int,
+    tokens: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    eos_token_id: int | None,
+) -> Tensor:
+    """What `GPT.generate` returns, of any model that is called as the GPT is."""
+    done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+    for _ in range(max_new_tokens):
+        logits = model(tokens[:, -context_length:])[0][:, -1]  # [B, V]
+        following = sample(logits, temperature, top_k)
+        if eos_token_id is not None:
+            following = torch.where(done, eos_token_id, following)
+            done = done | (following == eos_token_id)
+        tokens = torch.cat([tokens, following[:, None]], dim=1)
+        if bool(done.all()):
+            break
+    return tokens
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:

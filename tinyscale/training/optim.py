@@ -10,8 +10,10 @@ import torch
 from lion_pytorch import Lion
 from torch import Tensor, nn
 
-from tinyscale.spec.config import ModelConfig, TrainConfig
+from tinyscale.spec.code import Code
+from tinyscale.spec.config import ModelConfig, OwnOptimizer, TrainConfig
 from tinyscale.spec.costs import decay_steps
+from tinyscale.training.own import OwnModel, build_own_optimizer
 from tinyscale.training.parametrization import Multipliers, is_matrix, multipliers
 
 Groups = list[dict[str, Any]]  # PyTorch's parameter groups
@@ -79,13 +81,17 @@ class MuonWithAdamW:
 
 
 def build_optimizer(
-    model: nn.Module, train: TrainConfig, config: ModelConfig | None = None
+    model: nn.Module, train: TrainConfig, config: ModelConfig | None = None, code: Code | None = None
 ) -> torch.optim.Optimizer | MuonWithAdamW:
     """The optimizer of the model's parameters. Matrices and embeddings have weight decay, norms and biases do not.
 
-    config: of a GPT, whose parametrization then scales the settings of each parameter.
+    config: of a GPT, whose parametrization then scales the settings of each parameter. code: of a user's own optimizer.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    user_sees = model.model if isinstance(model, OwnModel) else model
+    named = [(name, parameter) for name, parameter in user_sees.named_parameters() if parameter.requires_grad]
+    if isinstance(train.optimizer, OwnOptimizer):
+        assert code is not None, "a trial has the code that its configuration names"
+        return build_own_optimizer(code, named, train)
     if train.optimizer == "muon":
         return MuonWithAdamW(named, train, config)
     return BUILDERS[train.optimizer](_groups(named, train, config), train)
@@ -112,7 +118,7 @@ def _groups(named: Named, train: TrainConfig, config: ModelConfig | None) -> Gro
     groups: dict[tuple[bool, Multipliers], dict[str, Any]] = {}
     for name, parameter in sorted(named, key=lambda each: each[1].dim() < 2):
         decays = parameter.dim() >= 2
-        by = multipliers(name, parameter, config, train.optimizer) if config else Multipliers()
+        by = multipliers(name, parameter, config, train.rule) if config else Multipliers()
         group = groups.setdefault((decays, by), {"params": []})
         group["params"].append(parameter)
         group |= {"weight_decay": by.weight_decay * train.weight_decay if decays else 0.0}

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tinyscale.spec.config import BASE_DEPTH, BASE_WIDTH, OPTIMIZERS, ModelConfig
+from tinyscale.spec.config import BASE_DEPTH, BASE_WIDTH, ModelConfig, Optimizer
 
 EMBEDDING_STD = 0.02  # initial, of embeddings
 
@@ -41,13 +41,13 @@ class Multipliers:
     eps: float = 1.0
 
 
-def multipliers(name: str, parameter: Tensor, config: ModelConfig, optimizer: str) -> Multipliers:
+def multipliers(name: str, parameter: Tensor, config: ModelConfig, rule: Optimizer) -> Multipliers:
     """The multipliers of a model's parameter, which has this name in it."""
     m, hidden = config.d_model / BASE_WIDTH, name.startswith("blocks.")
     if config.parametrization == "mup":
         return Multipliers(lr=width_scale(config) if is_matrix(name, parameter, "blocks.", "head.") else 1.0)
     if config.parametrization == "completep":
-        lr = m ** -OPTIMIZERS[optimizer].width_power if is_matrix(name, parameter, "blocks.") else 1.0
+        lr = m**-rule.width_power if is_matrix(name, parameter, "blocks.") else 1.0
         return Multipliers(lr, 1 / lr, scales(config).branch / m if hidden else 1 / m)
     return Multipliers()
 

@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from tinyscale.spec.config import OPTIMIZERS
 from tinyscale.spec.trial import Trial
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import UnitRate, build_optimizer, make_capturable, plain_state, set_rate, with_tensor_rate
+from tinyscale.training.own import build_model
 from tinyscale.training.rounding import round_in_use
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,24 +25,28 @@ class TrainState:
     def __init__(self, trial: Trial, device: torch.device) -> None:
         self.device, self.train = device, trial.config.train
         torch.manual_seed(trial.config.seed)
-        self.gpt = GPT(trial.config.model, trial.vocab_size).to(device)
-        round_in_use(self.gpt.blocks, self.train.weight_bits)
-        self.optimizer = build_optimizer(self.gpt, self.train, trial.config.model)
+        self.own = trial.own
+        self.gpt = build_model(trial).to(device)
+        if isinstance(self.gpt, GPT):
+            round_in_use(self.gpt.blocks, self.train.weight_bits)
+        self.optimizer = build_optimizer(self.gpt, self.train, trial.config.model, trial.own.optimizer)
         self.scaler: Any = torch.amp.GradScaler(device.type, enabled=self.train.precision == "fp16")
         self._fresh = self.optimizer.state_dict()
         self._prepare()
 
     def _prepare(self) -> None:
         """Give the optimizer an lr on the device, in its param_groups or by `UnitRate`."""
-        make_capturable(self.optimizer)
         self.unit_rate: UnitRate | None = None
+        if self.own.optimizer:
+            return  # of which only a number is known to work
+        make_capturable(self.optimizer)
         if not with_tensor_rate(self.optimizer) and self.device.type != "cpu" and self.linear_in_lr:
             self.unit_rate = UnitRate(self.optimizer)
 
     @property
     def linear_in_lr(self) -> bool:
         """Whether an update at lr is lr times an update at lr 1."""
-        return OPTIMIZERS[self.train.optimizer].linear_in_lr
+        return self.train.rule.linear_in_lr
 
     @property
     def takes_tensor_rate(self) -> bool:
@@ -52,7 +56,7 @@ class TrainState:
     def restart(self, trial: Trial) -> Self:
         """Set the same tensors to the initial state of another trial of this shape; returns self."""
         torch.manual_seed(trial.config.seed)
-        self.gpt.load_state_dict(GPT(trial.config.model, trial.vocab_size).state_dict())
+        self.gpt.load_state_dict(build_model(trial).state_dict())
         self.optimizer.load_state_dict(self._fresh)
         self._prepare()
         return self
@@ -81,13 +85,22 @@ class TrainState:
             "model": self.gpt.state_dict(),
             "optimizer": plain_state(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
+            **({"random": self._random_state()} if self.own.codes else {}),
         }
+
+    def _random_state(self) -> list[Tensor]:
+        """Of the generators that a user's own code may draw from, for dropout say; ours draws nothing in training."""
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned. The optimizer then holds new tensors."""
         self.gpt.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if random := [each.cpu() for each in state.get("random", [])]:
+            torch.set_rng_state(random[0])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(random[-1], self.device)
         self._prepare()
 
 
