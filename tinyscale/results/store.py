@@ -5,6 +5,7 @@
     launches/<sweep>-<time>-<random>.json   how one launch went: see launches.py
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
     measurements/<trial>.parquet   rows of `MEASUREMENTS`, of what was asked of the finished trial
+    optuna/<sweep>.log         the studies of a search
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
 read it at every moment. A program that opens one file twice, as these do, may have to try again where a trial has
@@ -55,6 +56,7 @@ class Results:
         self.measurements = self.folder / "measurements"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
+        self.studies = self.folder / "optuna"
         self.leases = self.folder / "leases"
         self.cache = self.folder / ".cache"
 
@@ -139,6 +141,7 @@ class Results:
         kept = self.checkpoints(identity)
         for name in [] if kept.is_link else kept.names():
             kept.delete(name)
+        kept.delete_empty()
         self.measurements.delete(f"{identity}.parquet")
         self.trials.delete(f"{identity}.parquet")
         lease.release()
