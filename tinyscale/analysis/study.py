@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import (
     Group,
     by_setting,
+    choose_rows,
     free_settings,
     keep_final,
     read_groups,
@@ -30,6 +31,7 @@ from tinyscale.analysis.runs import (
 from tinyscale.analysis.table import given_columns
 from tinyscale.analysis.table_checks import explaining, refuse_scattered
 from tinyscale.analysis.table_file import ending_of, typed
+from tinyscale.analysis.where import Where
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit, without_idle_floor
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
@@ -64,8 +66,9 @@ class Refusal:
 class Analysis:
     """fits: of every group that supports a law; contrasts: of arms; dropped: (sweep, arm) -> rows left out, by reason.
 
-    source: the file the runs came from, or TRIALS; reading: how the file's columns were read, in sentences; written:
-    paths; replaced: fits that were there, made otherwise; both are empty until `write_analysis`.
+    source: the file the runs came from, or TRIALS; where: the expression that chose them, or empty; reading: how the
+    file's columns were read, in sentences; written: paths; replaced: fits that were there, made otherwise; both are
+    empty until `write_analysis`.
     """
 
     fits: tuple[AnyFit, ...]
@@ -73,6 +76,7 @@ class Analysis:
     refused: tuple[Refusal, ...]
     dropped: Mapping[tuple[str, str], Mapping[str, int]]
     source: str
+    where: str = ""
     reading: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
@@ -85,10 +89,12 @@ def find_laws(
     columns: Mapping[str, str] | None = None,
     convention: str | None = None,
     pool: bool = False,
+    where: str | None = None,
     **options: Any,
 ) -> Analysis:
     """Fit every group at `location` and compare arms; nothing is written.
 
+    where: fit only the runs that fulfil this expression over their columns; the fits say so.
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
     options: of `fit_law`.
     """
@@ -97,15 +103,16 @@ def find_laws(
         columns = {**CONVENTIONS[convention], **(columns or {})}
     if ending_of(location):
         columns = _with_loss(law, columns)
-    groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
+    chosen = Where.read(where) if where is not None else None
+    groups, source = read_groups(location, columns=columns, pool=pool, where=chosen), source_of(location)
     if source == TRIALS and not pool:
         students = list(distilled_groups(groups))
         groups = [each for group in groups for each in with_parts(group, law)]
-        groups += [*students, *measured_groups(Results(location))]
+        groups += [*students, *_chosen_of(measured_groups(Results(location)), chosen)]
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = list(contrasts_of(groups))
-    fits = tuple(_from(source, each) for each in outcomes if not isinstance(each, Refusal))
+    fits = tuple(_from(source, chosen, each) for each in outcomes if not isinstance(each, Refusal))
     notes = [note for group in groups for note in group.notes] + not_used(named, groups, fits)
     return Analysis(
         fits=fits,
@@ -113,6 +120,7 @@ def find_laws(
         refused=tuple(each for each in (*outcomes, *contrasts) if isinstance(each, Refusal)),
         dropped={(group.sweep, group.arm): group.dropped for group in groups if group.law is None},
         source=source,
+        where=chosen.text if chosen else "",
         reading=tuple(dict.fromkeys(notes)),
     )
 
@@ -134,8 +142,17 @@ def not_used(named: Mapping[str, str], groups: Sequence[Group], fits: Sequence[A
     return [f"named and not used by {laws}: {', '.join(idle)}"] if fits and idle else []
 
 
-def _from(source: str, found: AnyFit) -> AnyFit:
-    return replace(found, origin=replace(found.origin, source=source))
+def _chosen_of(measured: Iterable[Group], where: Where | None) -> list[Group]:
+    """The groups of measurements as far as their trials are chosen."""
+    return [group for each in measured if (group := choose_rows(each, where)) is not None]
+
+
+def _from(source: str, where: Where | None, found: AnyFit) -> AnyFit:
+    """The fit with what its runs are."""
+    origin = replace(found.origin, source=source)
+    if where is not None:
+        origin = replace(origin, where=where.text, title=f"{origin.title} where {where.text}")
+    return replace(found, origin=origin)
 
 
 def source_of(location: str) -> str:
@@ -373,7 +390,8 @@ def fit_to_draw(
         raise FitError(f"no fit {name} to draw; there are {', '.join(each.name for each in records)}")
     if asked and asked[0].origin.source != TRIALS:
         location, columns = asked[0].origin.source, columns or given_columns(asked[0].columns)
-    done = find_laws(location, law=asked[0].law if asked else law, columns=columns)
+    where = (asked[0].origin.where if asked else "") or None
+    done = find_laws(location, law=asked[0].law if asked else law, columns=columns, where=where)
     fits = [found for found in done.fits if _is_asked(found.record, law, name)]
     if not fits:
         there = ", ".join(dict.fromkeys(each.name for each in (*records, *(found.record for found in done.fits))))
@@ -386,7 +404,8 @@ def fit_to_draw(
 
 
 def _is_asked(record: Record, law: str | None, name: str | None) -> bool:
-    return name in (None, record.name) and law in (None, record.law)
+    """Whether a fit answers to these; one of chosen runs answers to its name alone."""
+    return name == record.name or (name is None and law in (None, record.law) and not record.origin.where)
 
 
 def _which(records: Sequence[Record]) -> FitError:
