@@ -36,7 +36,7 @@ from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit, without_idle_floor
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
-from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.fit import DRAWS, Fit, Method
 from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.laws.optima import LAW_OF, SETTINGS, TUNING
 from tinyscale.fitting.optima import Optima
@@ -238,15 +238,34 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
 
 
 def fit_frame(
-    frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
+    frame: pd.DataFrame,
+    law: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    delta: float | None = None,
+    intervals: Method = "auto",
+    draws: int = DRAWS,
+    holdout: int = 1,
+    seed: int = 0,
+    hold: Mapping[str, float] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    one_sided: bool = False,
 ) -> AnyFit:
     """Fit a scaling law to a frame of results, or to any frame of one row per run, read as `tinyscale fit` reads it.
 
     Of results only the last points of finished trials are kept; what was dropped is in the fit's `points` line.
     law: left out, the one for what varies. columns: variables n, d, c, ... and loss, settings and labels -> the frame's
-    columns, where they have other names. options: of `fit_law` (delta, intervals, draws, holdout, seed, hold, prior,
-    one_sided). FitError when the runs cannot support the law, or are several curves.
+    columns, where they have other names.
+    delta: of Huber's function on log loss; None: inf (least squares) below 50 clusters of runs, else 1e-3. intervals:
+    auto is profile below 50 clusters, else bootstrap over clusters. draws: bootstrap replicates, and seed theirs.
+    holdout: how many of the largest sizes to hold out for the error. hold: parameter -> its value; prior: parameter ->
+    mean and standard deviation. one_sided: runs above the law count a tenth. FitError when the runs cannot support the
+    law, or are several curves.
     """
+    options: dict[str, Any] = {
+        "delta": delta, "intervals": intervals, "draws": draws, "holdout": holdout, "seed": seed, "hold": hold,
+        "prior": prior, "one_sided": one_sided, "average": law is None,
+    }  # fmt: skip
     whole = _one_group(frame, _with_loss(law, columns))
     refuse_mixed(whole)
     parts = _parts_of(whole, law)
@@ -258,7 +277,6 @@ def fit_frame(
             f"of one, for example frame[frame[{free[0]!r}] == {first!r}], or law='lr' for the best rate"
         )
     main = law or laws_for(whole.frame, whole.columns)[0]
-    options.setdefault("average", law is None)
     (found,) = fit_group(whole, main, every_convention=False, **options)
     if isinstance(found, Optima) and law is None:
         with suppress(FitError):  # the optima stand without it
