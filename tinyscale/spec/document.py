@@ -49,8 +49,13 @@ class Document:
         return f"{self.path}, line {self.lines[keys]}" if keys else self.path
 
 
-def load_document(path: str | Path) -> Document:
-    """Read a YAML 1.2 file whose top level is a mapping. ConfigError names the line of a syntax error."""
+def load_document(
+    path: str | Path, kind: str = "a sweep file is a mapping of keys such as name, base, axes"
+) -> Document:
+    """Read a YAML 1.2 file whose top level is a mapping. ConfigError names the line of a syntax error.
+
+    kind: what is said of a file that holds something else.
+    """
     try:
         source = _read_text(Path(path))
     except FileNotFoundError as error:
@@ -60,7 +65,7 @@ def load_document(path: str | Path) -> Document:
     lines: dict[Keys, int] = {}
     content = _plain(_parse(source, str(path)), (), lines, str(path))
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a sweep file is a mapping of keys such as name, base, axes")
+        raise ConfigError(f"{path}: {kind}")
     return Document(str(path), source, content, lines)
 
 
