@@ -160,6 +160,7 @@ def test_a_sweep_is_removed_with_all_of_it_and_what_another_sweep_names_is_kept(
     shared = set(width) & set(arms)
     folder.write_measurements(width[0], [], PROVENANCE)
     folder.studies.write("width.log", b"{}\n")
+    (folder.events / "width" / width[0]).write("events.out.tfevents.1.host", b"")
     said = run(folder, "rm", "-y", "--sweep", "width").output
     assert "kept: 2 trials that another sweep names too" in said
     assert "removed 4 trials and the record of width" in said
@@ -168,6 +169,7 @@ def test_a_sweep_is_removed_with_all_of_it_and_what_another_sweep_names_is_kept(
     assert [record.name for record in folder.read_sweeps()] == ["arms"]
     assert [name.partition("-2026")[0] for name in folder.launches.names()] == ["width-tune"]
     files = folder.folder.sizes()
+    assert not [path for path in files if path.startswith(("tensorboard", "optuna"))]
     assert not [path for path in files if any(trial in path for trial in set(width) - shared)]
     assert {path.split("/")[1] for path in files if path.startswith("checkpoints/")} == shared
 
@@ -196,6 +198,15 @@ def test_a_trial_that_a_launch_took_up_meanwhile_stays_and_so_does_its_sweep(res
     assert remove(results, removal) == [trial]
     assert list(results.states()) == [trial]
     assert results.read_sweep("width") is not None
+
+
+def test_a_trial_that_another_sweep_names_since_the_question_stays(results: Results) -> None:
+    add_sweep(results, "width", "", SIZES)
+    removal = plan_removal(results, sweep="width")
+    add_sweep(results, "again", "", SIZES[:1], seeds=1)
+    trial = identities(results, "width")[0]
+    assert remove(results, removal) == [trial]
+    assert list(results.states()) == [trial]
 
 
 def test_no_to_the_question_removes_nothing_and_nothing_named_is_wrong_usage(results: Results) -> None:

@@ -99,7 +99,7 @@ def du(folder: str, as_json: bool) -> None:
 
 @click.command(epilog=examples("rm width/d_model=64,seed=0 3f2a91", "rm --sweep width"))
 @click.argument("trials", nargs=-1)
-@click.option("--sweep", help="Remove this sweep: its trials, its record, its launches, the study of its search.")
+@click.option("--sweep", help="Remove this sweep: its trials, its record, and all else of it.")
 @results_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask first.")
 def rm(trials: tuple[str, ...], sweep: str | None, results: str, yes: bool) -> None:
@@ -129,7 +129,7 @@ def rm(trials: tuple[str, ...], sweep: str | None, results: str, yes: bool) -> N
         click.confirm(f"Remove {' and '.join(what)} from {store.folder}?", abort=True)
     left = remove(store, removal)
     if left:
-        echo(f"kept: {plural(len(left), 'trial')} that a launch has begun to train, and what names them")
+        echo(f"kept: {plural(len(left), 'trial')} that a launch has taken up meanwhile, and the sweep")
     gone = len(removal.trials) - len(left)
     record = f" and the record of {sweep}" if sweep and not left else ""
     echo(f"removed {plural(gone, 'trial')}{record} from {store.folder}; fits of them stay until tinyscale fit runs")

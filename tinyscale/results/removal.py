@@ -11,6 +11,7 @@ from tinyscale.formatting import plural
 from tinyscale.results.leases import clear_void, held_trials
 from tinyscale.results.listing import cells_by_trial, disk_of_trials, require_sweep
 from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepRecord
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Removal:
     """What `remove` will delete.
 
     trials: their rows, measurements and checkpoints. shared: trials that are kept, since another sweep names them too.
-    sweep: deleted with its record, its launches (files of launches/) and the study of its search. disk: bytes of all
-    trials that go.
+    sweep: deleted with its record, its launches (files of launches/), the study of its search and its event files.
+    disk: bytes of all trials that go.
     """
 
     trials: tuple[str, ...]
@@ -37,9 +38,8 @@ def plan_removal(results: Results, trials: Collection[str] = (), sweep: str | No
     """
     records = results.read_sweeps()
     named = require_sweep(results, sweep, records).trials if sweep is not None else []
-    owners = {trial: {each.sweep for each in cells} for trial, cells in cells_by_trial(records).items()}
-    asked = list(dict.fromkeys([*named, *trials]))
-    shared = [trial for trial in asked if len(owners.get(trial, ())) > 1]
+    asked, of_several = list(dict.fromkeys([*named, *trials])), _of_several(records)
+    shared = [trial for trial in asked if trial in of_several]
     gone = [trial for trial in asked if trial not in shared]
     running = held_trials(results.leases).intersection(gone)
     if running:
@@ -55,13 +55,18 @@ def plan_removal(results: Results, trials: Collection[str] = (), sweep: str | No
     return Removal(tuple(there), tuple(shared), size, sweep, tuple(launches))
 
 
+def _of_several(records: Sequence[SweepRecord]) -> set[str]:
+    """The trials that more than one sweep names."""
+    return {trial for trial, cells in cells_by_trial(records).items() if len({each.sweep for each in cells}) > 1}
+
+
 def remove(results: Results, removal: Removal) -> list[str]:
     """Delete it, the sweep's record last, so that the same command goes on after an interruption.
 
-    Returns the trials that stayed, since a launch has begun to train them meanwhile; the sweep's record stays with
-    them.
+    Returns the trials that stayed, since a launch has taken them up meanwhile; the sweep's record stays with them.
     """
-    left = [trial for trial in removal.trials if not results.forget(trial)]
+    taken_up = _of_several(results.read_sweeps())
+    left = [trial for trial in removal.trials if trial in taken_up or not results.forget(trial)]
     clear_void(results.leases)
     if removal.sweep is not None and not left:
         _delete_sweep(results, removal.sweep, removal.launches)
@@ -72,4 +77,10 @@ def _delete_sweep(results: Results, sweep: str, launches: Sequence[str]) -> None
     for name in launches:
         results.launches.delete(name)
     results.studies.delete(f"{sweep}.log")
+    events = results.events / sweep
+    for path in events.sizes():
+        trial, _, name = path.partition("/")
+        (events / trial).delete(name)
+        (events / trial).delete_empty()
+    events.delete_empty()
     results.sweeps.delete(f"{sweep}.json")

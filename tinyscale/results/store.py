@@ -6,6 +6,7 @@
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
     measurements/<trial>.parquet   rows of `MEASUREMENTS`, of what was asked of the finished trial
     optuna/<sweep>.log         the studies of a search
+    tensorboard/<sweep>/<trial>/   its event files, where a launch was asked for them
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
 read it at every moment. A program that opens one file twice, as these do, may have to try again where a trial has
@@ -57,6 +58,7 @@ class Results:
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
         self.studies = self.folder / "optuna"
+        self.events = self.folder / "tensorboard"
         self.leases = self.folder / "leases"
         self.cache = self.folder / ".cache"
 

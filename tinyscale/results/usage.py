@@ -25,6 +25,7 @@ KINDS = {
     "forecasts": "records of sweeps, launches and forecasts",
     "leases": "records of sweeps, launches and forecasts",
     "optuna": "studies of searches",
+    "tensorboard": "logs of TensorBoard",
     ".cache": "copies of rows that make reading faster",
 }
 CACHED = {
