@@ -94,7 +94,7 @@ def find_laws(
 ) -> Analysis:
     """Fit every group at `location` and compare arms; nothing is written.
 
-    where: fit only the runs that fulfil this expression over their columns; the fits say so.
+    where: fit only the runs that fulfil this expression over their columns, and compare no arms; the fits say so.
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
     options: of `fit_law`.
     """
@@ -111,7 +111,7 @@ def find_laws(
         groups += [*students, *_chosen_of(measured_groups(Results(location)), chosen)]
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
-    contrasts = list(contrasts_of(groups))
+    contrasts = [] if chosen else list(contrasts_of(groups))
     fits = tuple(_from(source, chosen, each) for each in outcomes if not isinstance(each, Refusal))
     notes = [note for group in groups for note in group.notes] + not_used(named, groups, fits)
     return Analysis(
