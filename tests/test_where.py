@@ -102,6 +102,7 @@ def test_the_fit_is_that_of_the_chosen_runs_and_says_so(tmp_path: Path) -> None:
     assert found.record.origin.where == "n_non_embedding < 5e6"
     assert found.record.origin.title == "width where n_non_embedding < 5e6"
     assert found.record.origin.dropped["not chosen by --where"] == 2
+    assert found.record.warnings[0] == "of the runs where n_non_embedding < 5e6 only"
     assert len(found.record.name.split("-where-")[1].split("-")[0]) == 6
 
 

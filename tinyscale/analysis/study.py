@@ -150,9 +150,10 @@ def _chosen_of(measured: Iterable[Group], where: Where | None) -> list[Group]:
 def _from(source: str, where: Where | None, found: AnyFit) -> AnyFit:
     """The fit with what its runs are."""
     origin = replace(found.origin, source=source)
-    if where is not None:
-        origin = replace(origin, where=where.text, title=f"{origin.title} where {where.text}")
-    return replace(found, origin=origin)
+    if where is None:
+        return replace(found, origin=origin)
+    origin = replace(origin, where=where.text, title=f"{origin.title} where {where.text}")
+    return replace(found, origin=origin, warnings=(f"of the runs where {where.text} only", *found.warnings))
 
 
 def source_of(location: str) -> str:
