@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import tinyscale as ts
@@ -12,12 +16,19 @@ from helpers.programs import HEAVY, loaded
 from helpers.results import add_sweep, write_results, write_rows
 from helpers.runs import runs_by_rate, runs_of_sizes
 from helpers.sweeps import SWEEP, write_tiny_sweep
+from helpers.trials import make_trial, trial_config
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import read_records
 from tinyscale.analysis.study import find_laws
-from tinyscale.errors import FitError, ResultsError
+from tinyscale.analysis.suggest import suggest_from
+from tinyscale.errors import ConfigError, FitError, LaunchError, ResultsError
 from tinyscale.orchestration.launch import Summary
+from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
+from tinyscale.results.sweep_record import SweepEntry, SweepRecord
+from tinyscale.spec.cell import Cell
+from tinyscale.spec.config import DataConfig
+from tinyscale.training.loop import train
 
 
 def test_every_name_is_there_and_is_loaded_only_when_used() -> None:
@@ -25,6 +36,9 @@ def test_every_name_is_there_and_is_loaded_only_when_used() -> None:
     assert set(ts.__all__) <= set(dir(ts))
     assert not loaded("import tinyscale as ts; assert 'launch' in dir(ts)") & HEAVY
     assert not loaded("import tinyscale as ts; ts.fit; ts.predict; ts.plan_launch; ts.plot_fit") & {"torch", "ray"}
+    assert not loaded(
+        "import tinyscale as ts; ts.Sweep; ts.status; ts.suggest; ts.compare; ts.report; ts.load_model"
+    ) & {"torch", "ray"}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -101,6 +115,128 @@ def test_a_frame_of_ones_own_is_read_as_a_file_is() -> None:
     runs = runs_of_sizes()
     headers = {"n": "Params", "n_non_embedding": "Params", "loss": "Val Loss", "val_loss": "Val Loss"}
     assert ts.fit(runs.rename(columns=headers)).params == ts.fit(runs).params
+
+
+BASE = {
+    "data": {"corpus": "CORPUS", "tokenizer": {"kind": "byte"}, "val_bytes": "101K"},
+    "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "context_length": 32},
+    "train": {"tokens_budget": 5120, "batch_tokens": 256, "lr": 1e-2},
+}
+
+
+def base_on(corpus: Path) -> dict[str, Any]:
+    return {**BASE, "data": {**BASE["data"], "corpus": corpus}}
+
+
+def test_a_sweep_made_in_python_is_that_of_its_file(tmp_path: Path, long_corpus: Path) -> None:
+    made = ts.Sweep.of(
+        "tiny",
+        base_on(long_corpus),
+        title="Which?",
+        axes={"d_model": np.array([16, 32])},
+        arms={"low": {"lr": 1e-5}, "high": {"lr": [0.1, 0.2]}},
+        seeds=range(2),
+        resources={"cpu": 1},
+    )
+    (tmp_path / "tiny.yaml").write_text(made.source)
+    read = ts.load_sweep(tmp_path / "tiny.yaml")
+    assert made.variants == read.variants
+    assert len(made.variants) == 12
+    assert (
+        (made.name, made.title, made.axes)
+        == (read.name, read.title, read.axes)
+        == ("tiny", "Which?", ("d_model", "lr"))
+    )
+    identities = [
+        [each.trial.identity for each in ts.plan_launch(sweep, str(tmp_path / "results"), forecast=False).trials]
+        for sweep in (made, read)
+    ]
+    assert identities[0] == identities[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"axes": {"d_mode": [16]}}, "sweep tiny: axes.d_mode: 'd_mode' names no field; nearest: model.d_model"),
+        ({"axes": {"d_model": [16, -2]}}, r"sweep tiny: axes.d_model.1: model.d_model = -2: it should be"),
+        ({"axes": {"d_model": []}}, "sweep tiny: axes.d_model: d_model has no values"),
+        ({"seeds": [object()]}, "sweep tiny: seeds.0: object is not a value of a sweep"),
+        ({"base": {"train": {"lr": 1}}}, "data is missing"),
+        ({"name": "a b"}, "it should be letters, digits, - and _ only"),
+        ({"overrides": ["d_model"]}, "--set d_model: write field=value"),
+        ({"select": {"d_model": 7}}, "--select d_model=7: d_model never is 7; it is 16, 32"),
+    ],
+)
+def test_a_mistake_in_python_is_the_error_of_a_file_with_the_key_in_place_of_the_line(
+    long_corpus: Path, changes: dict[str, Any], says: str
+) -> None:
+    keys = {"name": "tiny", "base": base_on(long_corpus), "axes": {"d_model": [16, 32]}, **changes}
+    with pytest.raises(ConfigError, match=says):
+        ts.Sweep.of(**keys)
+
+
+def test_overrides_and_a_selection_are_texts_or_mappings(tmp_path: Path, long_corpus: Path) -> None:
+    made = ts.Sweep.of(
+        "tiny", base_on(long_corpus), axes={"d_model": [16, 32, 48]}, arms={"a": {}, "b": {"bias": True}}
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(made.source)
+    by_text = ts.plan_launch(
+        path, str(tmp_path), overrides=["lr=2e-5", "tokenizer={kind: char}"], select=["d_model=16,48", "arm=b"],
+        forecast=False,
+    )  # fmt: skip
+    by_mapping = ts.plan_launch(
+        path, str(tmp_path), overrides={"lr": 2e-5, "tokenizer": {"kind": "char"}},
+        select={"d_model": [16, 48], "arm": "b"}, forecast=False,
+    )  # fmt: skip
+    assert [each.trial.identity for each in by_text.trials] == [each.trial.identity for each in by_mapping.trials]
+    assert {each.trial.config.train.lr for each in by_text.trials} == {2e-5}
+    assert [each.cell.axes["d_model"] for each in by_text.trials] == [16, 48]
+    with pytest.raises(ConfigError, match="a Sweep is read already: give overrides and select to load_sweep"):
+        ts.plan_launch(made, str(tmp_path), overrides={"lr": 1})
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_a_log_that_is_not_installed_is_an_error_before_the_sweep_is_read(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="--log mlflow needs a package that is not installed"):
+        ts.launch(tmp_path / "nowhere.yaml", log="mlflow")
+
+
+def test_states_comparisons_and_suggestions_are_those_of_the_command_line(fitted: str) -> None:
+    states = ts.status(fitted)
+    assert {record.name for record in states.sweeps} >= {"width", "optimizer"}
+    (row,) = ts.compare(fitted, sweep="optimizer").to_dict("records")
+    (written,) = json.loads((Path(fitted) / "fits" / "contrasts.json").read_text())
+    assert {name: row[name] for name in ("arm", "base", "verdict", "p")} == {
+        name: written[name] for name in ("arm", "base", "verdict", "p")
+    }
+    with pytest.raises(FitError, match="no arms of width to compare"):
+        ts.compare(fitted, sweep="width")
+    suggestion, content = ts.suggest(fitted, flops=1e13)
+    assert content is not None
+    assert (suggestion, content) == suggest_from(fitted, 1e13, "loss")
+    with pytest.raises(ResultsError, match="no such folder"):
+        ts.status("nowhere")
+
+
+def test_a_report_is_a_page_whose_path_is_given(tmp_path: Path) -> None:
+    sizes = [("base", {"d_model": width, "tokens_budget": 512_000}) for width in (16, 32, 48, 64)]
+    add_sweep(Results(str(tmp_path)), "width", "", sizes)
+    assert Path(ts.report(str(tmp_path))) == tmp_path / "report.html"
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_model_is_loaded_by_the_cell_of_its_trial(tmp_path: Path, tiny_corpus: DataConfig) -> None:
+    results = Results(str(tmp_path))
+    trial, corpus = make_trial(trial_config(tiny_corpus))
+    outcome = train(trial, corpus, lambda _: None, checkpoints=results.checkpoints(trial.identity))
+    rows = [point_columns(trial, vars(point), corpus.val_tokens, corpus.val_bytes) for point in outcome.points]
+    results.write_trial(trial, rows, outcome.state, None, {})
+    entry = SweepEntry(trial.identity, Cell("base", {"d_model": 16}, 0))
+    results.write_sweep(SweepRecord("width", "", "", ("d_model",), (entry,), {}))
+    model = ts.load_model(str(tmp_path), "width/d_model=16,seed=0")
+    assert model.identity == trial.identity
+    assert not model.gpt.training
 
 
 @pytest.mark.slow

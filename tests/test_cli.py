@@ -153,7 +153,7 @@ def test_a_traceback_comes_only_with_debug(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [
     ("status",), ("status", "--json"), ("retry", "--state", "failed"),
-    ("fit",), ("report",), ("plot", "--out", "a.svg"),
+    ("fit",), ("report",), ("plot", "--out", "a.svg"), ("ls",), ("du",),
 ])  # fmt: skip
 def test_a_results_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path, command: tuple[str, ...]) -> None:
     name, *options = command
@@ -197,7 +197,7 @@ def test_every_command_that_reads_or_writes_results_takes_the_option() -> None:
     without = {
         name for name, command in cli.commands.items() if "--results" not in str([p.opts for p in command.params])
     }
-    assert without == {"corpora"}
+    assert without == {"corpora", "import"}
 
 
 def test_the_statuses_that_the_guide_lists_are_those_of_the_program() -> None:

@@ -3,10 +3,16 @@
     import tinyscale as ts
 
     ts.launch("sweeps/quickstart.yaml")          # trains missing trials; writes rows to results/
+    ts.launch(ts.Sweep.of("width", base, axes={"d_model": [16, 32]}))  # the same without a file
+    ts.status("results")                         # which trials are done, running or failed
     frame = ts.read_results("results")           # a DataFrame, one row per point
     law = ts.fit(frame)                          # the law of the variables that vary, of the final points
     ts.plot_fit(law)
-    ts.predict("results", n=1e7)                 # from the fits that `tinyscale fit` wrote
+    ts.compare("results")                        # the arms of each sweep against its base
+    ts.report("results")                         # one HTML page; also fits as `tinyscale fit` does
+    ts.predict("results", n=1e7)                 # from the fits that are written there
+    ts.suggest("results", flops=1e17)            # which runs to train next
+    ts.load_model("results", "width/d_model=16,seed=0").gpt
 
 Each name is imported on first use, so importing tinyscale imports neither torch nor ray.
 """
@@ -17,28 +23,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyscale.api import fit, launch, plan_launch, predict
+    from tinyscale.api import compare, fit, launch, load_model, plan_launch, predict, report, status, suggest
     from tinyscale.reporting.plot_law import plot_fit
     from tinyscale.results.store import read_results
-    from tinyscale.spec.sweep import load_sweep
+    from tinyscale.spec.sweep import Sweep, load_sweep
 
-_HOMES = {
-    "fit": "tinyscale.api",
-    "launch": "tinyscale.api",
+__all__ = [
+    "Sweep",
+    "compare",
+    "fit",
+    "launch",
+    "load_model",
+    "load_sweep",
+    "plan_launch",
+    "plot_fit",
+    "predict",
+    "read_results",
+    "report",
+    "status",
+    "suggest",
+]
+
+_ELSEWHERE = {
+    "Sweep": "tinyscale.spec.sweep",
     "load_sweep": "tinyscale.spec.sweep",
-    "plan_launch": "tinyscale.api",
     "plot_fit": "tinyscale.reporting.plot_law",
-    "predict": "tinyscale.api",
     "read_results": "tinyscale.results.store",
 }
 
-__all__ = ["fit", "launch", "load_sweep", "plan_launch", "plot_fit", "predict", "read_results"]
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'tinyscale' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "tinyscale.api")), name)
 
 
 def __dir__() -> list[str]:

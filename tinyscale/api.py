@@ -1,57 +1,134 @@
-"""The functions for notebooks: plan, launch and predict, as the command line does, but returning objects."""
+"""The functions for notebooks: what the command line does, but returning objects."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from tinyscale.analysis.predict import predict_all
-from tinyscale.analysis.records import read_records
+from tinyscale.analysis.records import contrasts_table, read_records
+from tinyscale.analysis.runs import read_groups
+from tinyscale.analysis.study import Refusal, contrasts_of
 from tinyscale.analysis.study import fit_frame as fit
+from tinyscale.analysis.suggest import suggest_from
+from tinyscale.errors import ConfigError, FitError
+from tinyscale.fitting.design import Suggestion
 from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results
-from tinyscale.spec.sweep import Sweep, load_sweep
+from tinyscale.spec.sweep import Options, Sweep, load_sweep
 
-__all__ = ["fit", "launch", "plan_launch", "predict"]
+__all__ = ["compare", "fit", "launch", "load_model", "plan_launch", "predict", "report", "status", "suggest"]
 
 if TYPE_CHECKING:
+    from tinyscale.inference.trained import Trained
     from tinyscale.orchestration.summary import Summary
 
 
-def plan_launch(sweep: Sweep | str | Path, results: str = "results", *, forecast: bool = True) -> Plan:
+def plan_launch(
+    sweep: Sweep | str | Path,
+    results: str = "results",
+    *,
+    overrides: Options = (),
+    select: Options = (),
+    forecast: bool = True,
+) -> Plan:
     """The plan of launching a sweep on this machine.
 
-    sweep: a Sweep or the path of its file. results: a folder, s3:// or gs://. forecast: measure this machine's speed
-    for the expected time. ConfigError or DataError if the sweep is not legal.
+    sweep: a Sweep or the path of its file, of which overrides and select change the base and take a part (as of
+    `load_sweep`). results: a folder, s3:// or gs://. forecast: measure this machine's speed for the expected time.
+    ConfigError or DataError if the sweep is not legal.
     """
-    return make_plan(_loaded(sweep), Results(results), measure=forecast)
+    return make_plan(_loaded(sweep, overrides, select), Results(results), measure=forecast)
 
 
 def launch(
     sweep: Sweep | str | Path,
     results: str = "results",
     *,
+    overrides: Options = (),
+    select: Options = (),
     address: str | None = None,
     keep_weights: bool = True,
     quiet: bool = False,
+    log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
 ) -> Summary:
     """Train the trials of a sweep that the results lack; returns the state of each trial and the timings.
 
-    address: a running Ray cluster (host:port or auto); None: Ray is started here and stopped at the end.
-    keep_weights: keep the final weights of each trial. quiet: print nothing. LaunchError if Ray cannot be reached.
+    sweep, overrides, select: as of `plan_launch`. address: a running Ray cluster (host:port or auto); None: Ray is
+    started here and stopped at the end. keep_weights: keep the final weights of each trial. quiet: print nothing. log:
+    log progress and losses there as well. ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot
+    be reached or the package of the log is not installed.
     """
     from tinyscale.orchestration.launch import launch as launch_plan
+    from tinyscale.orchestration.logs import require_package
     from tinyscale.orchestration.session import ray_session
     from tinyscale.reporting.terminal import PlainConsole
 
+    if log:
+        require_package(log)
+    read = _loaded(sweep, overrides, select)
     store = Results(results)
     store.folder.require_writable()
     with ray_session(address) as cluster:
-        made = make_plan(_loaded(sweep), store, cluster.capacity, measure=False)
+        made = make_plan(read, store, cluster.capacity, measure=False)
         console = PlainConsole(quiet=quiet)
-        return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet)
+        return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet, log=log)
+
+
+def status(results: str = "results") -> Status:
+    """The sweeps of a results folder and the state of each of their trials. ResultsError if there is no folder."""
+    store = Results(results)
+    store.folder.require_there()
+    return read_status(store)
+
+
+def load_model(results: str, trial: str) -> Trained:
+    """A trained model (`gpt`, a torch module in evaluation mode) with its `tokenizer` and its `config`.
+
+    trial: the beginning of its identity, or its cell, such as width/d_model=64,seed=0. ResultsError if no trial or
+    several have that name, or without its weights; DataError if its corpus now gives another tokenizer.
+    """
+    from tinyscale.inference.trained import load_trained
+
+    return load_trained(Results(results), trial)
+
+
+def compare(results: str = "results", *, sweep: str | None = None) -> pd.DataFrame:
+    """The arms of the sweeps of a results folder against the base of each, one row per arm; nothing is written.
+
+    Columns: sweep, arm, base, difference (arm minus base, in `unit`), the ends low and high of its 95 % interval, p (by
+    Holm), pairs, and verdict, a sentence. sweep: only this one. ResultsError without runs; FitError if no arms compare.
+    """
+    groups = [group for group in read_groups(results) if sweep in (None, group.sweep)]
+    found = list(contrasts_of(groups))
+    contrasts = [each for each in found if not isinstance(each, Refusal)]
+    if not contrasts:
+        reasons = [str(each) for each in found if isinstance(each, Refusal)]
+        which = f"of {sweep} " if sweep else ""
+        raise FitError("\n".join([f"{results}: no arms {which}to compare; launch a sweep with two or more", *reasons]))
+    return contrasts_table([each.as_json() for each in contrasts])
+
+
+def suggest(
+    results: str = "results", *, flops: float, target: str = "loss", fit: str | None = None
+) -> tuple[Suggestion, dict[str, Any] | None]:
+    """The runs that shrink an interval most for a budget, and the sweep that trains them, for `Sweep.of(**content)`.
+
+    flops: of training, to spend. target: a parameter, or the loss at ten times the sizes. fit: its name in fits.json;
+    None: the first. The sweep is None where the fit's runs belong to none. FitError if there is no such fit, or the
+    budget pays for no run.
+    """
+    return suggest_from(results, flops, target, fit)
+
+
+def report(results: str = "results") -> str:
+    """Fit what a results folder holds and write report.html there, with its tables and plots; the page's path."""
+    from tinyscale.reporting.page import write_report
+
+    return write_report(results)[-1]
 
 
 def predict(
@@ -72,5 +149,12 @@ def predict(
     return pd.DataFrame(rows)
 
 
-def _loaded(sweep: Sweep | str | Path) -> Sweep:
-    return sweep if isinstance(sweep, Sweep) else load_sweep(sweep)
+def _loaded(sweep: Sweep | str | Path, overrides: Options, select: Options) -> Sweep:
+    """The sweep, read from its file. ConfigError for changes to one that was read before."""
+    if not isinstance(sweep, Sweep):
+        return load_sweep(sweep, overrides=overrides, select=select)
+    if overrides or select:
+        raise ConfigError(
+            "a Sweep is read already: give overrides and select to load_sweep or Sweep.of, or a path here"
+        )
+    return sweep

@@ -181,6 +181,15 @@ class Folder:
         files = (info for info in found if info.is_file and info.base_name.endswith(suffix))
         return {info.base_name: f"{info.base_name} {info.size} {info.mtime_ns}" for info in files}
 
+    def sizes(self) -> dict[str, int]:
+        """Path in this folder -> bytes, of the files at every depth; what a link leads to is not counted."""
+        if self.is_local:
+            inside = (Path(parent, name) for parent, _, names in os.walk(self.path) for name in names)
+            return {str(path.relative_to(self.path)): size for path in inside if (size := _size(path)) is not None}
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        found = self._reach(lambda: self.fs.get_file_info(selector))
+        return {info.path.removeprefix(f"{self.path}/"): info.size for info in found if info.is_file}
+
     def exists(self, name: str) -> bool:
         """Whether the folder has a file of that name."""
         path = self._path_of(name)
@@ -210,6 +219,12 @@ class Folder:
         if self.exists(name):
             with self.guard():
                 self._reach(lambda: self.fs.delete_file(path))
+
+    def delete_empty(self) -> None:
+        """Delete the folder, if it is there and holds nothing; an object store keeps no empty ones."""
+        if self.is_local and not self.is_link:
+            with suppress(OSError):  # it is not there, or not empty
+                Path(self.path).rmdir()
 
     def set_aside(self, name: str, content: bytes) -> str:
         """Keep what a damaged file holds under another name, here; the path of that."""
@@ -292,6 +307,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where it has gone."""
+    with suppress(FileNotFoundError):
+        return path.lstat().st_size
+    return None
 
 
 def _holder_of(lock: Path) -> str:

@@ -47,7 +47,7 @@ def tuning_laws(results: Results) -> list[Record]:
     """The records of the laws of the best settings that `fit` left in a results folder; none before it ran."""
     if not (results.folder / "fits").exists(FITS):
         return []
-    return [record for record in read_records(results.location)[1] if record.law in TUNING]
+    return [record for record in read_records(results.location)[1] if record.law in TUNING and not record.origin.where]
 
 
 def best_settings(trial: Trial, open_: Sequence[str], laws: Sequence[Record]) -> dict[str, tuple[float, str]]:

@@ -83,6 +83,7 @@ class WrittenFit:
     columns: dict[str, str]
     points: int
     source: str = TRIALS
+    where: str = ""
     method: str = ""
     certificate: dict[str, Any] = field(default_factory=dict)
     noise: Noise | None = None

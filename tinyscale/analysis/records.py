@@ -44,12 +44,13 @@ def parameters_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]:
+def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str, where: str = "") -> list[str]:
     """Write fits/ (fits.json, refits) and tables/ (CSV and Parquet) under a results folder; the paths written.
 
-    source: the file the runs came from, or TRIALS. Fits of other sources stay; ResultsError where a name is taken.
+    source: the file the runs came from, or TRIALS; where: the expression that chose them. Fits of other sources, or of
+    other runs of this one, stay; ResultsError where a name is taken.
     """
-    others = [each for each in _other_records(folder / "fits") if each.origin.source != source]
+    others = [each for each in _other_records(folder / "fits") if not is_of(each, source, where)]
     taken = {each.name: each.origin.source for each in others}
     for found in fits:
         if found.record.name in taken:
@@ -57,7 +58,7 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
                 f"{folder}: a fit {found.record.name} of {taken[found.record.name]} is there already; rename the file, "
                 "or name another folder with --results"
             )
-    records = sorted([*others, *(found.record for found in fits)], key=lambda each: each.origin.source != TRIALS)
+    records = sorted([*others, *(found.record for found in fits)], key=_rank)
     refits = {
         f"{found.record.name}.draws.parquet": _parquet(found.refits) for found in fits if found.refits is not None
     }
@@ -70,7 +71,17 @@ def write_fits(folder: Folder, fits: Sequence[AnyFit], source: str) -> list[str]
     return _write(folder / "fits", {FITS: text.encode(), **refits}) + _write(folder / "tables", csv | parquet)
 
 
-def replaced_by(folder: Folder, fits: Sequence[AnyFit], source: str) -> tuple[str, ...]:
+def is_of(record: Record, source: str, where: str = "") -> bool:
+    """Whether a record is of these runs: all of a source, or those that an expression chose."""
+    return (record.origin.source, record.origin.where) == (source, where)
+
+
+def _rank(record: Record) -> tuple[bool, bool]:
+    """Fits to the results' own runs come first, and of each source those to all of its runs."""
+    return record.origin.source != TRIALS, bool(record.origin.where)
+
+
+def replaced_by(folder: Folder, fits: Sequence[AnyFit], source: str, where: str = "") -> tuple[str, ...]:
     """Names of the fits to the same runs that `write_fits` would replace by fits with other options, or drop."""
     now = {found.record.name: found.record for found in fits}
 
@@ -81,7 +92,7 @@ def replaced_by(folder: Folder, fits: Sequence[AnyFit], source: str) -> tuple[st
     return tuple(
         each.name
         for each in _other_records(folder / "fits")
-        if each.origin.source == source
+        if is_of(each, source, where)
         and (
             each.name not in now or (each.points == now[each.name].points and options(each) != options(now[each.name]))
         )

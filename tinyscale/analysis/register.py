@@ -13,7 +13,7 @@ import pandas as pd
 
 from tinyscale.analysis.forecasts import Basis, Forecast, Registered, require_free, rows_hash, write_new
 from tinyscale.analysis.predict import FLAGS, predict_all
-from tinyscale.analysis.records import read_points_table, read_records
+from tinyscale.analysis.records import is_of, read_points_table, read_records
 from tinyscale.analysis.runs import SAME_TASK, SETTINGS
 from tinyscale.analysis.score import rows_at
 from tinyscale.analysis.study import source_of
@@ -194,7 +194,7 @@ def _choose(
 
     Where those are several, the one whose runs share the trial's settings. ResultsError where it is none or several.
     """
-    usable = [each for each in records if each.is_of_loss and each.origin.source == TRIALS]
+    usable = [each for each in records if each.is_of_loss and is_of(each, TRIALS)]
     if name is not None:
         found = [each for each in usable if each.name == name]
     else:
@@ -248,7 +248,7 @@ def _of_file(
     store: Results, records: Sequence[Record], file: str, sizes: Mapping[str, float], fit: str | None
 ) -> Record:
     """The fit of a file that predicts a loss from these sizes. FitError where none does, ResultsError without a fit."""
-    of_file = [each for each in records if each.is_of_loss and each.origin.source == source_of(file)]
+    of_file = [each for each in records if each.is_of_loss and is_of(each, source_of(file))]
     named = [each for each in of_file if fit in (None, each.name)]
     if not named:
         there = ", ".join(each.name for each in of_file)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from tinyscale.analysis.table import Reading, read_table, refuse_misnamed
 from tinyscale.analysis.table_file import ENDINGS, ending_of, read_file, stem_of
+from tinyscale.analysis.where import Where
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.points import column_of, exact_copies, varying
@@ -32,6 +33,7 @@ SETTINGS = (
     "shares",
 )
 LABELS = ("state", "decayed", "trial")
+NOT_CHOSEN = "not chosen by --where"
 BLANK_ARM = "base"  # of rows of a table that name no arm
 
 
@@ -59,18 +61,21 @@ class Group:
     warnings: tuple[str, ...] = ()  # of that law, for what its runs have in common
 
 
-def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False) -> list[Group]:
+def read_groups(
+    location: str, *, columns: Mapping[str, str] | None = None, pool: bool = False, where: Where | None = None
+) -> list[Group]:
     """The groups under a results folder, by sweep and arm, or those of a file of runs (ENDINGS), by task and arm.
 
-    ResultsError when there is nothing to read, FitError when pooled runs do not compare.
+    where: only the runs that fulfil it. ResultsError when there is nothing to read, FitError when pooled runs do not
+    compare, or none is chosen.
     """
     if ending_of(location):
-        found = table_groups(read_file(location), stem_of(location), columns)
+        found = _table_groups_where(read_file(location), stem_of(location), columns, where)
     elif Path(location).is_file():
         endings = f"{', '.join(ENDINGS)} (or these with .gz)"
         raise ResultsError(f"{location}: a file of runs ends in {endings}; or give a results folder")
     else:
-        found = _folder_groups(Results(location), columns or {})
+        found = _where(_folder_groups(Results(location), columns or {}), where)
     if pool:
         together = pd.concat([group.frame for group in found])
         if "trial" in together:
@@ -78,6 +83,43 @@ def read_groups(location: str, *, columns: Mapping[str, str] | None = None, pool
         dropped = _total(group.dropped for group in found)
         found = [Group("pooled", "", "pooled", together, dropped, columns=found[0].columns, notes=found[0].notes)]
     return found
+
+
+def _table_groups_where(
+    frame: pd.DataFrame, name: str, columns: Mapping[str, str] | None, where: Where | None
+) -> list[Group]:
+    """The groups of the rows of a table that are chosen, by the columns that it has."""
+    if where is None:
+        return table_groups(frame, name, columns)
+    chosen = where.chosen(frame)
+    if not chosen.any():
+        raise where.nothing(frame)
+    left_out = {NOT_CHOSEN: int((~chosen).sum())} if not chosen.all() else {}
+    groups = table_groups(frame[chosen], name, columns)
+    return [replace(group, dropped={**group.dropped, **left_out}) for group in groups]
+
+
+def _where(groups: Sequence[Group], where: Where | None) -> list[Group]:
+    """The groups with their chosen rows only. FitError when there are none."""
+    if where is None:
+        return list(groups)
+    found = [group for each in groups if (group := choose_rows(each, where)) is not None]
+    if not found:
+        raise where.nothing(pd.concat([group.frame for group in groups], ignore_index=True))
+    return found
+
+
+def choose_rows(group: Group, where: Where | None) -> Group | None:
+    """The group with the rows that are chosen; None where there are none."""
+    if where is None:
+        return group
+    chosen = where.chosen(group.frame)
+    if not chosen.any():
+        return None
+    left_out = {NOT_CHOSEN: int((~chosen).sum())} if not chosen.all() else {}
+    diverged = group.diverged if group.diverged.empty else group.diverged[where.chosen(group.diverged)]
+    dropped = {**group.dropped, **left_out}
+    return replace(group, frame=_renumbered(group.frame[chosen]), diverged=diverged, dropped=dropped)
 
 
 def table_groups(frame: pd.DataFrame, name: str, columns: Mapping[str, str] | None = None) -> list[Group]:

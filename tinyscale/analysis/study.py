@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import (
     Group,
     by_setting,
+    choose_rows,
     free_settings,
     keep_final,
     read_groups,
@@ -30,11 +31,12 @@ from tinyscale.analysis.runs import (
 from tinyscale.analysis.table import given_columns
 from tinyscale.analysis.table_checks import explaining, refuse_scattered
 from tinyscale.analysis.table_file import ending_of, typed
+from tinyscale.analysis.where import Where
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.choose import AnyFit, fit, without_idle_floor
 from tinyscale.fitting.conventions import CONVENTIONS, under_conventions
 from tinyscale.fitting.diagnostics import untuned_note
-from tinyscale.fitting.fit import Fit
+from tinyscale.fitting.fit import DRAWS, Fit, Method
 from tinyscale.fitting.laws import LAWS
 from tinyscale.fitting.laws.optima import LAW_OF, SETTINGS, TUNING
 from tinyscale.fitting.optima import Optima
@@ -64,8 +66,9 @@ class Refusal:
 class Analysis:
     """fits: of every group that supports a law; contrasts: of arms; dropped: (sweep, arm) -> rows left out, by reason.
 
-    source: the file the runs came from, or TRIALS; reading: how the file's columns were read, in sentences; written:
-    paths; replaced: fits that were there, made otherwise; both are empty until `write_analysis`.
+    source: the file the runs came from, or TRIALS; where: the expression that chose them, or empty; reading: how the
+    file's columns were read, in sentences; written: paths; replaced: fits that were there, made otherwise; both are
+    empty until `write_analysis`.
     """
 
     fits: tuple[AnyFit, ...]
@@ -73,6 +76,7 @@ class Analysis:
     refused: tuple[Refusal, ...]
     dropped: Mapping[tuple[str, str], Mapping[str, int]]
     source: str
+    where: str = ""
     reading: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
@@ -85,10 +89,12 @@ def find_laws(
     columns: Mapping[str, str] | None = None,
     convention: str | None = None,
     pool: bool = False,
+    where: str | None = None,
     **options: Any,
 ) -> Analysis:
     """Fit every group at `location` and compare arms; nothing is written.
 
+    where: fit only the runs that fulfil this expression over their columns, and compare no arms; the fits say so.
     convention: a name of CONVENTIONS to count N and FLOPs by, or `all` to add how the parameters move under each.
     options: of `fit_law`.
     """
@@ -97,15 +103,16 @@ def find_laws(
         columns = {**CONVENTIONS[convention], **(columns or {})}
     if ending_of(location):
         columns = _with_loss(law, columns)
-    groups, source = read_groups(location, columns=columns, pool=pool), source_of(location)
+    chosen = Where.read(where) if where is not None else None
+    groups, source = read_groups(location, columns=columns, pool=pool, where=chosen), source_of(location)
     if source == TRIALS and not pool:
         students = list(distilled_groups(groups))
         groups = [each for group in groups for each in with_parts(group, law)]
-        groups += [*students, *measured_groups(Results(location))]
+        groups += [*students, *_chosen_of(measured_groups(Results(location)), chosen)]
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
-    contrasts = list(contrasts_of(groups))
-    fits = tuple(_from(source, each) for each in outcomes if not isinstance(each, Refusal))
+    contrasts = [] if chosen else list(contrasts_of(groups))
+    fits = tuple(_from(source, chosen, each) for each in outcomes if not isinstance(each, Refusal))
     notes = [note for group in groups for note in group.notes] + not_used(named, groups, fits)
     return Analysis(
         fits=fits,
@@ -113,6 +120,7 @@ def find_laws(
         refused=tuple(each for each in (*outcomes, *contrasts) if isinstance(each, Refusal)),
         dropped={(group.sweep, group.arm): group.dropped for group in groups if group.law is None},
         source=source,
+        where=chosen.text if chosen else "",
         reading=tuple(dict.fromkeys(notes)),
     )
 
@@ -134,8 +142,18 @@ def not_used(named: Mapping[str, str], groups: Sequence[Group], fits: Sequence[A
     return [f"named and not used by {laws}: {', '.join(idle)}"] if fits and idle else []
 
 
-def _from(source: str, found: AnyFit) -> AnyFit:
-    return replace(found, origin=replace(found.origin, source=source))
+def _chosen_of(measured: Iterable[Group], where: Where | None) -> list[Group]:
+    """The groups of measurements as far as their trials are chosen."""
+    return [group for each in measured if (group := choose_rows(each, where)) is not None]
+
+
+def _from(source: str, where: Where | None, found: AnyFit) -> AnyFit:
+    """The fit with what its runs are."""
+    origin = replace(found.origin, source=source)
+    if where is None:
+        return replace(found, origin=origin)
+    origin = replace(origin, where=where.text, title=f"{origin.title} where {where.text}")
+    return replace(found, origin=origin, warnings=(f"of the runs where {where.text} only", *found.warnings))
 
 
 def source_of(location: str) -> str:
@@ -222,15 +240,34 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
 
 
 def fit_frame(
-    frame: pd.DataFrame, law: str | None = None, *, columns: Mapping[str, str] | None = None, **options: Any
+    frame: pd.DataFrame,
+    law: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    delta: float | None = None,
+    intervals: Method = "auto",
+    draws: int = DRAWS,
+    holdout: int = 1,
+    seed: int = 0,
+    hold: Mapping[str, float] | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
+    one_sided: bool = False,
 ) -> AnyFit:
     """Fit a scaling law to a frame of results, or to any frame of one row per run, read as `tinyscale fit` reads it.
 
     Of results only the last points of finished trials are kept; what was dropped is in the fit's `points` line.
     law: left out, the one for what varies. columns: variables n, d, c, ... and loss, settings and labels -> the frame's
-    columns, where they have other names. options: of `fit_law` (delta, intervals, draws, holdout, seed, hold, prior,
-    one_sided). FitError when the runs cannot support the law, or are several curves.
+    columns, where they have other names.
+    delta: of Huber's function on log loss; None: inf (least squares) below 50 clusters of runs, else 1e-3. intervals:
+    auto is profile below 50 clusters, else bootstrap over clusters. draws: bootstrap replicates, and seed theirs.
+    holdout: how many of the largest sizes to hold out for the error. hold: parameter -> its value; prior: parameter ->
+    mean and standard deviation. one_sided: runs above the law count a tenth. FitError when the runs cannot support the
+    law, or are several curves.
     """
+    options: dict[str, Any] = {
+        "delta": delta, "intervals": intervals, "draws": draws, "holdout": holdout, "seed": seed, "hold": hold,
+        "prior": prior, "one_sided": one_sided, "average": law is None,
+    }  # fmt: skip
     whole = _one_group(frame, _with_loss(law, columns))
     refuse_mixed(whole)
     parts = _parts_of(whole, law)
@@ -242,7 +279,6 @@ def fit_frame(
             f"of one, for example frame[frame[{free[0]!r}] == {first!r}], or law='lr' for the best rate"
         )
     main = law or laws_for(whole.frame, whole.columns)[0]
-    options.setdefault("average", law is None)
     (found,) = fit_group(whole, main, every_convention=False, **options)
     if isinstance(found, Optima) and law is None:
         with suppress(FitError):  # the optima stand without it
@@ -374,7 +410,8 @@ def fit_to_draw(
         raise FitError(f"no fit {name} to draw; there are {', '.join(each.name for each in records)}")
     if asked and asked[0].origin.source != TRIALS:
         location, columns = asked[0].origin.source, columns or given_columns(asked[0].columns)
-    done = find_laws(location, law=asked[0].law if asked else law, columns=columns)
+    where = (asked[0].origin.where if asked else "") or None
+    done = find_laws(location, law=asked[0].law if asked else law, columns=columns, where=where)
     fits = [found for found in done.fits if _is_asked(found.record, law, name)]
     if not fits:
         there = ", ".join(dict.fromkeys(each.name for each in (*records, *(found.record for found in done.fits))))
@@ -387,7 +424,8 @@ def fit_to_draw(
 
 
 def _is_asked(record: Record, law: str | None, name: str | None) -> bool:
-    return name in (None, record.name) and law in (None, record.law)
+    """Whether a fit answers to these; one of chosen runs answers to its name alone."""
+    return name == record.name or (name is None and law in (None, record.law) and not record.origin.where)
 
 
 def _which(records: Sequence[Record]) -> FitError:

@@ -7,7 +7,7 @@ import traceback
 
 import click
 
-from tinyscale.cli import fits, forecasts, machine, models, sweeps
+from tinyscale.cli import fits, forecasts, imports, machine, models, sweeps, trials
 from tinyscale.cli.options import ERROR, STOPPED, echo
 from tinyscale.errors import TinyscaleError
 from tinyscale.formatting import printable
@@ -27,7 +27,15 @@ def cli(debug: bool) -> None:  # main reads it, where errors are printed
     """
 
 
-for command in (*sweeps.COMMANDS, *fits.COMMANDS, *forecasts.COMMANDS, *models.COMMANDS, *machine.COMMANDS):
+for command in (
+    *sweeps.COMMANDS,
+    *trials.COMMANDS,
+    *imports.COMMANDS,
+    *fits.COMMANDS,
+    *forecasts.COMMANDS,
+    *models.COMMANDS,
+    *machine.COMMANDS,
+):
     cli.add_command(command)
 
 

@@ -53,7 +53,13 @@ _columns_option = click.option(
 )
 
 
-@click.command(epilog=examples("fit results", "fit runs.csv --columns n=params,d=tokens,loss=val --results fits"))
+@click.command(
+    epilog=examples(
+        "fit results",
+        "fit results --where 'd_model >= 64'",
+        "fit runs.csv --columns n=params,d=tokens,loss=val --results fits",
+    )
+)
 @click.argument("path", required=False)
 @click.option("--results", help="Results folder to read, and to write to when PATH is a file.  [default: results]")
 @click.option(
@@ -65,6 +71,11 @@ _columns_option = click.option(
     "--pool",
     is_flag=True,
     help="Fit all sweeps and arms together; they must share corpus, tokenizer and validation set.",
+)
+@click.option(
+    "--where",
+    metavar="EXPRESSION",
+    help="Fit only the runs that fulfil this, over their columns, such as 'd_model >= 64'; the fits of all runs stay.",
 )
 @click.option(
     "--holdout",

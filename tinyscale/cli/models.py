@@ -25,7 +25,7 @@ def sample(
 ) -> None:
     """Continue a prompt with a trained model.
 
-    TRIAL is the beginning of the identity of a trial.
+    TRIAL is the beginning of an identity, or a cell such as width/d_model=64,seed=0 (tinyscale ls lists both).
     """
     from tinyscale.inference.trained import load_trained
     from tinyscale.inference.trained import sample as sample_text
@@ -44,8 +44,9 @@ def sample(
 def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_json: bool) -> None:
     """Measure the loss of a trained model on another corpus.
 
-    TRIAL is the beginning of the identity of a trial. Every document of the corpus is scored. Standard errors are over
-    documents. On text that the trial was trained on, the loss is too low.
+    TRIAL is the beginning of an identity, or a cell such as width/d_model=64,seed=0 (tinyscale ls lists both). Every
+    document of the corpus is scored. Standard errors are over documents. On text that the trial was trained on, the
+    loss is too low.
     """
     from tinyscale.inference.trained import load_trained, score
     from tinyscale.results.store import Results
@@ -68,7 +69,8 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
 def export(trial: str, folder: Path, results: str) -> None:
     """Write a trained model for the transformers library.
 
-    TRIAL is the beginning of the identity of a trial. FOLDER receives weights, configuration and tokenizer.
+    TRIAL is the beginning of an identity, or a cell such as width/d_model=64,seed=0 (tinyscale ls lists both). FOLDER
+    receives weights, configuration and tokenizer.
     """
     from tinyscale.inference.export import export as write
     from tinyscale.inference.trained import load_trained

@@ -52,7 +52,7 @@ def plan_table(plan: Plan, width: int | None = None) -> Table:
         cells.setdefault(cell.key_of_seeds, []).append(planned)
     several = len({planned.cell.arm for planned in plan.trials}) > 1
     rows = [_plan_row(plan, cell, several) for cell in list(cells.values())[:MAX_ROWS]]
-    shown = _that_fit(rows, list(rows[0]), LEAST_WANTED, width)
+    shown = that_fit(rows, list(rows[0]), LEAST_WANTED, width)
     table = Table(title=plan.sweep.title or plan.sweep.name, title_justify="left", **PLAIN)
     words = ("arm", "state", *plan.sweep.axes, *(search.names if search else ()))
     for name in shown:
@@ -64,7 +64,7 @@ def plan_table(plan: Plan, width: int | None = None) -> Table:
     return table
 
 
-def _that_fit(
+def that_fit(
     rows: Sequence[dict[str, str]], shown: list[str], least_wanted: Sequence[str], width: int | None
 ) -> list[str]:
     """The columns without as many of the least wanted, the first of them first, as a terminal is too narrow for."""
@@ -226,7 +226,7 @@ def registered_table(made: Registration, width: int | None = None) -> Table:
     forecasts = forecasts_table([made]).to_dict("records")
     rows = [_forecast_row(row) for row in forecasts[:MAX_ROWS]]
     filled = [name for name in rows[0] if any(row[name] for row in rows)]
-    shown = _that_fit(rows, filled, ("FLOPs", "tokens", "N"), width)
+    shown = that_fit(rows, filled, ("FLOPs", "tokens", "N"), width)
     table = Table(**PLAIN)
     for name in shown:
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name != "run")

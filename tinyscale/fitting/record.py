@@ -23,8 +23,8 @@ MEASURED = {"bits", "latents", "active", "total", "languages"}  # of measurement
 TRIALS = "trials"  # the source of fits to a results folder's own runs
 # Keys of an entry of fits.json, in the order that they are written in.
 KEYS = (
-    "name", "derived", "sweep", "arm", "title", "rows", "source", "conventions", "law", "formula", "params", "method",
-    "intervals", "objective", "certificate", "noise", "held_out", "forecast", "rivals", "influence", "slice",
+    "name", "derived", "sweep", "arm", "title", "rows", "source", "where", "conventions", "law", "formula", "params",
+    "method", "intervals", "objective", "certificate", "noise", "held_out", "forecast", "rivals", "influence", "slice",
     "warnings", "columns", "of", "points", "sizes", "range", "optima",
 )  # fmt: skip
 
@@ -33,7 +33,8 @@ KEYS = (
 class Origin:
     """Which runs a fit is of.
 
-    title: sweep, arm and setting; dropped: reason -> rows that were left out; source: TRIALS, or the file of the runs.
+    title: sweep, arm and setting, and where; dropped: reason -> rows that were left out; source: TRIALS, or the file of
+    the runs; where: the expression that chose the runs, empty of a fit to all of them.
     """
 
     sweep: str = ""
@@ -41,6 +42,7 @@ class Origin:
     title: str = ""
     dropped: Mapping[str, int] = field(default_factory=dict)
     source: str = TRIALS
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,14 @@ class Record:
 
     @property
     def name(self) -> str:
-        """<sweep>[-<arm>][-<setting>]-<law>: the fit's name, and the stem of its files."""
-        return file_stem(self.origin.title, f"-{self.law}")
+        """<sweep>[-<arm>][-<setting>]-<law>: the fit's name, and the stem of its files.
+
+        Of chosen runs, a hash of their expression stands before the law: no fit of all runs has that name.
+        """
+        if not (where := self.origin.where):
+            return file_stem(self.origin.title, f"-{self.law}")
+        digest = hashlib.sha256(where.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        return file_stem(self.origin.title.removesuffix(f" where {where}"), f"-where-{digest}-{self.law}")
 
     @property
     def kept(self) -> pd.DataFrame:
@@ -128,6 +136,7 @@ class Record:
             "title": origin.title,
             "rows": {"kept": self.points, "dropped": dict(origin.dropped)},
             "source": origin.source,
+            **({"where": origin.where} if origin.where else {}),
             **({"conventions": [dict(row) for row in self.conventions]} if self.conventions else {}),
             "law": self.law,
             "formula": self.formula,
@@ -193,6 +202,7 @@ class Record:
                 title=entry["title"],
                 dropped=entry["rows"]["dropped"],
                 source=entry.get("source", TRIALS),
+                where=entry.get("where", ""),
             ),
             form=form,
             formula=entry["formula"],

@@ -16,6 +16,7 @@ from tinyscale.data.corpora import documents
 from tinyscale.data.tokenized import Part, TokenizedCorpus
 from tinyscale.data.tokenizers import Tokenizer, token_dtype
 from tinyscale.errors import DataError, ResultsError
+from tinyscale.results.listing import find_trial
 from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial
@@ -57,24 +58,15 @@ class OtherText:
         """None: the text has no known source."""
 
 
-def load_trained(results: Results, prefix: str) -> Trained:
-    """Load the trial whose identity starts with `prefix`.
+def load_trained(results: Results, named: str) -> Trained:
+    """Load a trial: the beginning of its identity names it, or its cell, such as width/d_model=64,seed=0.
 
     ResultsError if no trial or several match, or if the trial has no weights. DataError if its corpus now gives another
     tokenizer.
     """
-    identities = [name.removesuffix(".parquet") for name in results.trials.names(".parquet")]
-    if not identities:
-        raise ResultsError(f"no trials in {results.trials}; launch a sweep into it, or name another with --results")
-    found = [identity for identity in identities if identity.startswith(prefix)]
-    if len(found) != 1:
-        some = ", ".join((found or identities)[:5])
-        what = f"{len(found)} trials begin with" if found else "no trial begins with"
-        raise ResultsError(f"{what} {prefix!r} in {results.trials}; give more of an identity, such as: {some}")
-    (identity,) = found
-    trial = results.load_trial(identity)
+    trial = results.load_trial(find_trial(results, named))
     gpt, corpus = load_gpt(results, trial), load_corpus(trial)
-    return Trained(identity, trial.config, gpt, corpus.tokenizer())
+    return Trained(trial.identity, trial.config, gpt, corpus.tokenizer())
 
 
 def load_gpt(results: Results, trial: Trial) -> GPT | OwnModel:

@@ -38,5 +38,5 @@ def build_logger(kind: str, sweep: str) -> Any:
 def keep_events(written: Path, sweep: str, results: Results) -> None:
     """Move TensorBoard's files, which Tune writes with its own, to tensorboard/<sweep>/<trial>/ of the results."""
     for events in sorted(written.rglob(EVENTS)):
-        folder = results.folder / "tensorboard" / sweep / events.parent.name
+        folder = results.events / sweep / events.parent.name
         folder.write(events.name, events.read_bytes())

@@ -31,7 +31,6 @@ from tinyscale.spec.cell import Cell
 from tinyscale.spec.search_space import Search, Values
 from tinyscale.spec.state import State
 
-FOLDER = "optuna"
 REPEATS = 100  # samples in a row that were sampled before, after which nothing new is left in the cell
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 # What Optuna raises on a journal that is not one, or was cut off by a crash.
@@ -215,7 +214,7 @@ class StudyFile:
     """The journal of a sweep's studies: in the results folder, or for an object store a copy that is put there."""
 
     def __init__(self, results: Results, sweep: str, scratch: str) -> None:
-        self.folder, self.name = results.folder / FOLDER, f"{sweep}.log"
+        self.folder, self.name = results.studies, f"{sweep}.log"
         self.path = Path(self.folder.path if self.folder.is_local else scratch) / self.name
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.folder.is_local and self.folder.exists(self.name):

@@ -25,11 +25,14 @@ def analyse(location: str, results: str, **options: Any) -> Analysis:
 
 
 def write_analysis(folder: Folder, done: Analysis) -> Analysis:
-    """Write fits/, tables/ and plots/ under a results folder; the analysis with the paths written."""
-    replaced = replaced_by(folder, done.fits, done.source)
+    """Write fits/, tables/ and plots/ under a results folder; the analysis with the paths written.
+
+    Of chosen runs (`done.where`), only their fits: those of all runs, and the comparison of arms, stay.
+    """
+    replaced = replaced_by(folder, done.fits, done.source, done.where)
     files = (
-        *write_fits(folder, done.fits, done.source),
-        *write_contrasts(folder, done.contrasts),
+        *write_fits(folder, done.fits, done.source, done.where),
+        *([] if done.where else write_contrasts(folder, done.contrasts)),
         *write_plots(folder, done.fits),
     )
     return replace(done, written=files, replaced=replaced)

@@ -6,6 +6,8 @@
     checkpoints/<trial>/       weights.pt when finished, resume.pt while running
     code/<hash>/               a user's own model or optimizer, as it was launched
     measurements/<trial>.parquet   rows of `MEASUREMENTS`, of what was asked of the finished trial
+    optuna/<sweep>.log         the studies of a search
+    tensorboard/<sweep>/<trial>/   its event files, where a launch was asked for them
 
 `pandas.read_parquet("results/trials")` and DuckDB's `read_parquet('results/trials/*.parquet', union_by_name=true)`
 read it at every moment. A program that opens one file twice, as these do, may have to try again where a trial has
@@ -59,6 +61,8 @@ class Results:
         self.measurements = self.folder / "measurements"
         self.sweeps = self.folder / "sweeps"
         self.launches = self.folder / "launches"
+        self.studies = self.folder / "optuna"
+        self.events = self.folder / "tensorboard"
         self.leases = self.folder / "leases"
         self.code = self.folder / "code"
         self.cache = self.folder / ".cache"
@@ -163,6 +167,7 @@ class Results:
         kept = self.checkpoints(identity)
         for name in [] if kept.is_link else kept.names():
             kept.delete(name)
+        kept.delete_empty()
         self.measurements.delete(f"{identity}.parquet")
         self.trials.delete(f"{identity}.parquet")
         lease.release()

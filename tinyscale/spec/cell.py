@@ -40,6 +40,12 @@ class Cell:
         return " ".join([*arm, *(f"{name}={value}" for name, value in self.axes.items())])
 
     @property
+    def name(self) -> str:
+        """The label as a command takes it, such as `lion,d_model=64,seed=1`."""
+        arm = [self.arm] if self.arm != DEFAULT_ARM else []
+        return ",".join([*arm, *(f"{name}={_short(value)}" for name, value in self.axes.items()), f"seed={self.seed}"])
+
+    @property
     def key(self) -> str:
         """Equal for equal cells, also for one that was read from JSON."""
         return json.dumps(self.as_json(), sort_keys=True)
@@ -52,3 +58,9 @@ class Cell:
     def without(self, names: Collection[str]) -> Self:
         """The cell of a grid that does not vary these axes."""
         return replace(self, axes={name: value for name, value in self.axes.items() if name not in names})
+
+
+def _short(value: Any) -> str:
+    """A value as it is typed: 2e+11 for 200000000000.0."""
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)

@@ -7,9 +7,10 @@ import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
@@ -29,22 +30,32 @@ Keys = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """The values of a file (`content`), its text (`source`), and the 1-based line of each key and item."""
+    """The values of a file (`content`), its text (`source`), and the 1-based line of each key and item.
+
+    lines: None where the values were given in Python, and `source` was made of them.
+    """
 
     path: str
     source: str
     content: Mapping[str, Any]
-    lines: Mapping[Keys, int]
+    lines: Mapping[Keys, int] | None
 
     def origin(self, keys: Keys = ()) -> str:
-        """`file, line n` of the value at these keys, or of the nearest one above it."""
+        """`file, line n` of the value at these keys, or of the nearest one above it; in Python, the keys themselves."""
+        if self.lines is None:
+            return ": ".join([self.path, *([".".join(map(str, keys))] if keys else [])])
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.path}, line {self.lines[keys]}" if keys else self.path
 
 
-def load_document(path: str | Path) -> Document:
-    """Read a YAML 1.2 file whose top level is a mapping. ConfigError names the line of a syntax error."""
+def load_document(
+    path: str | Path, kind: str = "a sweep file is a mapping of keys such as name, base, axes"
+) -> Document:
+    """Read a YAML 1.2 file whose top level is a mapping. ConfigError names the line of a syntax error.
+
+    kind: what is said of a file that holds something else.
+    """
     try:
         source = _read_text(Path(path))
     except FileNotFoundError as error:
@@ -54,8 +65,35 @@ def load_document(path: str | Path) -> Document:
     lines: dict[Keys, int] = {}
     content = _plain(_parse(source, str(path)), (), lines, str(path))
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a sweep file is a mapping of keys such as name, base, axes")
+        raise ConfigError(f"{path}: {kind}")
     return Document(str(path), source, content, lines)
+
+
+def document_of(content: Mapping[str, Any], path: str) -> Document:
+    """Values given in Python, as those of a file. path: what errors call it. ConfigError for what no file can hold."""
+    plain = {str(name): _of_python(value, (name,), path) for name, value in content.items()}
+    stream, yaml = io.StringIO(), YAML()
+    yaml.default_flow_style = None
+    yaml.dump(plain, stream)
+    return Document(path, stream.getvalue(), plain, None)
+
+
+def _of_python(value: Any, keys: Keys, path: str) -> Any:
+    """Mappings, sequences, NumPy's values and paths as dict, list, numbers and text; others are refused."""
+    if len(keys) > MAX_DEPTH:
+        raise ConfigError(f"{path}: nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _of_python(each, (*keys, str(key)), path) for key, each in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_of_python(each, (*keys, index), path) for index, each in enumerate(value)]
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    where = ".".join(map(str, keys))
+    raise ConfigError(f"{path}: {where}: {type(value).__name__} is not a value of a sweep; write text or a number")
 
 
 def _read_text(path: Path) -> str:

@@ -6,6 +6,7 @@ import functools
 import gc
 import html
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tinyscale.errors import ConfigError
 from tinyscale.formatting import CONTROL, nearest
 from tinyscale.spec.cell import DEFAULT_ARM, SWEEP_NAME, Cell
 from tinyscale.spec.config import OPTIMIZERS, STRICT, Int, TrialConfig, alternatives, quantity
-from tinyscale.spec.document import Document, load_document, parse_value
+from tinyscale.spec.document import Document, document_of, load_document, parse_value
 from tinyscale.spec.measurement import Question, read_questions
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
 from tinyscale.spec.settings import (
@@ -37,6 +38,8 @@ from tinyscale.spec.settings import (
 )
 
 MAX_TRIALS = 100_000
+
+Options = Sequence[str] | Mapping[str, Any]  # `name=value`, or the names and values
 
 
 def _without_control(text: str) -> str:
@@ -153,6 +156,39 @@ class Sweep:
     measure: tuple[Question, ...] = ()  # asked of each finished trial
     teachers: Mapping[str, Variant] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        base: Mapping[str, Any],
+        *,
+        title: str = "",
+        axes: Mapping[str, Sequence[Any]] | None = None,
+        zip: Mapping[str, Sequence[Any]] | None = None,
+        arms: Mapping[str, Mapping[str, Any]] | None = None,
+        teachers: Mapping[str, Mapping[str, Any]] | None = None,
+        search: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] | None = None,
+        measure: Mapping[str, Any] | None = None,
+        resources: Mapping[str, Any] | None = None,
+        fuse: Sequence[str] | None = None,
+        overrides: Options = (),
+        select: Options = (),
+    ) -> Sweep:
+        """A sweep from the keys of a sweep file, without one: `Sweep.of("width", base={...}, axes={"d_model": [64]})`.
+
+        The keys and values are those of docs/sweep-file.md, and so are the errors, which name the key in place of a
+        line. Paths are relative to the working directory. `source` is the sweep as a file. overrides, select: as of
+        `load_sweep`. ConfigError if it is not legal.
+        """
+        keys = {
+            "name": name, "title": title or None, "base": base, "axes": axes, "zip": zip, "arms": arms,
+            "teachers": teachers, "search": search, "seeds": seeds, "measure": measure, "resources": resources,
+            "fuse": fuse,
+        }  # fmt: skip
+        given = {key: value for key, value in keys.items() if value is not None}
+        return _read_sweep(document_of(given, f"sweep {name}"), overrides, select)
+
     def __repr__(self) -> str:
         over = ", ".join(self.axes) or "seeds"
         if self.search is None:
@@ -176,15 +212,39 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-@without_collector()
-def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Sequence[str] = ()) -> Sweep:
+def load_sweep(path: str | Path, *, overrides: Options = (), select: Options = ()) -> Sweep:
     """Read a sweep file and expand it.
 
-    overrides: `field=value`, laid over the file's base. select: `name=value[,value]`, a part of the grid by a varied
-    field, `arm` or `seed`. Paths in the file are relative to it, paths in overrides to the working directory.
-    ConfigError names file, line, field, what was given and what is legal.
+    overrides: `field=value`, laid over the file's base, or a mapping of these. select: `name=value[,value]`, a part of
+    the grid by a varied field, `arm` or `seed`, or a mapping from these to a value or a list. Paths in the file are
+    relative to it, paths in overrides to the working directory. ConfigError names file, line, field, what was given and
+    what is legal.
     """
-    document = load_document(path)
+    return _read_sweep(load_document(path), overrides, select)
+
+
+def _as_texts(options: Options) -> list[str]:
+    """`name=value` for each: a mapping's values as YAML, those of a list with commas."""
+    if isinstance(options, str):
+        return [options]
+    if not isinstance(options, Mapping):
+        return list(options)
+    plain = document_of(options, "options").content
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in plain.items()]
+
+
+def _as_selection(options: Options) -> list[str]:
+    if not isinstance(options, Mapping):
+        return _as_texts(options)
+    plain = document_of(options, "select").content
+    lists = {name: value if isinstance(value, list) else [value] for name, value in plain.items()}
+    return [f"{name}={','.join(map(str, values))}" for name, values in lists.items()]
+
+
+@without_collector()
+def _read_sweep(document: Document, overrides: Options, select: Options) -> Sweep:
+    """The sweep that a document writes down."""
+    overrides, select, path = _as_texts(overrides), _as_selection(select), document.path
     of_search = [text for text in overrides if text.startswith("search.")]
     overrides = [text for text in overrides if text not in of_search]
     try:
@@ -229,7 +289,7 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), select: Seque
     return Sweep(
         file.name,
         file.title,
-        str(path),
+        path,
         document.source,
         tuple(axes),
         tuple(kept),
