@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +183,13 @@ def test_event_files_are_read_by_tensorboards_own_reader(tmp_path: Path) -> None
     assert frame.drop(columns="lr").to_numpy().tolist() == [["s0", 10, 512, 2.0, 0], ["s1", 11, 512, 2.0, 1]]
 
 
-def test_a_file_store_is_read_by_mlflows_own_client(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own database
+@pytest.mark.parametrize("store", ["mlruns", "mlflow.db"])
+def test_a_store_is_read_by_mlflows_own_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
     tracking = pytest.importorskip("mlflow.tracking", reason="mlflow is not installed")
-    client = tracking.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    place = f"sqlite:///{tmp_path / store}" if store.endswith(".db") else (tmp_path / store).as_uri()
+    client = tracking.MlflowClient(tracking_uri=place)
     experiment = client.create_experiment("width")
     for seed, state in enumerate(("FINISHED", "FAILED")):
         run = client.create_run(experiment, run_name=f"s{seed}").info.run_id
@@ -194,7 +197,7 @@ def test_a_file_store_is_read_by_mlflows_own_client(tmp_path: Path) -> None:
         for step in (1, 2):
             client.log_metric(run, "eval/loss", 4.0 / step, step=step)
         client.set_terminated(run, state)
-    frame = table_of(read_logs(str(tmp_path / "mlruns")), read_mapping(write_mapping(tmp_path))).frame
+    frame = table_of(read_logs(str(tmp_path / store)), read_mapping(write_mapping(tmp_path))).frame
     found = frame.sort_values("run")[["run", "n", "d", "loss", "state"]].to_numpy().tolist()
     assert found == [["s0", 10, 512, 2.0, "finished"], ["s1", 11, 512, 2.0, "failed"]]
 
@@ -203,8 +206,9 @@ def test_a_file_store_is_read_by_mlflows_own_client(tmp_path: Path) -> None:
 def test_a_reader_that_is_not_installed_is_an_error_that_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    if find_spec(package) is not None:
-        monkeypatch.setitem(sys.modules, package, None)
+    for loaded in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ("events.out.tfevents.1.host" if package == "tensorboard" else "meta.yaml")).write_bytes(b"")
     with pytest.raises(ResultsError, match=rf"not installed \({package}.*\): pip install 'tinyscale\[import\]'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_logs(source: str) -> list[LoggedRun]:
             return runs
     raise ResultsError(
         f"{source}: no logs that can be read; give a folder with TensorBoard's event files, with MLflow's file store "
-        "(mlruns) or with .jsonl files, or a .jsonl, or a .csv as W&B exports it"
+        "(mlruns) or with .jsonl files, or MLflow's mlflow.db, or a .jsonl, or a .csv as W&B exports it"
     )
 
 
@@ -74,10 +75,12 @@ def _tensorboard(folder: Path) -> Iterator[LoggedRun]:
         yield LoggedRun(_name(run, folder), _by_step(logged))
 
 
-def _mlflow(folder: Path) -> Iterator[LoggedRun]:
-    """The runs of all experiments of a file store, by MLflow's own client."""
+def _mlflow(store: Path) -> Iterator[LoggedRun]:
+    """The runs of all experiments of a store, a folder or an SQLite file, by MLflow's own client."""
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # or MLflow 3 reads no folder
     tracking = _package("mlflow.tracking", "MLflow's stores")
-    client = tracking.MlflowClient(tracking_uri=folder.absolute().as_uri())
+    place = store.absolute().as_uri() if store.is_dir() else f"sqlite:///{store.absolute()}"
+    client = tracking.MlflowClient(tracking_uri=place)
     for experiment in client.search_experiments():
         token = None
         while token != "":
@@ -186,6 +189,7 @@ def _ends(ending: str) -> Callable[[Path], bool]:
 _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Iterator[LoggedRun]]], ...] = (
     (_ends(".csv"), _wandb),
     (_ends(".jsonl"), _json_lines),
+    (_ends(".db"), _mlflow),
     (_has(EVENTS), _tensorboard),
     (_has("meta.yaml"), _mlflow),
     (_has("*.jsonl"), _json_lines),

@@ -41,8 +41,8 @@ def _file_of(_: click.Context, __: click.Parameter, out: Path) -> Path:
 def import_(source: str, out: Path, mapping: Path | None, curve: bool) -> None:
     """Make a table of runs from the logs of other tools.
 
-    SOURCE is a folder with TensorBoard's event files, an MLflow file store (mlruns), a .csv that W&B exported, or a
-    .jsonl or a folder of these. The table is for tinyscale fit.
+    SOURCE is a folder with TensorBoard's event files, an MLflow store (mlruns or mlflow.db), a .csv that W&B exported,
+    or a .jsonl or a folder of these. The table is for tinyscale fit.
     """
     from tinyscale.analysis.log_table import read_mapping, table_of
     from tinyscale.analysis.logs import read_logs

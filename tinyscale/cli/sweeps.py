@@ -165,11 +165,11 @@ def launch(
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before a search that takes more than 10 minutes.")
 def tune(price: float | None, budget: float, yes: bool, **chosen: Any) -> None:
-    """Find the best learning rates for the sizes of SWEEP, on its own text.
+    """Find the best learning rates for SWEEP.
 
-    For the trials whose train.lr is auto: trains some of their sizes on fewer tokens at several rates each, with more
-    rates where the lowest or the highest did best, and fits the law of the best rate, which the next plan or launch of
-    SWEEP follows. The search is a sweep of its own in the results, named SWEEP's name with -tune.
+    For the trials whose train.lr is auto: trains some of their sizes on fewer tokens of their text at several rates
+    each, with more rates where the lowest or the highest did best, and fits the law of the best rate, which the next
+    plan or launch of SWEEP follows. The search is a sweep of its own in the results, named SWEEP's name with -tune.
     """
     from tinyscale.cli.tables import launch_summary
     from tinyscale.planning.plan import make_plan

@@ -18,7 +18,7 @@ LISTED = tuple(state.value for state in State if state.is_recorded or state in (
 @click.option("--state", "states", type=click.Choice(LISTED), multiple=True, help="Only this state. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def list_trials(folder: str, sweep: str | None, states: tuple[str, ...], as_json: bool) -> None:
-    """List trials: identity, cell, state, loss, size, time, disk.
+    """List trials with their state, loss, size and disk.
 
     The identity is shown as far as it names the trial; commands take it so, or the cell. N counts the parameters of the
     blocks, the time is that of training.
@@ -47,7 +47,7 @@ def list_trials(folder: str, sweep: str | None, states: tuple[str, ...], as_json
 @results_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def show(trial: str, results: str, as_json: bool) -> None:
-    """Show one trial: its settings, its curve, where it comes from.
+    """Show one trial: settings, curve, provenance.
 
     TRIAL is the beginning of an identity, or a cell such as width/d_model=64,seed=0 (tinyscale ls lists both).
     """
@@ -75,7 +75,7 @@ def show(trial: str, results: str, as_json: bool) -> None:
 @results_argument("folder", "[RESULTS]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def du(folder: str, as_json: bool) -> None:
-    """Show what a results folder takes on disk, by kind of file and by sweep.
+    """Show the disk use of a results folder.
 
     A trial of several sweeps counts in each; the last column counts only what tinyscale rm of the sweep would free. The
     cache of this machine, which all results share, is listed too.
