@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -12,7 +13,11 @@ from click.testing import CliRunner
 from helpers.browser import browser, look
 from helpers.programs import invoke
 from helpers.results import add_sweep, make_results
+from tinyscale.analysis.compare import Contrast
 from tinyscale.cli import cli
+from tinyscale.fitting.estimate import Estimate
+from tinyscale.reporting.plot_contrasts import plot_contrasts
+from tinyscale.reporting.plot_law import BLUE, GREY, ORANGE
 from tinyscale.reporting.tables import measured_of
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepRecord
@@ -216,6 +221,22 @@ def test_each_run_of_a_figure_links_to_its_trials_row(html: str) -> None:
         rows = set(re.findall(r'<tr id="(.*?)"', part))
         assert set(re.findall(r'xlink:href="#(\w+-[0-9a-f]{16})"', part)) == rows
         assert len(rows) > 5
+
+
+def test_arms_are_drawn_in_the_order_of_their_worth_and_one_not_seen_to_differ_is_grey() -> None:
+    def contrast(arm: str, *ends: float, **worth: Estimate) -> Contrast:
+        sizes = {"1000": ends[0] - 0.01, "2000": ends[0] + 0.01}
+        return Contrast("s", arm, "base", "nats per token", 4, Estimate(*ends), 0.01, sizes, worth, "", "")
+
+    arms = [contrast("same", 0.01, -0.02, 0.04), contrast("worse", 0.2, 0.1, 0.3)]
+    better = contrast("better", -0.3, -0.4, -0.2, compute=Estimate(1.5, 1.2, 1.9))
+    ax = plot_contrasts([*arms, better])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["worse", "same", "better\nworth 1.50 x compute"]
+    intervals = [line for line in ax.lines if line.get_linewidth() > 2]
+    assert [line.get_color() for line in intervals] == [ORANGE, GREY, BLUE]
+    assert [np.asarray(line.get_xdata()).tolist() for line in intervals] == [[0.1, 0.3], [-0.02, 0.04], [-0.4, -0.2]]
+    assert ax.get_legend_handles_labels()[1] == ["N = 1K", "N = 2K"]
+    assert "left is better" in ax.get_xlabel()
 
 
 def test_the_setup_says_what_all_runs_share_and_how_far_they_differ(reported: Path) -> None:

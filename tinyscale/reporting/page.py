@@ -13,6 +13,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
+from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import EDITED, Registration, forecasts_table, read_registrations
 from tinyscale.analysis.measured import measurement_rows
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
@@ -24,6 +25,7 @@ from tinyscale.fitting.text import formula_with_numbers, verdict
 from tinyscale.formatting import plural
 from tinyscale.reporting.figures import figures_of, stem_of, write_figure
 from tinyscale.reporting.plot_bits import plot_delta, plot_front
+from tinyscale.reporting.plot_contrasts import plot_contrasts
 from tinyscale.reporting.plot_forecasts import plot_forecasts
 from tinyscale.reporting.plot_memory import plot_memory
 from tinyscale.reporting.plot_runs import plot_positions, plot_runs
@@ -82,6 +84,10 @@ MEMORY = {
     "and what the forward pass keeps for the backward one. Of the models on the front none has a lower loss in as few.",
     "use": "Loss against the bytes of use: parameters as they are stored, and keys and values of a full context.",
 }
+CONTRASTS = (
+    "Arms against the base, the best on top: the mean difference over runs of the same size, tokens and seed, with its "
+    "95 % interval, corrected for the number of arms; circles are the means at each size. Grey: no difference seen."
+)
 POSITIONS = (
     "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
     "in bins that double; the last one ends at the context's length. A line is the mean over seeds, its band ± one "
@@ -252,7 +258,7 @@ class _Page:
         verdicts += [positions_verdict(falls)] if len(falls) else []
         blocks = [
             *(block for found in fits for block in self._of_fit(found)),
-            *([self.table(contrasts_of(record.name, contrasts))] if contrasts else []),
+            *(self._of_contrasts(record, contrasts) if contrasts else []),
             *self._of_runs(record, points),
             *(self._of_positions(record, by_position, falls) if len(falls) else []),
             *self._of_measurements(record, points),
@@ -277,6 +283,11 @@ class _Page:
             yield self._draw(stem_of(found, "residuals"), residuals, RESIDUALS)
         if record.form.has_frontier and found.curve:
             yield self.table(frontier_of(record, found.curve, found.runs))
+
+    def _of_contrasts(self, record: SweepRecord, contrasts: list[Contrast]) -> Iterator[Block]:
+        """Each arm against the base."""
+        yield self._draw(f"{record.name}-contrasts", partial(plot_contrasts, contrasts), CONTRASTS)
+        yield self.table(contrasts_of(record.name, contrasts))
 
     def _of_runs(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """Losses at the end, and on the way against tokens, FLOPs and time."""

@@ -1,0 +1,50 @@
+"""Drawing of arms against their base: a forest plot. Nothing is saved here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from tinyscale.analysis.compare import Contrast
+from tinyscale.formatting import compact
+from tinyscale.reporting.plot_law import BLUE, GREY, LEGEND, ORANGE, literal, new_axes, shades, tidy
+
+GAP = 0.16  # between an arm's mean and its sizes, of the distance of two arms
+
+
+def plot_contrasts(contrasts: Sequence[Contrast], ax: Axes | None = None) -> Axes:
+    """Each arm's difference from the base with its 95 % interval, and below it the mean at each size.
+
+    Arms are in the order of their differences, the best on top. Blue: better than the base; orange: worse; grey: no
+    difference seen. What an arm is worth in compute is beside its name.
+    """
+    ax = ax or new_axes()
+    arms = sorted(contrasts, key=lambda each: each.difference.value, reverse=True)
+    sizes = sorted({size for each in arms for size in each.by_size}, key=float)
+    colours = dict(zip(sizes, shades(len(sizes)), strict=True))
+    for row, each in enumerate(arms):
+        low, high = each.difference.ends
+        colour = BLUE if high < 0 else ORANGE if low > 0 else GREY
+        ax.plot([low, high], [row, row], color=colour, lw=2.2, solid_capstyle="butt")
+        ax.plot(each.difference.value, row, "s", ms=6, color=colour, mec="white", mew=0.6)
+        for size, value in each.by_size.items():
+            ax.plot(value, row - GAP, "o", ms=4, color=colours[size], mec="white", mew=0.4)
+    for size in sizes:
+        ax.plot([], [], "o", ms=4, color=colours[size], label=f"N = {compact(float(size))}")
+    ax.axvline(0, color=GREY, lw=0.9, zorder=0)
+    tidy(ax)
+    ax.set_yticks(np.arange(len(arms)), [_name(each) for each in arms])
+    ax.set_ylim(-0.6, len(arms) - 0.4)
+    ax.grid(visible=False, axis="y")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}" if value else "0")
+    ax.set_xlabel(f"difference from {literal(arms[0].base)} ({arms[0].unit}); left is better")
+    if len(sizes) > 1:
+        ax.legend(**LEGEND, fontsize=8, loc="best")
+    return ax
+
+
+def _name(each: Contrast) -> str:
+    worth = each.efficiency.get("compute")
+    return literal(each.arm) + (f"\nworth {worth.value:.2f} x compute" if worth else "")
