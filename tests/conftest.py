@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.reporting.write import analyse
 from tinyscale.results.store import Results
 from tinyscale.spec.config import DataConfig
+
+if TYPE_CHECKING:
+    from helpers.servers import S3Server
 
 # No test depends on how fast an example runs; in continuous integration the examples are the same each time.
 settings.register_profile("tinyscale", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -54,6 +58,17 @@ def cluster() -> Iterator[Cluster]:
     """A Ray with all of this machine, shared by the tests that leave it alive."""
     with ray_session(None) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    """A server of S3 with a bucket."""
+    from helpers.servers import S3Server  # only here: it takes a second to import
+
+    running = S3Server()
+    running.create_bucket()
+    yield running
+    running.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 
 import optuna
 import pandas as pd
@@ -14,7 +13,6 @@ from optuna.storages.journal import JournalFileBackend
 
 from helpers.launches import RAY_WARNS, planned, run
 from helpers.programs import tinyscale, wait_for
-from helpers.servers import S3Server
 from helpers.sweeps import write_search, write_sweep
 from tinyscale import storage
 from tinyscale.errors import ResultsError
@@ -23,14 +21,6 @@ from tinyscale.storage import Folder
 from tinyscale.training.loop import RESUME, WEIGHTS
 
 pytestmark = RAY_WARNS
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    running = S3Server()
-    running.create_bucket()
-    yield running
-    running.stop()
 
 
 def test_files_are_written_listed_replaced_and_deleted(server):

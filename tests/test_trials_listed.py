@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from click.testing import Result
 
 from helpers.programs import invoke
 from helpers.results import PROVENANCE, add_launch, add_sweep, write
-from helpers.servers import S3Server
 from helpers.trials import known_trial
 from tinyscale.errors import ResultsError
 from tinyscale.results.leases import Lease
@@ -24,14 +22,6 @@ from tinyscale.spec.state import State
 
 SIZES = [("base", {"d_model": width}) for width in (16, 32, 48)]
 ARMS = [("base", {"d_model": 48}), ("lion", {"d_model": 48}), ("lion", {"d_model": 96, "lr": 2e-3})]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    running = S3Server()
-    running.create_bucket()
-    yield running
-    running.stop()
 
 
 @pytest.fixture(params=["folder", "s3"])

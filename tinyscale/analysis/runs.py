@@ -94,9 +94,8 @@ def _table_groups_where(
     chosen = where.chosen(frame)
     if not chosen.any():
         raise where.nothing(frame)
-    left_out = {NOT_CHOSEN: int((~chosen).sum())} if not chosen.all() else {}
     groups = table_groups(frame[chosen], name, columns)
-    return [replace(group, dropped={**group.dropped, **left_out}) for group in groups]
+    return [replace(group, dropped={**group.dropped, **_not_chosen(chosen)}) for group in groups]
 
 
 def _where(groups: Sequence[Group], where: Where | None) -> list[Group]:
@@ -109,6 +108,10 @@ def _where(groups: Sequence[Group], where: Where | None) -> list[Group]:
     return found
 
 
+def _not_chosen(chosen: pd.Series[bool]) -> dict[str, int]:
+    return {} if chosen.all() else {NOT_CHOSEN: int((~chosen).sum())}
+
+
 def choose_rows(group: Group, where: Where | None) -> Group | None:
     """The group with the rows that are chosen; None where there are none."""
     if where is None:
@@ -116,9 +119,8 @@ def choose_rows(group: Group, where: Where | None) -> Group | None:
     chosen = where.chosen(group.frame)
     if not chosen.any():
         return None
-    left_out = {NOT_CHOSEN: int((~chosen).sum())} if not chosen.all() else {}
     diverged = group.diverged if group.diverged.empty else group.diverged[where.chosen(group.diverged)]
-    dropped = {**group.dropped, **left_out}
+    dropped = {**group.dropped, **_not_chosen(chosen)}
     return replace(group, frame=_renumbered(group.frame[chosen]), diverged=diverged, dropped=dropped)
 
 

@@ -137,9 +137,7 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
     worth = [
         index
         for index, trial in enumerate(compiled)
-        if trial.config.resources.compile
-        and not trial.own.codes
-        and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
+        if trial.config.resources.compile and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
     ]
     for index, each in zip(worth, _measured([compiled[i] for i in worth], at_once) or [], strict=False):
         fastest[index] = min(fastest[index], (each, True))

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.resources import files
 
 import jinja2
 import pandas as pd
@@ -104,6 +103,11 @@ class Figure:
     caption: str
     kind = "figure"
 
+    @property
+    def viewbox(self) -> str:
+        """Of the SVG."""
+        return self.svg.partition('viewBox="')[2].partition('"')[0]
+
 
 @dataclass(frozen=True)
 class Notes:
@@ -181,7 +185,6 @@ def write_report(location: str, notify: Callable[[str], None] = lambda _: None) 
         location=str(store.folder),
         notes=[block for blocks in own.values() for block in blocks],
         lead=next((each for each in sections if each.figure), None) if len(sections) > 1 else None,
-        script=Markup(_template("report.js")),
         sections=sections,
         forecasts=list(page.forecasts(scored)),
         forecast_answer=_came(scored),
@@ -200,10 +203,11 @@ def _own_words(folder: Folder, sweeps: Sequence[str]) -> dict[str, tuple[Text, .
     parts, name = {"": ""}, ""
     for line in written.splitlines(keepends=True):
         if line.startswith("## "):
-            asked = line.removeprefix("## ").strip()
-            name = asked if asked in sweeps else ""
-        if not (name and line.startswith("## ")):
-            parts[name] = parts.get(name, "") + line
+            heading = line.removeprefix("## ").strip()
+            name = heading if heading in sweeps else ""
+            if name:
+                continue  # its section has that heading already
+        parts[name] = parts.get(name, "") + line
     rendered = {name: MarkdownIt("commonmark", {"html": False}).render(text) for name, text in parts.items() if text}
     return {name: (Text(Markup(html)),) for name, html in rendered.items()}
 
@@ -415,18 +419,13 @@ def _caption(record: Record, what: str) -> str:
 
 def _colour(record: SweepRecord, points: pd.DataFrame) -> str:
     """The column that tells the runs apart best: the first axis that varies, else the arm, else the size."""
-    names = [*(name.rpartition(".")[2] for name in record.axes), "arm", "n_non_embedding"]
+    names = [*record.axis_columns, "arm", "n_non_embedding"]
     return next((name for name in names if name in points and points[name].nunique() > 1), "n_non_embedding")
 
 
 def _raised(text: str) -> Markup:
     """N^-0.39 with its exponent raised."""
     return Markup(re.sub(r"\^(-?[\w.]*\w)", r"<sup>\1</sup>", str(escape(text))))
-
-
-def _template(name: str) -> str:
-    """A file of the page, as it is."""
-    return files("tinyscale.reporting").joinpath("templates", name).read_text()
 
 
 def _render(**content: object) -> str:

@@ -18,6 +18,7 @@ from tinyscale.analysis.forecasts import Registration, calibration_table, foreca
 from tinyscale.analysis.records import contrasts_table, parameters_table
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.frontier import frontier
+from tinyscale.fitting.points import varying
 from tinyscale.fitting.record import Record
 from tinyscale.formatting import compact, duration
 from tinyscale.results.launches import LaunchRecord, forecast_error
@@ -194,7 +195,7 @@ def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
 def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
     """Mean and spread over seeds of the losses at the end of the schedule."""
     final = points[is_final(points)]
-    axes = [name.rpartition(".")[2] for name in sweep.axes if name.rpartition(".")[2] not in BUDGETS]
+    axes = [name for name in sweep.axis_columns if name not in BUDGETS]
     arm = ["arm"] if final["arm"].nunique() > 1 else []
     by = [*arm, *(name for name in axes if name in final), "n_non_embedding", "tokens", "flops"]
     frame = over_seeds(final, list(dict.fromkeys(by))).sort_values(list(dict.fromkeys(by)), ignore_index=True)
@@ -230,10 +231,7 @@ def _spread(values: pd.Series[Any]) -> str:
 def trials_of(record: SweepRecord, points: pd.DataFrame) -> Table:
     """The last point of each trial, with what sets it apart."""
     last = points[points["val_loss"].notna()].groupby("trial", sort=False).tail(1)
-    axes = [name.rpartition(".")[2] for name in record.axes]
-    apart = [
-        name for name in dict.fromkeys(("state", "arm", *axes, "lr", "seed")) if name in last and _differs(last[name])
-    ]
+    apart = varying(last, list(dict.fromkeys(("state", "arm", *record.axis_columns, "lr", "seed"))))
     columns = {name: TRIAL_HEADS.get(name, name) for name in ("trial", *apart, *TRIAL_HEADS) if name in last}
     return Table(
         f"{record.name}-trials",
@@ -243,10 +241,6 @@ def trials_of(record: SweepRecord, points: pd.DataFrame) -> Table:
         anchors=tuple(anchor(record.name, trial) for trial in last["trial"]),
         folded=f"All {len(last)} trials",
     )
-
-
-def _differs(values: pd.Series[Any]) -> bool:
-    return values.astype(str).nunique() > 1
 
 
 def measured_of(record: SweepRecord, kind: str, rows: pd.DataFrame) -> Table:
@@ -260,8 +254,7 @@ def measured_of(record: SweepRecord, kind: str, rows: pd.DataFrame) -> Table:
     rows = rows.assign(**{name: rows[name].where(rows["component"] != "model") for name in parts})
     texts = [name for name in own if not is_numeric_dtype(rows[name])]
     labels = [name for name in (*texts, *parts) if name not in (*KINDS[kind].model_fields, *NO_VALUE)]
-    axes = [name.rpartition(".")[2] for name in record.axes]
-    cell = [name for name in ("arm", *axes) if name in rows and rows[name].nunique() > 1]
+    cell = [name for name in ("arm", *record.axis_columns) if name in rows and rows[name].nunique() > 1]
     by = list(dict.fromkeys((*cell, *fields, *labels))) or ["kind"]  # of one trial, asked once
     values = [name for name in own if name not in (*by, *KINDS[kind].model_fields, *NO_VALUE)]
     means = rows.groupby(by, dropna=False, sort=False)[values].mean().reset_index()

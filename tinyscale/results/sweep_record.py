@@ -70,6 +70,12 @@ class SweepRecord:
     entries: tuple[SweepEntry, ...]  # in the file, `groups`
     provenance: Mapping[str, Any]
     searched: tuple[str, ...] = ()  # axes whose values a search samples
+
+    @property
+    def axis_columns(self) -> list[str]:
+        """The columns of the rows that the axes are."""
+        return [axis.rpartition(".")[2] for axis in self.axes]
+
     questions: tuple[Question, ...] = ()  # asked of each finished trial; in the file, `measure`
 
     @property

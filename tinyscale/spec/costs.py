@@ -77,18 +77,15 @@ class Counted:
         """All of it, as JSON holds it."""
         return asdict(self)
 
-    @property
-    def flops_per_token(self) -> dict[str, float]:
-        """The conventions of `flops_per_token` that need no more than was counted."""
-        return {"flops": self.flops, "flops_6n": 6.0 * self.parameters.n_non_embedding}
 
-
-def parameters(model: ModelConfig, vocab_size: int) -> Parameters:
-    """Count the built-in GPT's parameters without building it.
+def parameters(model: ModelConfig, vocab_size: int, counted: Counted | None = None) -> Parameters:
+    """Count the built-in GPT's parameters without building it. counted: of a user's own model, which says them.
 
     n_non_embedding is the blocks and the final norm (Kaplan et al. 2020, section 2.1, counts 12 L d^2: no norms, no
     biases). n_matmul counts the matrices that multiply activations: those of the blocks, and the head, tied or not.
     """
+    if counted:
+        return counted.parameters
     L, d = model.n_layers, model.d_model
     block = block_matrices(model)
     weights = sum(matrix.size for matrix in block)
@@ -106,7 +103,7 @@ def parameters(model: ModelConfig, vocab_size: int) -> Parameters:
     )
 
 
-def flops_per_token(model: ModelConfig, vocab_size: int) -> dict[str, float]:
+def flops_per_token(model: ModelConfig, vocab_size: int, counted: Counted | None = None) -> dict[str, float]:
     """Training FLOPs per token, by convention; the keys are the columns of the results.
 
     flops           6 n_matmul + 12 L d T: all matrix products, with the head and the full T x T attention
@@ -114,7 +111,11 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> dict[str, float]:
     flops_hoffmann  flops + 6 V d + 9 L h T: also the embedding as a product, and softmax (Hoffmann et al. 2022,
                     appendix F)
     flops_palm      6 (n_total - n_positions) + 12 L d T (Chowdhery et al. 2022, appendix B)
+
+    counted: of a user's own model, which has those of the conventions that need no more than was counted.
     """
+    if counted:
+        return {"flops": counted.flops, "flops_6n": 6.0 * counted.parameters.n_non_embedding}
     L, d, h, T = model.n_layers, model.d_model, model.n_heads, model.context_length
     counts = parameters(model, vocab_size)
     attention = 12.0 * L * d * T  # logits q k and the weighted sum of v: 2 d T each per forward pass
@@ -163,8 +164,7 @@ def memory_bytes(config: TrialConfig, vocab_size: int, train_tokens: int = 0, co
     if counted:
         per_token = 4.0 * (counted.saved + 2 * vocab_size)  # and of the logits their softmax and its gradient
     tokens = train.batch_tokens / config.resources.workers
-    counts = counted.parameters if counted else parameters(model, vocab_size)
-    step = 4.0 * state * counts.n_total + per_token * tokens
+    step = 4.0 * state * parameters(model, vocab_size, counted).n_total + per_token * tokens
     if not config.resources.gpu:
         return step
     text = train_tokens * token_bytes(vocab_size)
@@ -234,11 +234,9 @@ def training_steps(
     if train.tokens_budget is not None:
         tokens = float(train.tokens_budget)
     elif train.tokens_per_param is not None:
-        counts = counted.parameters if counted else parameters(model, vocab_size)
-        tokens = train.tokens_per_param * counts.n_non_embedding
+        tokens = train.tokens_per_param * parameters(model, vocab_size, counted).n_non_embedding
     elif train.flops_budget is not None:
-        per_token = counted.flops_per_token if counted else flops_per_token(model, vocab_size)
-        tokens = train.flops_budget / per_token["flops"]
+        tokens = train.flops_budget / flops_per_token(model, vocab_size, counted)["flops"]
     else:
         assert train.epochs_budget is not None, "TrainConfig has exactly one budget"
         tokens = train.epochs_budget * (unique_tokens - 1) // train.batch_tokens * train.batch_tokens

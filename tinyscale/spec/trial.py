@@ -134,16 +134,12 @@ class Trial:
     @property
     def parameters(self) -> Parameters:
         """Parameter counts of the model."""
-        return self.own.counted.parameters if self.own.counted else parameters(self.config.model, self.vocab_size)
+        return parameters(self.config.model, self.vocab_size, self.own.counted)
 
     @property
     def flops_per_token(self) -> dict[str, float]:
         """Training FLOPs per token, by convention."""
-        return (
-            self.own.counted.flops_per_token
-            if self.own.counted
-            else flops_per_token(self.config.model, self.vocab_size)
-        )
+        return flops_per_token(self.config.model, self.vocab_size, self.own.counted)
 
     @property
     def memory_bytes(self) -> float:

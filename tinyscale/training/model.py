@@ -145,7 +145,39 @@ class Positions(nn.Embedding):
         return x + self.weight[: x.shape[1]]
 
 
-class GPT(nn.Module):
+class LanguageModel(nn.Module):
+    """What is called with tokens [B, T] and returns logits [B, T, V] and, given targets [B, T], a loss []."""
+
+    config: ModelConfig
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        eos_token_id: int | None = None,
+    ) -> Tensor:
+        """Continue tokens [B, T0] by n <= max_new_tokens tokens -> [B, T0 + n].
+
+        Temperature 0 takes the most likely token. After eos_token_id a sequence is padded with it; generation ends
+        when every sequence has produced it. The model sees the last context_length tokens only.
+        """
+        done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+        for _ in range(max_new_tokens):
+            logits = self(tokens[:, -self.config.context_length :])[0][:, -1]  # [B, V]
+            following = sample(logits, temperature, top_k)
+            if eos_token_id is not None:
+                following = torch.where(done, eos_token_id, following)
+                done = done | (following == eos_token_id)
+            tokens = torch.cat([tokens, following[:, None]], dim=1)
+            if bool(done.all()):
+                break
+        return tokens
+
+
+class GPT(LanguageModel):
     """Token ids [B, T] -> next-token logits [B, T, V]."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -192,7 +224,7 @@ class GPT(nn.Module):
         logits = self.unembed(x)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+        return logits, mean_nats(logits, targets)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The residual stream before the first block: tokens [B, T] -> [B, T, D]."""
@@ -205,21 +237,6 @@ class GPT(nn.Module):
         """The logits of the residual stream after the last block: [B, T, D] -> [B, T, V]."""
         logits: Tensor = self.head(scaled(self.norm(x), self.scales.logits))
         return logits
-
-    def generate(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        eos_token_id: int | None = None,
-    ) -> Tensor:
-        """Continue tokens [B, T0] by n <= max_new_tokens tokens -> [B, T0 + n].
-
-        Temperature 0 takes the most likely token. After eos_token_id a sequence is padded with it; generation ends
-        when every sequence has produced it. The model sees the last context_length tokens only.
-        """
-        return generate(self, self.config.context_length, tokens, max_new_tokens, temperature, top_k, eos_token_id)
 
     def count_parameters(self) -> dict[str, int]:
         """Number of parameters per part of the model, and their `total`. A tied head is counted with the embedding."""
@@ -240,28 +257,9 @@ class GPT(nn.Module):
         return {**counts, "total": total}
 
 
-@torch.no_grad()
-def generate(
-    model: nn.Module,
-    context_length: int,
-    tokens: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    eos_token_id: int | None,
-) -> Tensor:
-    """What `GPT.generate` returns, of any model that is called as the GPT is."""
-    done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-    for _ in range(max_new_tokens):
-        logits = model(tokens[:, -context_length:])[0][:, -1]  # [B, V]
-        following = sample(logits, temperature, top_k)
-        if eos_token_id is not None:
-            following = torch.where(done, eos_token_id, following)
-            done = done | (following == eos_token_id)
-        tokens = torch.cat([tokens, following[:, None]], dim=1)
-        if bool(done.all()):
-            break
-    return tokens
+def mean_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy [] of logits [B, T, V] against targets [B, T], of which -100 is not scored."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:

@@ -17,17 +17,16 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyscale.errors import ConfigError
 from tinyscale.spec.code import Code
 from tinyscale.spec.config import ModelConfig, TrainConfig
 from tinyscale.spec.trial import Trial
-from tinyscale.training.model import GPT, generate
+from tinyscale.training.model import GPT, LanguageModel, mean_nats
 
 
-class OwnModel(nn.Module):
+class OwnModel(LanguageModel):
     """A user's model, called as the GPT is.
 
     Its forward takes tokens [B, T] and returns logits [B, T, V], or these and a loss [] that training adds to its own.
@@ -43,19 +42,8 @@ class OwnModel(nn.Module):
         logits, extra = found if isinstance(found, tuple) else (found, None)
         if targets is None:
             return logits, None
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+        nats = mean_nats(logits, targets)
         return logits, nats if extra is None else nats + extra
-
-    def generate(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        eos_token_id: int | None = None,
-    ) -> Tensor:
-        """As `GPT.generate`."""
-        return generate(self, self.config.context_length, tokens, max_new_tokens, temperature, top_k, eos_token_id)
 
 
 def build_model(trial: Trial) -> GPT | OwnModel:
