@@ -23,11 +23,11 @@ def test_the_batch_script_starts_ray_launches_and_stops(tmp_path: Path) -> None:
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    programs = Path(sys.executable).parent
-    script = script.replace(".venv/bin/", f"{programs}/").replace("sweeps/gpu/width.yaml", str(write_sweep(tmp_path)))
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    script = script.replace("sweeps/gpu/width.yaml", str(write_sweep(tmp_path)))
     (tmp_path / "width.sbatch").write_text(script)
     slurm = {"SLURM_JOB_NODELIST": "node", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2"}
-    mine = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "PORT": str(free_port())}
+    mine = {"PATH": f"{tmp_path}:{os.defpath}", "HOME": str(tmp_path), "PORT": str(free_port())}
     rest = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         ["bash", "width.sbatch"], cwd=tmp_path, env={**rest, **mine, **slurm, "PYTHONPATH": str(ROOT)},
