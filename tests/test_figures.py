@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,39 @@ def test_the_suffix_says_what_is_written(fitted: str, tmp_path: Path, suffix: st
     assert first.startswith(begins)
     plot(fitted, "--fit", "width-power-n", "--out", out)
     assert out.read_bytes() == first, "the same fit gives the same file"
+
+
+def test_a_size_a_font_and_no_title_are_as_asked(fitted: str, tmp_path: Path) -> None:
+    out, plain = tmp_path / "column.svg", tmp_path / "plain.svg"
+    assert plot(fitted, "--fit", "width-power-n", "--out", plain).exit_code == 0
+    asked = ("--size", "column", "--font", "serif", "--style", "ggplot", "--no-title")
+    assert plot(fitted, "--fit", "width-power-n", *asked, "--out", out).exit_code == 0
+    small, large = out.read_text(), plain.read_text()
+    assert 'width="234pt"' in small, "3.25 inches of 72 points"
+    assert "serif" in small
+    assert plot(fitted, "--fit", "width-power-n", "--out", plain).exit_code == 0
+    assert plain.read_text() == large, "a style is for one figure"
+
+
+def test_a_size_or_a_style_that_is_none_is_refused_with_what_there_is(fitted: str, tmp_path: Path) -> None:
+    out = tmp_path / "figure.pdf"
+    done = plot(fitted, "--fit", "width-power-n", "--size", "3x", "--out", out)
+    assert (done.exit_code, "is not column, text, or WIDTHxHEIGHT" in done.output) == (2, True)
+    done = plot(fitted, "--fit", "width-power-n", "--style", "nope", "--out", out)
+    assert isinstance(done.exception, ResultsError)
+    assert re.search("--style nope: no file, and none of .*ggplot", str(done.exception))
+    assert not out.exists()
+
+
+def test_every_figure_of_the_report_is_there_by_its_name(fitted: str, tmp_path: Path) -> None:
+    out = tmp_path / "figure.pdf"
+    before = sorted(Path(fitted).rglob("*"))
+    assert plot(fitted, "--figure", "width-loss-tokens", "--out", out).output == f"wrote {out}: width-loss-tokens\n"
+    assert out.read_bytes().startswith(b"%PDF")
+    assert sorted(Path(fitted).rglob("*")) == before, "nothing else is written"
+    done = plot(fitted, "--figure", "width-loss-token", "--out", out)
+    assert isinstance(done.exception, FitError)
+    assert "no figure 'width-loss-token'; nearest: width-loss-tokens; its page lists" in str(done.exception)
 
 
 def test_another_suffix_is_refused_with_the_legal_ones(fitted: str, tmp_path: Path) -> None:

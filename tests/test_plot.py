@@ -26,7 +26,7 @@ from tinyscale.reporting import plot_optima as plot_optima_module
 from tinyscale.reporting.figures import figures_of
 from tinyscale.reporting.plot_law import new_axes, plot_fit
 from tinyscale.reporting.plot_optima import plot_budgets, plot_optima, plot_settings, plot_tuning
-from tinyscale.reporting.plot_runs import plot_residuals, plot_runs
+from tinyscale.reporting.plot_runs import _style, plot_residuals, plot_runs
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_axes_carry_units_and_the_law_its_numbers() -> None:
     legend = ax.get_legend()
     assert legend is not None
     assert f"{found.params['alpha']:.3f}" in legend.get_title().get_text()
-    assert any("predicted from the smaller" in text.get_text() for text in legend.get_texts())
+    assert any("as the smaller predict it" in text.get_text() for text in legend.get_texts())
 
 
 def test_ticks_are_counts_and_do_not_overlap() -> None:
@@ -138,8 +138,36 @@ def test_budgets_and_their_optima_are_drawn_with_the_refused_ones_left_out() -> 
         rows.append(pd.DataFrame({"n": n, "d": c / 6 / n, "c": c, "loss": truth.loss(HOFFMANN, n=n, d=c / 6 / n)}))
     found = fit_isoflop(pd.concat(rows))
     assert plot_budgets(found).get_xlabel() == "N: parameters (n)"
-    (line,) = [each for each in plot_optima(found).lines if len(each.get_xdata()) == 3]
-    assert line.get_marker() == "*"
+    stars = [each for each in plot_optima(found).lines if len(each.get_xdata()) == 3]
+    assert [each.get_marker() for each in stars] == ["*", "*"], "of D and of N"
+
+
+def test_the_curve_of_a_budget_is_drawn_through_the_bottom_that_the_fit_has() -> None:
+    n = np.geomspace(1e6, 1e8, 7)
+    runs = [
+        pd.DataFrame({"n": k * n, "d": 1e8, "c": 1e16 * k**2, "loss": 3 / k * (n / 1e7) ** 0.02}) for k in (1, 2, 4)
+    ]
+    runs = [each.assign(loss=each["loss"] + 0.05 * np.log(each["n"] / each["n"].median()) ** 2) for each in runs]
+    found = fit_isoflop(pd.concat(runs))
+    curves = [each for each in plot_budgets(found).lines if each.get_linestyle() == "-" and len(each.get_xdata()) == 60]
+    assert [float(np.min(each.get_ydata())) for each in curves] == pytest.approx(found.table["loss"], rel=1e-3)
+
+
+def test_a_law_is_dashed_beyond_the_runs() -> None:
+    found = fit_law(runs_of_sizes(), "power-n")
+    solid, dashed = [each for each in plot_fit(found).lines if len(each.get_xdata()) > 20]
+    largest = found.runs["n"].max()
+    assert max(solid.get_xdata()) <= largest <= min(dashed.get_xdata()) * 1.05
+    assert dashed.get_linestyle() == "--"
+
+
+def test_a_title_is_the_sweep_s_own_with_what_is_shown_below() -> None:
+    found = replace(fit_law(runs_of_sizes(), "power-n"), origin=Origin(title="width-a", question="Does width pay?"))
+    assert drawn(plot_fit(found)._left_title).splitlines() == ["Does width pay?", f"width-a, {found.slice}"]
+
+
+def test_thirty_arms_have_thirty_looks() -> None:
+    assert len({tuple(_style(arm).values()) for arm in range(30)}) == 30
 
 
 @pytest.mark.parametrize("text", ["cost $x_$", "$5 and $10", r"\frac{$", "one $", r"a \$ b $c$"])
@@ -152,7 +180,7 @@ def test_dollar_signs_in_titles_arms_and_columns_are_text(text: str) -> None:
         "tokens": [1e6, 2e6], "val_loss": [3.0, 2.9],
     })  # fmt: skip
     for ax in (plot_fit(found), plot_settings(tuned), plot_tuning(tuned), plot_residuals(found)):
-        assert drawn(ax._left_title).splitlines()[0] == text
+        assert drawn(ax._left_title).startswith(text)
     ax = plot_runs(points, by="corpus")
     ax.figure.draw_without_rendering()
     assert drawn(ax._left_title) == text

@@ -71,7 +71,9 @@ def _groups(results: Results, measured: pd.DataFrame, set_aside: Sequence[str]) 
             dropped = unread | ({"failed measurement": int(failed.sum())} if failed.any() else {})
             of_law = joined[~(failed | other)]
             named = title if title == kind else f"{title}-{kind}"
-            group = Group(record.name, arm, named, of_law, dropped, columns=fits.columns, law=fits.law)
+            group = Group(
+                record.name, arm, named, of_law, dropped, columns=fits.columns, law=fits.law, question=record.title
+            )
             yield from _by_question(group, kind)
 
 

@@ -84,6 +84,7 @@ class WrittenFit:
     points: int
     source: str = TRIALS
     where: str = ""
+    question: str = ""
     method: str = ""
     certificate: dict[str, Any] = field(default_factory=dict)
     noise: Noise | None = None

@@ -42,7 +42,8 @@ class Group:
     """Rows to fit together: one sweep, one arm, one setting.
 
     title: the sweep, then the arm where the sweep has several, then the setting; dropped: reason -> rows; diverged: a
-    row for each trial that did; searched: settings that were drawn by a search, each draw another.
+    row for each trial that did; searched: settings that were drawn by a search, each draw another; question: the
+    sweep's own title, what it asks.
     Of a table: columns (variable of a law -> its column), notes on how it was read, and unread, the columns that
     nothing reads (None: of results, or where runs that differ are fitted together as was asked).
     """
@@ -59,6 +60,7 @@ class Group:
     unread: tuple[str, ...] | None = None
     law: str | None = None  # of students, of a part of mixtures, and of measurements by their kind: what is fitted
     warnings: tuple[str, ...] = ()  # of that law, for what its runs have in common
+    question: str = ""
 
 
 def read_groups(
@@ -167,7 +169,8 @@ def _folder_groups(results: Results, columns: Mapping[str, str]) -> list[Group]:
     for record, arm, title, rows in by_arm(frame, results.read_sweeps()):
         diverged = rows[rows["state"] == "diverged"].drop_duplicates("trial")
         kept, dropped = keep_final(rows, columns)
-        groups.append(Group(record.name, arm, title, kept, dropped, diverged, record.searched))
+        asked = record.title
+        groups.append(Group(record.name, arm, title, kept, dropped, diverged, record.searched, question=asked))
     groups = groups or [Group("all", "", "all", *keep_final(frame, columns))]
     unread = {"file that cannot be read": len(set_aside)} if set_aside else {}
     return [replace(group, dropped={**group.dropped, **unread}, columns=columns) for group in groups]

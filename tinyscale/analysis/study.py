@@ -343,7 +343,8 @@ def _tuned(group: Group) -> AnyFit | Refusal:
 
 def _origin(group: Group, found: AnyFit) -> Origin:
     """Of a fit to the rows of a group; a law may have left out some more."""
-    return Origin(group.sweep, group.arm, group.title, {**group.dropped, **found.origin.dropped})
+    dropped = {**group.dropped, **found.origin.dropped}
+    return Origin(group.sweep, group.arm, group.title, dropped, question=group.question)
 
 
 def _under_conventions(found: AnyFit, group: Group) -> AnyFit:

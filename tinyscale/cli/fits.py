@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,17 +248,35 @@ def _write_sweep(path: Path, content: dict[str, Any]) -> None:
         raise ResultsError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
 
 
-FIGURES = (".pdf", ".svg", ".png")
+ENDINGS = (".pdf", ".svg", ".png")
 
 
 def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
-    if path.suffix not in FIGURES:
-        raise click.BadParameter(f"'{path}' has none of the endings {', '.join(FIGURES)}")
+    if path.suffix not in ENDINGS:
+        raise click.BadParameter(f"'{path}' has none of the endings {', '.join(ENDINGS)}")
     return path
 
 
+def _read_size(_: click.Context, __: click.Parameter, text: str) -> str | tuple[float, float]:
+    """column, text, or 3.3x2.5 -> inches."""
+    if text in ("column", "text"):
+        return text
+    width, by, height = text.partition("x")
+    try:
+        size = float(width), float(height)
+    except ValueError:
+        size = math.nan, math.nan
+    if not (by and all(0.5 <= each <= 50 for each in size)):
+        raise click.BadParameter(f"{text!r} is not column, text, or WIDTHxHEIGHT in inches, for example 3.3x2.5")
+    return size
+
+
 @click.command(
-    epilog=examples("plot results --law power-n --out law.pdf", "plot runs.csv --columns n=params --out law.svg")
+    epilog=examples(
+        "plot results --law power-n --out law.pdf",
+        "plot results --figure width-loss-flops --size column --no-title --out curves.pdf",
+        "plot runs.csv --columns n=params --out law.svg",
+    )
 )
 @results_argument("folder", "[RESULTS]")
 @click.option("--law", help="Plot the fit of this law.")
@@ -263,11 +284,10 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
 @_columns_option
 @click.option(
     "--figure",
-    type=click.Choice(["law", "residuals", "curves", "batch_tokens", "weight_decay"]),
     default="law",
     show_default=True,
-    help="The law with its runs; its residuals; the loss curves whose minima it is fitted to; or the best of a setting "
-    "that is tuned beside the learning rate.",
+    help="Of the fit: law, residuals, excess (loss above E), curves (whose minima it is fitted to), batch_tokens or "
+    "weight_decay (tuned with the learning rate). Or a figure of the report, by its name in plots/.",
 )
 @click.option(
     "--out",
@@ -276,18 +296,51 @@ def _read_figure(_: click.Context, __: click.Parameter, path: Path) -> Path:
     callback=_read_figure,
     help="File to write: .pdf, .svg or .png.",
 )
-def plot(folder: str, law: str | None, name: str | None, columns: dict[str, str], figure: str, out: Path) -> None:
-    """Save one fit as a figure for a paper.
+@click.option(
+    "--size",
+    default="6.4x4.4",
+    callback=_read_size,
+    metavar="[column|text|WxH]",
+    help="Inches, or a column or the text of a two-column LaTeX page, at 6 or 9 points.  [default: 6.4x4.4]",
+)
+@click.option("--points", type=click.FloatRange(3, 40), help="Size of the text, in points.")
+@click.option("--font", help="Family of the text, for example serif.")
+@click.option("--style", "styles", multiple=True, help="A style of matplotlib: its name or file. Repeatable.")
+@click.option("--no-title", is_flag=True, help="Leave the title to the paper's caption.")
+def plot(
+    folder: str,
+    law: str | None,
+    name: str | None,
+    columns: dict[str, str],
+    figure: str,
+    out: Path,
+    size: str | tuple[float, float],
+    points: float | None,
+    font: str | None,
+    styles: tuple[str, ...],
+    no_title: bool,
+) -> None:
+    """Save one figure for a paper.
 
     RESULTS is a folder with fits of `tinyscale fit`, or a .csv, .parquet or .jsonl of runs. A law without a fit there
     is fitted with the default options, and not recorded.
     """
-    from tinyscale.analysis.study import fit_to_draw
-    from tinyscale.reporting.figures import draw_of, save_figure
+    from tinyscale.reporting.figures import COLUMN, FIGURES, TEXT, Look, draw_of, save_figure
 
-    found, origin = fit_to_draw(folder, law, name, columns)
-    save_figure(out, draw_of(found, figure))
-    echo(f"wrote {out}: {found.record.name}, {origin}")
+    if figure in FIGURES:
+        from tinyscale.analysis.study import fit_to_draw
+
+        found, origin = fit_to_draw(folder, law, name, columns)
+        draw: Callable[..., object] = draw_of(found, figure)
+        what = f"{found.record.name}, {origin}"
+    else:
+        from tinyscale.reporting.page import figure_of_page
+
+        draw, what = figure_of_page(folder, figure), figure
+    look = Look(size) if isinstance(size, tuple) else {"column": COLUMN, "text": TEXT}[size]
+    points = look.points if points is None else points
+    save_figure(out, draw, replace(look, points=points, font=font, styles=styles, titled=not no_title))
+    echo(f"wrote {out}: {what}")
 
 
 @click.command(epilog=examples("report results --open"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -19,7 +19,8 @@ DRAWS = 400
 class Minimum:
     """The bottom of one curve: position and height in logarithms, the position's standard deviation, and what was used.
 
-    refused: why there is no bottom (the numbers are then NaN), or empty.
+    refused: why there is no bottom (the numbers are then NaN), or empty; reach: the x that were used; coefficients: of
+    the polynomial in x - centre.
     """
 
     at: float
@@ -28,6 +29,13 @@ class Minimum:
     points: int
     degree: int
     refused: str = ""
+    reach: tuple[float, float] = (np.nan, np.nan)
+    coefficients: tuple[float, ...] = ()
+    centre: float = np.nan
+
+    def curve(self, x: Array) -> Array:
+        """The polynomial at x (n,)."""
+        return np.asarray(np.polynomial.polynomial.polyval(x - self.centre, self.coefficients), float)
 
 
 def find_minimum(
@@ -79,12 +87,9 @@ def _bottom(x: Array, y: Array, centre: float, degree: int, dof: int) -> Minimum
         return _refusal(len(x), "the curve is too flat for its noise: most refits have no bottom inside the range")
     # A robust width: refits that have their bottom at the edge are wide but not infinitely so.
     low, high = np.nanpercentile(np.clip(np.where(np.isnan(drawn), z.max(), drawn), z.min(), z.max()), [15.87, 84.13])
-    return Minimum(float(at + centre), float(basis_at(at, degree) @ found), float((high - low) / 2), len(x), degree)
-
-
-def basis_at(z: float, degree: int) -> Array:
-    """1, z, z^2, ... up to the degree."""
-    return np.array([z**k for k in range(degree + 1)])
+    curve = Minimum(float(at + centre), np.nan, float((high - low) / 2), len(x), degree, "",
+                    (float(x.min()), float(x.max())), tuple(found), float(centre))  # fmt: skip
+    return replace(curve, height=float(curve.curve(np.array([curve.at]))[0]))
 
 
 def _vertex(coefficients: Array) -> Array:

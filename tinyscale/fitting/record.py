@@ -23,9 +23,9 @@ MEASURED = {"bits", "latents", "active", "total", "languages"}  # of measurement
 TRIALS = "trials"  # the source of fits to a results folder's own runs
 # Keys of an entry of fits.json, in the order that they are written in.
 KEYS = (
-    "name", "derived", "sweep", "arm", "title", "rows", "source", "where", "conventions", "law", "formula", "params",
-    "method", "intervals", "objective", "certificate", "noise", "held_out", "forecast", "rivals", "influence", "slice",
-    "warnings", "columns", "of", "points", "sizes", "range", "optima",
+    "name", "derived", "sweep", "arm", "title", "question", "rows", "source", "where", "conventions", "law", "formula",
+    "params", "method", "intervals", "objective", "certificate", "noise", "held_out", "forecast", "rivals", "influence",
+    "slice", "warnings", "columns", "of", "points", "sizes", "range", "optima",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class Origin:
     """Which runs a fit is of.
 
     title: sweep, arm and setting, and where; dropped: reason -> rows that were left out; source: TRIALS, or the file of
-    the runs; where: the expression that chose the runs, empty of a fit to all of them.
+    the runs; where: the expression that chose the runs, empty of a fit to all of them; question: the sweep's own title.
     """
 
     sweep: str = ""
@@ -43,6 +43,7 @@ class Origin:
     dropped: Mapping[str, int] = field(default_factory=dict)
     source: str = TRIALS
     where: str = ""
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class Record:
             "sweep": origin.sweep,
             "arm": origin.arm,
             "title": origin.title,
+            **({"question": origin.question} if origin.question else {}),
             "rows": {"kept": self.points, "dropped": dict(origin.dropped)},
             "source": origin.source,
             **({"where": origin.where} if origin.where else {}),
@@ -203,6 +205,7 @@ class Record:
                 dropped=entry["rows"]["dropped"],
                 source=entry.get("source", TRIALS),
                 where=entry.get("where", ""),
+                question=entry.get("question", ""),
             ),
             form=form,
             formula=entry["formula"],

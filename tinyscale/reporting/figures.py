@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIGURES = ("law", "curves", "residuals", "batch_tokens", "weight_decay")
+FIGURES = ("law", "curves", "residuals", "excess", "batch_tokens", "weight_decay")
 # The same fit gives the same file: what to leave out of its description, by kind of file.
 UNDATED: dict[str, dict[str, None] | None] = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def write_plots(folder: Folder, fits: Sequence[AnyFit]) -> list[str]:
-    """Draw each fit as PNG and SVG under plots/; the paths written. Residuals are drawn for the page alone."""
+    """Draw each fit as PNG and SVG under plots/; the paths written. What is left over is drawn for the page alone."""
     return [
         path
         for found in fits
         for what, draw in figures_of(found).items()
-        if what != "residuals"
+        if what not in ("residuals", "excess")
         for path in write_figure(folder, stem_of(found, what), draw)
     ]
 
@@ -42,14 +43,19 @@ def stem_of(found: AnyFit, what: str) -> str:
 def figures_of(found: AnyFit) -> dict[str, Callable[..., Axes]]:
     """The figures of a fit: what each shows -> what draws it.
 
-    The law, the curves behind it, its residuals; by their names, the settings that are tuned beside the first.
+    The law, the curves behind it, the loss above its floor, its residuals; by their names, the settings that are tuned
+    beside the first.
     """
     from tinyscale.reporting import plot_law, plot_optima, plot_runs
 
     beside = found.record.objective.get("tuned", [])[1:]
 
     drawn: dict[str, dict[str, Callable[..., Axes]]] = {
-        "loss": {"law": plot_law.plot_fit, "residuals": plot_runs.plot_residuals},
+        "loss": {
+            "law": plot_law.plot_fit,
+            **({"excess": plot_runs.plot_excess} if plot_runs.has_floor(found) else {}),
+            "residuals": plot_runs.plot_residuals,
+        },
         "budgets": {"curves": plot_optima.plot_budgets, "law": plot_optima.plot_optima},
         "sizes": {
             "curves": plot_optima.plot_settings,
@@ -71,11 +77,28 @@ def draw_of(found: AnyFit, what: str) -> Callable[..., Axes]:
     return figures[what]
 
 
-def save_figure(path: Path, draw: Callable[..., object]) -> None:
+@dataclass(frozen=True)
+class Look:
+    """Of a figure for a paper: size in inches, points of its text (None: the style's, or 10), family of its font,
+    styles of matplotlib (names, addresses or files), and whether it has a title.
+    """
+
+    size: tuple[float, float] = (6.4, 4.4)
+    points: float | None = None
+    font: str | None = None
+    styles: tuple[str, ...] = ()
+    titled: bool = True
+
+
+# Widths of a column and of the text in two-column LaTeX styles (ICML 2025: 3.25 and 6.75 inches).
+COLUMN, TEXT = Look((3.25, 2.4), points=6), Look((6.75, 4.0), points=9)
+
+
+def save_figure(path: Path, draw: Callable[..., object], look: Look | None = None) -> None:
     """Draw on new axes and save as the path's suffix says; text stays text. ResultsError when it cannot be written."""
     import matplotlib as mpl
 
-    with _drawn(draw) as figure, mpl.rc_context({"pdf.fonttype": 42}):
+    with mpl.rc_context({"pdf.fonttype": 42}), _drawn(draw, look or Look()) as figure:
         try:
             figure.savefig(path, dpi=300, metadata=UNDATED[path.suffix.removeprefix(".")])
         except OSError as error:
@@ -104,8 +127,8 @@ def _shortened(svg: bytes) -> bytes:
 
 
 @contextmanager
-def _drawn(draw: Callable[..., object]) -> Iterator[Figure]:
-    """A figure with new axes that are drawn on, closed at the end."""
+def _drawn(draw: Callable[..., object], look: Look | None = None) -> Iterator[Figure]:
+    """A figure with new axes that are drawn on, closed at the end. ResultsError for a style that there is not."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -113,9 +136,19 @@ def _drawn(draw: Callable[..., object]) -> Iterator[Figure]:
     mpl.rcParams["svg.fonttype"] = "none"  # text that a page can find, and a fourth of the bytes
     from matplotlib import pyplot as plt
 
-    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    look = look or Look()
+    try:
+        plt.style.use(list(look.styles))
+    except OSError as error:
+        names = ", ".join(name for name in plt.style.available if not name.startswith("_"))
+        raise ResultsError(f"--style {' '.join(look.styles)}: no file, and none of {names}") from error
+    mpl.rcParams.update({"font.family": look.font} if look.font else {})
+    mpl.rcParams.update({"font.size": look.points} if look.points else {})
+    figure, ax = plt.subplots(figsize=look.size, layout="constrained")
     try:
         draw(ax=ax)
+        if not look.titled:
+            ax.set_title("", loc="left")
         yield figure
     finally:
         plt.close(figure)

@@ -18,11 +18,12 @@ from tinyscale.analysis.measured import measurement_rows
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
 from tinyscale.analysis.score import score_all
 from tinyscale.analysis.study import Analysis, Refusal, find_laws
+from tinyscale.errors import FitError
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.text import formula_with_numbers, verdict
-from tinyscale.formatting import plural
-from tinyscale.reporting.figures import figures_of, stem_of, write_figure
+from tinyscale.formatting import nearest, plural
+from tinyscale.reporting.figures import FIGURES, figures_of, stem_of, write_figure
 from tinyscale.reporting.plot_bits import plot_delta, plot_front
 from tinyscale.reporting.plot_contrasts import plot_contrasts
 from tinyscale.reporting.plot_forecasts import plot_forecasts
@@ -48,7 +49,7 @@ from tinyscale.reporting.tables import (
 )
 from tinyscale.reporting.write import write_analysis
 from tinyscale.results.launches import read_launches
-from tinyscale.results.status import Status, read_status
+from tinyscale.results.status import read_status
 from tinyscale.results.store import Results, sweep_points
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
@@ -59,6 +60,7 @@ from tinyscale.storage import Folder
 PAGE, NOTES = "report.html", "notes.md"
 
 ORDER = ("loss", "budgets", "sizes", "jumps", "texts")  # of the sections, by what their laws are of
+EXCESS = "Loss above the law's floor E, on logarithmic axes: where the law holds, the runs lie on a straight line."
 RESIDUALS = (
     "What the law leaves over: measured loss against the law's, in percent. A bend across the sizes means that the law "
     "is not the right one."
@@ -88,9 +90,9 @@ CONTRASTS = (
     "95 % interval, corrected for the number of arms; circles are the means at each size. Grey: no difference seen."
 )
 POSITIONS = (
-    "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
-    "in bins that double; the last one ends at the context's length. A line is the mean over seeds, its band ± one "
-    "standard deviation."
+    "Loss by position, of each arm's largest size: targets with so many tokens of their document before them in the "
+    "context, in bins that double; the last one ends at the context's length. A line is the mean over seeds, its band "
+    "± one standard deviation."
 )
 
 
@@ -166,20 +168,13 @@ def write_report(location: str, notify: Callable[[str], None] = lambda _: None) 
     """
     store = Results(location)
     done = write_analysis(store.folder, find_laws(location))
-    frame, set_aside = store.read()
-    status = read_status(store)
-    page = _Page(store, done, status)
-    records = sorted(status.sweeps or (_nameless(frame),), key=page.place)
-    sections = []
-    for number, record in enumerate(records, 1):
-        notify(f"drawing {record.name}, {number} of {len(records)}")
-        sections.append(page.section(record, sweep_points(frame, record)))
+    page = _Page(store, done)
+    sections, set_aside = page.sections(notify)
     origin: list[Block] = [page.table(provenance_of(store))]
     if unreadable := (*set_aside, *page.unreadable):
         origin.append(Notes("Files that could not be read", unreadable))
-    registered = read_registrations(store.folder)
-    scored = score_all(store, registered) if registered else []
-    own = _own_words(store.folder, [record.name for record in records])
+    scored = _scored(store)
+    own = _own_words(store.folder, [each.name for each in sections])
     sections = [replace(each, blocks=(*own.pop(each.name, ()), *each.blocks)) for each in sections]
     html = _render(
         location=str(store.folder),
@@ -192,6 +187,26 @@ def write_report(location: str, notify: Callable[[str], None] = lambda _: None) 
     )
     store.folder.write(PAGE, html.encode())
     return [*done.written, *page.written, f"{store.folder}/{PAGE}"]
+
+
+def figure_of_page(location: str, name: str) -> Callable[..., object]:
+    """What draws a figure of the page, by the stem of its files; nothing is written. FitError for another name."""
+    store = Results(location)
+    page = _Page(store, find_laws(location), writes=False)
+    page.sections()
+    list(page.forecasts(_scored(store)))
+    if name not in page.drawn:
+        close = nearest(name, page.drawn)
+        raise FitError(
+            f"{location} has no figure {name!r}{close}; its page lists them, and a fit has {', '.join(FIGURES)}"
+        )
+    return page.drawn[name]
+
+
+def _scored(store: Results) -> list[Registration]:
+    """The registered forecasts with their scores."""
+    registered = read_registrations(store.folder)
+    return score_all(store, registered) if registered else []
 
 
 def _own_words(folder: Folder, sweeps: Sequence[str]) -> dict[str, tuple[Text, ...]]:
@@ -227,13 +242,28 @@ def _nameless(frame: pd.DataFrame) -> SweepRecord:
 
 
 class _Page:
-    """Makes the blocks of the page and writes the file that each one shows."""
+    """Makes the blocks of the page and, unless told otherwise, writes the file that each one shows.
 
-    def __init__(self, store: Results, done: Analysis, status: Status) -> None:
-        self.folder, self.done, self.status = store.folder, done, status
+    drawn: name of each figure -> what draws it; written: the paths.
+    """
+
+    def __init__(self, store: Results, done: Analysis, *, writes: bool = True) -> None:
+        self.store, self.folder, self.done, self.status = store, store.folder, done, read_status(store)
         self.launches = read_launches(store.launches)
         self.measured, self.unreadable = store.read_measurements()
+        self.writes = writes
+        self.drawn: dict[str, Callable[..., object]] = {}
         self.written: list[str] = []
+
+    def sections(self, notify: Callable[[str], None] = lambda _: None) -> tuple[list[Section], list[str]]:
+        """One for each sweep in the order of the page, and the files that cannot be read."""
+        frame, set_aside = self.store.read()
+        records = sorted(self.status.sweeps or (_nameless(frame),), key=self.place)
+        made = []
+        for number, record in enumerate(records, 1):
+            notify(f"drawing {record.name}, {number} of {len(records)}")
+            made.append(self.section(record, sweep_points(frame, record)))
+        return made, list(set_aside)
 
     def place(self, record: SweepRecord) -> tuple[int, int]:
         """Where the sweep's section stands: laws of the loss, those of most variables first, best sizes, best settings,
@@ -275,14 +305,17 @@ class _Page:
     def _of_fit(self, found: AnyFit) -> Iterator[Block]:
         """The law, its plots, its numbers, and what speaks for and against it."""
         record, figures = found.record, figures_of(found)
-        residuals = figures.pop("residuals", None)
+        excess, residuals = figures.pop("excess", None), figures.pop("residuals", None)
         yield Heading(f"{record.origin.title}: {formula_with_numbers(record)}")
-        for what in figures:
+        for what, draw in figures.items():
+            self.drawn[stem_of(found, what)] = draw
             yield self._figure(stem_of(found, what), _caption(record, what))
         if record.warnings:
             yield Notes("Before you use these numbers", record.warnings)
         yield self.table(parameters_of(record))
         yield self.table(evidence_of(record))
+        if excess:
+            yield self._draw(stem_of(found, "excess"), excess, EXCESS)
         if residuals:
             yield self._draw(stem_of(found, "residuals"), residuals, RESIDUALS)
         if record.form.has_frontier and found.curve:
@@ -304,7 +337,7 @@ class _Page:
         self._write(f"{record.name}-points", points)
         for x, caption in CURVES.items():
             if (points[x] > 0).any():
-                draw = partial(plot_runs, points, x, by)
+                draw = partial(plot_runs, points, x, by, title=record.title)
                 yield self._draw(f"{record.name}-loss-{x}", draw, f"{caption} Data: tables/{record.name}-points.csv.")
         yield self.table(trials_of(record, points))
 
@@ -313,7 +346,7 @@ class _Page:
         yield Heading("Loss by position in the context")
         means = positions_over_seeds(losses)
         self._write(f"{record.name}-positions", means)
-        largest = means[means["n_non_embedding"] == means["n_non_embedding"].max()]
+        largest = means[means["n_non_embedding"] == means.groupby("arm")["n_non_embedding"].transform("max")]
         caption = f"{POSITIONS} Data: tables/{record.name}-positions.csv."
         yield self._draw(f"{record.name}-positions", partial(plot_positions, largest), caption)
         yield self.table(positions_of(record.name, falls))
@@ -382,15 +415,21 @@ class _Page:
         return table
 
     def _write(self, name: str, frame: pd.DataFrame) -> None:
+        if not self.writes:
+            return
         (self.folder / "tables").write(f"{name}.csv", frame.to_csv(index=False).encode())
         self.written.append(f"{self.folder / 'tables'}/{name}.csv")
 
     def _draw(self, stem: str, draw: Callable[..., object], caption: str) -> Figure:
-        self.written += write_figure(self.folder, stem, draw)
+        self.drawn[stem] = draw
+        if self.writes:
+            self.written += write_figure(self.folder, stem, draw)
         return self._figure(stem, caption)
 
     def _figure(self, stem: str, caption: str) -> Figure:
         """A plot that was written, without what only a file needs before its <svg>."""
+        if not self.writes:
+            return Figure(stem, Markup(), caption)
         text = (self.folder / "plots").read(f"{stem}.svg").decode()
         return Figure(stem, Markup(text[text.index("<svg") :].replace("<svg", f'<svg id="{stem}-drawing"', 1)), caption)
 

@@ -12,12 +12,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from tinyscale.fitting.laws.bits import THEORY
-from tinyscale.reporting.plot_law import GREY, LEGEND, ORANGE, heading, new_axes, shades, tidy
+from tinyscale.reporting.plot_law import GREY, LEGEND, ORANGE, entitle, new_axes, shades, tidy
 
 BY = ["d_model", "bits"]
 NAME: dict[str, Any] = {  # below a point to the left, aslant, so that names of neighbours do not meet
     "textcoords": "offset points", "ha": "right", "va": "top", "rotation": 35, "rotation_mode": "anchor",
-    "fontsize": 7, "color": GREY,
+    "fontsize": "x-small", "color": GREY,
 }  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def plot_front(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     ax.set_ylim(least * (least / most) ** 0.18, most)  # a few hardly trained or hardly coded models would rule the axis
     ax.set_xlabel("bits of the model, scales included")
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title(heading(title), fontsize=10, loc="left")
-    ax.legend(**LEGEND, fontsize=8, loc="upper right")
+    entitle(ax, title)
+    ax.legend(**LEGEND, fontsize="small", loc="upper right")
     tidy(ax)
     return ax
 
@@ -83,8 +83,8 @@ def plot_delta(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     ax.set_ylim(shown["delta"].min() / 3, shown["delta"].max() * 2)
     ax.set_xlabel("P: bits of a weight")
     ax.set_ylabel("loss added by rounding (nats per token)")
-    ax.set_title(heading(title), fontsize=10, loc="left")
-    ax.legend(**LEGEND, fontsize=8, loc="upper right")
+    entitle(ax, title)
+    ax.legend(**LEGEND, fontsize="small", loc="upper right")
     ax.grid(visible=True, which="major", color="0.9", lw=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

@@ -41,7 +41,7 @@ def plot_contrasts(contrasts: Sequence[Contrast], ax: Axes | None = None) -> Axe
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}" if value else "0")
     ax.set_xlabel(f"difference from {literal(arms[0].base)} ({arms[0].unit}); left is better")
     if len(sizes) > 1:
-        ax.legend(**LEGEND, fontsize=8, loc="best")
+        ax.legend(**LEGEND, fontsize="small", loc="best")
     return ax
 
 

@@ -19,7 +19,7 @@ from tinyscale.fitting.points import group_sizes
 from tinyscale.formatting import compact, printable
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision, and in grey.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 LEGEND: dict[str, Any] = {"framealpha": 0.9, "edgecolor": "none"}  # white behind the words, no box
 MOST_NAMED = 8  # sizes named in a legend; more would cover the plot
 
@@ -38,7 +38,7 @@ def plot_fit(fit: Fit, ax: Axes | None = None, frame: pd.DataFrame | None = None
     else:
         _draw_family(fit, points, ax)
     ax.set_ylabel(_predicted(fit))
-    ax.set_title("\n".join(filter(None, [heading(fit.origin.title), fit.slice])), fontsize=10, loc="left")
+    entitle(ax, fit.origin.question, fit.origin.title, fit.slice)
     tidy(ax)
     return ax
 
@@ -57,9 +57,11 @@ def literal(text: object) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def heading(title: str) -> str:
-    """A user's title in lines that fit the figure, three at most."""
-    return "\n".join(map(literal, textwrap.wrap(title, 80, max_lines=3, placeholder=" ...")))
+def entitle(ax: Axes, question: str, *more: str) -> None:
+    """Title of the axes: what the sweep asks, and below it which of its runs are shown."""
+    below = ", ".join(filter(None, more))
+    lines = [line for text in (question, below) for line in textwrap.wrap(text, 80, max_lines=2, placeholder=" ...")]
+    ax.set_title("\n".join(map(literal, lines)), fontsize="medium", loc="left")
 
 
 def shades(number: int) -> Array:
@@ -74,6 +76,14 @@ def new_axes(columns: int = 1) -> Axes:
     return axes
 
 
+def plot_reaching(ax: Axes, x: Array, y: Array, reach: float, **style: Any) -> None:
+    """A line that is dashed beyond what was measured."""
+    inside = x <= reach
+    ax.plot(x[inside], y[inside], **style)
+    beyond = x >= x[inside][-1]
+    ax.plot(x[beyond], y[beyond], **{**style, "ls": "--", "label": None})
+
+
 def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     """Seeds, their means, the curve with its band, and the largest size as predicted from the smaller ones."""
     name = fit.law.variables[0]
@@ -81,7 +91,9 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     grid = np.geomspace(x.min() / 1.25, x.max() * (4 if fit.law.sizes else 1.25), 200)
     curve = fit.predict(noise=False, **{name: grid})
     ax.fill_between(grid, curve["low"], curve["high"], color=BLUE, alpha=0.18, lw=0, label="95 % band of the curve")
-    ax.plot(grid, curve["loss"], color=BLUE, lw=1.6, label="fit")
+    plot_reaching(
+        ax, grid, curve["loss"].to_numpy(float), x.max(), color=BLUE, lw=1.6, label="fit, dashed beyond the runs"
+    )
     _draw_seeds(ax, x, loss, group_sizes(np.log(x)))
     _draw_held_out(ax, fit, name)
     ax.set_xscale("log")
@@ -91,7 +103,9 @@ def _draw_curve(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     _widen(ax, shown, below=0.06, above=0.14)
     symbol, unit = VARIABLES[name]
     ax.set_xlabel(f"{symbol}: {unit} ({literal(fit.points.counts[name])})" if name == "n" else f"{symbol}: {unit}")
-    ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=law_text(fit), title_fontsize=10, alignment="left")
+    ax.legend(
+        **LEGEND, fontsize="small", loc="upper right", title=law_text(fit), title_fontsize="medium", alignment="left"
+    )
 
 
 def _widen(ax: Axes, loss: Array, *, below: float, above: float) -> None:
@@ -112,10 +126,11 @@ def _draw_seeds(ax: Axes, x: Array, loss: Array, size: Index) -> None:
     ax.plot(centre, mean, "_", ms=13, color="black", mew=1.6, label="mean of a size", zorder=4)
 
 
-def _draw_held_out(ax: Axes, fit: Fit, name: str) -> None:
+def _draw_held_out(ax: Axes, fit: Fit, name: str, *, wide: bool = True) -> None:
     """The loss that the smaller sizes alone predict for the largest, with a stem to what was measured there."""
     if held := fit.held_out:
-        x, label = held.size[name], f"largest size, predicted from the smaller ({held.error_percent:+.2f} %)"
+        said = "largest size, as the smaller predict it" if wide else "largest size, as\nthe smaller predict"
+        x, label = held.size[name], f"{said} ({held.error_percent:+.2f} %)"
         ax.plot([x, x], [held.predicted, held.actual], color=ORANGE, lw=1.2, zorder=4)
         ax.plot(x, held.predicted, "D", ms=7, mfc="none", mec=ORANGE, mew=1.6, zorder=5, label=label)
 
@@ -146,14 +161,28 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     if second == "bits":  # the curves are lines; what was held out are several bits, whose mean is no point of them
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
-        _draw_held_out(ax, fit, second)
+        _draw_held_out(ax, fit, second, wide=False)
         ax.set_xscale("log")
     symbol, unit = VARIABLES[second]
     ax.set_xlabel(f"{symbol}: {unit}")
     ax.set_yscale("log")
-    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.4)
-    title = law_text(fit)
-    ax.legend(**LEGEND, fontsize=8, title=title, title_fontsize=9, alignment="left", ncols=2, loc="upper right")
+    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.14)
+    _name_family(ax, law_text(fit))
+
+
+def _name_family(ax: Axes, title: str) -> None:
+    """The law above the axes, and a legend to their right, where it covers no run."""
+    ax.legend(fontsize="small", frameon=False, borderaxespad=0, loc="upper left", bbox_to_anchor=(1.01, 1))
+    ax.text(
+        0.99,
+        0.985,
+        title,
+        transform=ax.transAxes,
+        fontsize="small",
+        ha="right",
+        va="top",
+        bbox={"fc": "white", "ec": "none", "alpha": 0.9},
+    )
 
 
 STYLES = (("o", "-"), ("^", "--"), ("s", ":"), ("D", "-."))  # of runs without a teacher, and of each teacher's
@@ -184,8 +213,8 @@ def _draw_students(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_xscale("log")
     ax.set_xlabel("D: training tokens")
     ax.set_yscale("log")
-    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.45)
-    ax.legend(**LEGEND, fontsize=8, title=_worth(fit), title_fontsize=9, alignment="left", ncols=2, loc="upper right")
+    _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.14)
+    _name_family(ax, _worth(fit))
 
 
 def _worth(fit: Fit) -> str:

@@ -58,6 +58,6 @@ def plot_memory(frame: pd.DataFrame, what: str, ax: Axes | None = None) -> Axes:
     ax.set_yscale("log")
     ax.set_xlabel(LABELS[what])
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.legend(**LEGEND, fontsize=8, loc="best")
+    ax.legend(**LEGEND, fontsize="small", loc="best")
     tidy(ax)
     return ax

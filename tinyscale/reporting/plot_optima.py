@@ -13,15 +13,28 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from tinyscale.fitting.arrays import Array, Index
 from tinyscale.fitting.isoflop import optimum_line
 from tinyscale.fitting.laws.optima import ISOFLOP, with_optimum
-from tinyscale.fitting.minimum import Line, weighted_line
+from tinyscale.fitting.minimum import Line, find_minimum, weighted_line
 from tinyscale.fitting.optima import Optima
 from tinyscale.fitting.points import SAME_BUDGET, group_sizes
 from tinyscale.fitting.tuning import SYMBOLS, best_setting, setting_beside
 from tinyscale.formatting import compact, scientific
-from tinyscale.reporting.plot_law import BLUE, GREY, LEGEND, ORANGE, heading, literal, new_axes, shades, tidy
+from tinyscale.reporting.plot_law import (
+    BLUE,
+    GREEN,
+    GREY,
+    LEGEND,
+    ORANGE,
+    entitle,
+    literal,
+    new_axes,
+    plot_reaching,
+    shades,
+    tidy,
+)
 
 LABELS = {"lr": "lr: peak learning rate", "batch_tokens": "batch_tokens: tokens of one step"}
 STAR: dict[str, Any] = {"ms": 11, "color": ORANGE, "mec": "white", "mew": 0.6, "zorder": 5}
+SLOPES = ((0.73, "-.", "slope of N*, Kaplan 2020: 0.73"), (0.5, "--", "Hoffmann 2022: 0.5"))
 
 
 def _factor(value: Array, log_sd: pd.Series[float]) -> Array:
@@ -33,7 +46,7 @@ def _factor(value: Array, log_sd: pd.Series[float]) -> Array:
 
 def _draw_stars(ax: Axes, fit: Optima, table: pd.DataFrame, x: str, y: str, label: str) -> None:
     """Best sizes; where they are bottoms of curves, bars along N are one standard deviation."""
-    if fit.law is ISOFLOP:
+    if fit.law is ISOFLOP and y != "best_d":
         bars = _factor(table["best"].to_numpy(float), table["log_sd"])
         across, up = (bars, None) if x == "best" else (None, bars)
         ax.errorbar(table[x], table[y], up, across, fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
@@ -41,20 +54,28 @@ def _draw_stars(ax: Axes, fit: Optima, table: pd.DataFrame, x: str, y: str, labe
     ax.plot(table[x], table[y], "*", **STAR, label=label)
 
 
-def _draw_curves(ax: Axes, points: pd.DataFrame, x: str, group: Index, name: Callable[[pd.DataFrame], str]) -> None:
-    """Runs of each group in a colour of its own, a line through their means, and its name."""
+def _draw_curves(
+    ax: Axes, points: pd.DataFrame, x: str, group: Index, name: Callable[[pd.DataFrame], str], line: str = "-"
+) -> None:
+    """Runs of each group in a colour of its own, a thin line through their means, and its name."""
     for index, colour in enumerate(shades(group.max() + 1)):
         part = points[group == index].sort_values(x)
         means = part.groupby(group_sizes(np.log(part[x].to_numpy(float))))[[x, "loss"]].mean()
         ax.plot(part[x], part["loss"], "o", ms=4, color=colour, mec="white", mew=0.4, label=name(part))
-        ax.plot(means[x], means["loss"], lw=0.9, color=colour)
+        ax.plot(means[x], means["loss"], line, lw=0.9, color=colour)
 
 
-def _finish_curves(ax: Axes, points: pd.DataFrame, title: str, legend: str) -> Axes:
+def _finish_curves(ax: Axes, fit: Optima, points: pd.DataFrame, legend: str) -> Axes:
     ax.set_xscale("log")
     ax.set_ylabel("Validation loss (nats per token)")
-    ax.set_title(title, fontsize=10, loc="left")
-    small: dict[str, Any] = {"fontsize": 8, "title": legend, "title_fontsize": 8, "alignment": "left", "ncols": 2}
+    entitle(ax, fit.origin.question, fit.origin.title)
+    small: dict[str, Any] = {
+        "fontsize": "small",
+        "title": legend,
+        "title_fontsize": "small",
+        "alignment": "left",
+        "ncols": 2,
+    }
     ax.legend(**LEGEND, **small, loc="upper center")
     ax.set_ylim(top=points["loss"].max() + 0.4 * np.ptp(points["loss"]))
     tidy(ax)
@@ -62,14 +83,22 @@ def _finish_curves(ax: Axes, points: pd.DataFrame, title: str, legend: str) -> A
 
 
 def plot_budgets(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
-    """Loss against N, a colour for each budget of FLOPs, and the bottom of each curve."""
+    """Loss against N, a colour for each budget of FLOPs, the polynomial of each, and its bottom."""
     ax = ax or new_axes()
     points = fit.runs if frame is None else frame
     budget = group_sizes(np.log(points["c"].to_numpy(float)), SAME_BUDGET)
-    _draw_curves(ax, points, "n", budget, lambda part: f"C = ${scientific(part['c'].mean(), 2)}$")
+    _draw_curves(ax, points, "n", budget, lambda part: f"C = ${scientific(part['c'].mean(), 3)}$", ":")
+    for index, colour in enumerate(shades(budget.max() + 1) if fit.law is ISOFLOP and frame is None else ()):
+        found = find_minimum(
+            *np.log(points.loc[budget == index, ["n", "loss"]].to_numpy(float).T),
+            degree=fit.table["degree"][index] or None,
+        )
+        if not found.refused:
+            grid = np.linspace(*found.reach, 60)
+            ax.plot(np.exp(grid), np.exp(found.curve(grid)), lw=1.4, color=colour)
     _draw_stars(ax, fit, fit.table, "best", "loss", "bottom")
     ax.set_xlabel(f"N: parameters ({literal(fit.columns['n'])})")
-    return _finish_curves(ax, points, heading(fit.origin.title), "C in FLOPs")
+    return _finish_curves(ax, fit, points, "C in FLOPs")
 
 
 def plot_settings(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
@@ -91,31 +120,41 @@ def plot_settings(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | Non
     ax.errorbar(kept["best"], kept["loss"], xerr=bars, fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
     ax.plot(kept["best"], kept["loss"], "*", **STAR, label="bottom, ± 1 sd")
     ax.set_xlabel(LABELS.get(setting := fit.columns["setting"], literal(setting)))
-    return _finish_curves(ax, points, heading(fit.origin.title), "")
+    return _finish_curves(ax, fit, points, "")
 
 
 def plot_optima(fit: Optima, ax: Axes | None = None, frame: pd.DataFrame | None = None) -> Axes:
-    """The compute-optimal N against C with its power law. frame: a table of optima to draw instead of the fit's own."""
+    """The compute-optimal N and D against C with their power laws, dashed beyond the largest budget.
+
+    Thin lines have the slopes of N* in Kaplan et al. 2020 (2001.08361), 0.73, and Hoffmann et al. 2022 (2203.15556),
+    0.5. frame: a table of optima to draw instead of the fit's own.
+    """
     ax = ax or new_axes()
     table = fit.kept if frame is None else with_optimum(frame)
     grid = np.geomspace(table["c"].min() / 2, table["c"].max() * 4, 100)
-    line = optimum_line(fit.kept, "best")
-    value, lowest, highest = _band(line, grid)
-    ax.fill_between(grid, lowest, highest, color=BLUE, alpha=0.18, lw=0, label="95 % band of the line")
-    ax.plot(grid, value, color=BLUE, lw=1.6, label="fit")
-    _draw_stars(ax, fit, table, "c", "best", "best size of a budget")
+    for column, colour, what in (("best_d", GREEN, "D*: tokens"), ("best", BLUE, "N*: parameters")):
+        line = optimum_line(fit.kept, column)
+        value, lowest, highest = _band(line, grid)
+        ax.fill_between(grid, lowest, highest, color=colour, alpha=0.18, lw=0)
+        label = f"{what}, C^{line.slope:.3f} ± {line.slope_half_width:.3f}"
+        plot_reaching(ax, grid, value, float(table["c"].max()), color=colour, lw=1.6, label=label)
+        _draw_stars(ax, fit, table, "c", column, "best of a budget" if column == "best" else "")
+    middle = np.exp(line.middle)
+    for slope, style, whose in SLOPES:
+        ax.plot(grid, np.exp(line.level) * (grid / middle) ** slope, style, color=GREY, lw=0.9, label=whose)
     if held := fit.held_out:
         label = f"largest budget, predicted from the smaller ({held.error_percent:+.1f} %)"
         ax.plot(held.size["c"], held.predicted, "D", ms=7, mfc="none", mec="black", mew=1.4, zorder=6, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("C: training compute (FLOPs)")
-    ax.set_ylabel(f"N*: best parameters ({literal(fit.columns['n'])})")
-    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
-    low, high = fit.interval("a")
-    text = f"$N^* = {scientific(fit.params['k_N'])}\\;C^{{{fit.params['a']:.3f}}}$, a: {low:.3f} to {high:.3f} (95 %)"
-    ax.set_ylim(lowest.min() / 1.1, 2.5 * highest.max())
-    ax.legend(**LEGEND, fontsize=8.5, loc="upper left", title=text, title_fontsize=9.5, alignment="left")
+    ax.set_ylabel("N*: best parameters; D*: best tokens")
+    entitle(ax, fit.origin.question, fit.origin.title)
+    ax.set_ylim(top=ax.get_ylim()[1] * 30)  # for the legend
+    text = f"$N^* = {scientific(fit.params['k_N'])}\\;C^{{{fit.params['a']:.3f}}}$; bands and ±: 95 %"
+    ax.legend(
+        **LEGEND, fontsize="small", loc="upper left", title=text, title_fontsize="medium", alignment="left", ncols=2
+    )
     tidy(ax)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{np.log10(value):.0f}}}$"))
     ax.xaxis.set_major_locator(LogLocator(base=10))
@@ -134,8 +173,8 @@ def plot_mixture(fit: Optima, ax: Axes | None = None) -> Axes:
     ax.set_yticks(place, [literal(name.removeprefix("share_of_")) for name in fit.estimates])
     ax.invert_yaxis()
     ax.set_xlabel("share of the training tokens at which the mean loss is least")
-    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
-    ax.legend(**LEGEND, fontsize=8.5)
+    entitle(ax, fit.origin.question, fit.origin.title)
+    ax.legend(**LEGEND, fontsize="small")
     tidy(ax)
     return ax
 
@@ -161,8 +200,8 @@ def plot_formation(fit: Optima, ax: Axes | None = None) -> Axes:
     ax.set_yscale("log")
     ax.set_xlabel("B C: tokens of one step")
     ax.set_ylabel("D*: tokens after which induction forms")
-    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
-    ax.legend(**LEGEND, fontsize=8.5, loc="upper left")
+    entitle(ax, fit.origin.question, fit.origin.title)
+    ax.legend(**LEGEND, fontsize="small", loc="upper left")
     tidy(ax)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
@@ -178,9 +217,9 @@ def plot_tuning(
     """
     ax = ax or new_axes()
     table = fit.kept if frame is None else with_optimum(frame)
-    of = f"_{setting}" if setting else ""
+    beside = f"_{setting}" if setting else ""
     ending = f"_{SYMBOLS[setting]}" if setting else ""
-    best, log_sd = table[f"best{of}"].to_numpy(float), table[f"log_sd{of}"]
+    best, log_sd = table[f"best{beside}"].to_numpy(float), table[f"log_sd{beside}"]
     grid = np.geomspace(table["n"].min() / 1.5, table["n"].max() * 2.5, 50)
     batch = np.exp(np.log(table["batch_tokens"].to_numpy(float)).mean()) if "batch_tokens" in table else None
 
@@ -196,17 +235,22 @@ def plot_tuning(
     sizes = np.unique(table["d"]) if by_d else [1.0]
     for d, colour in zip(sizes, shades(len(sizes)), strict=True):
         label, shade = (f"D = {compact(d)}", colour) if by_d else ("fit", BLUE)
-        ax.plot(grid, [law(n, d) for n in grid], lw=1.6, color=shade, label=label)
-    ax.errorbar(table["n"], best, _factor(best, log_sd), fmt="none", ecolor=ORANGE, elinewidth=1, zorder=4)
-    ax.plot(table["n"], best, "*", **STAR, label="best of a size, ± 1 sd")
+        plot_reaching(ax, grid, np.array([law(n, d) for n in grid]), table["n"].max(), lw=1.6, color=shade, label=label)
+        of = (table["d"] == d).to_numpy() if by_d else np.full(len(table), True)
+        star = STAR | ({"color": shade} if by_d else {})
+        n, bars = table["n"][of], _factor(best[of], log_sd[of])
+        ax.errorbar(n, best[of], bars, fmt="none", ecolor=star["color"], elinewidth=1, zorder=4)
+        ax.plot(n, best[of], "*", **star, label=None if by_d else "best of a size, ± 1 sd")
+    if by_d:
+        ax.plot([], [], "*", **STAR | {"color": GREY}, label="best of a size, ± 1 sd")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(f"N: parameters ({literal(fit.columns['n'])})")
     ax.set_ylabel(f"Best {literal(setting or fit.columns['setting'])}")
-    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
+    entitle(ax, fit.origin.question, fit.origin.title)
     ax.set_ylim(best.min() / 3, best.max() * 8)  # a factor is what matters in a setting: do not magnify less
     text = _tuning_text(fit, setting)
-    ax.legend(**LEGEND, fontsize=8.5, loc="upper right", title=text, title_fontsize=9.5, alignment="left")
+    ax.legend(**LEGEND, fontsize="small", loc="upper right", title=text, title_fontsize="medium", alignment="left")
     tidy(ax)
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     return ax

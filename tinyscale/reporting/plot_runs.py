@@ -11,10 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 
+from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.fit import Fit
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.formatting import compact
-from tinyscale.reporting.plot_law import BLUE, GREY, MOST_NAMED, heading, literal, new_axes, shades, tidy
+from tinyscale.reporting.plot_law import (
+    BLUE,
+    GREY,
+    LEGEND,
+    MOST_NAMED,
+    entitle,
+    literal,
+    new_axes,
+    plot_reaching,
+    shades,
+    tidy,
+)
 from tinyscale.reporting.tables import anchor
 
 AXES = {
@@ -22,7 +34,8 @@ AXES = {
     "flops": "Training compute (FLOPs)",
     "wall_seconds": "Training time of the run (seconds)",
 }
-STYLES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "^", "s", "D", "v", "P")  # no factor in common with the lines: 30 arms before a pair comes again
 
 
 def plot_residuals(fit: Fit, ax: Axes | None = None) -> Axes:
@@ -38,19 +51,48 @@ def plot_residuals(fit: Fit, ax: Axes | None = None) -> Axes:
     symbol, unit = VARIABLES[name]
     ax.set_xlabel(f"{symbol}: {unit} ({literal(fit.points.counts[name])})" if name == "n" else f"{symbol}: {unit}")
     ax.set_ylabel("Residual of the loss (%)")
-    ax.set_title(heading(fit.origin.title), fontsize=10, loc="left")
+    entitle(ax, fit.origin.question, fit.origin.title)
     farthest = 1.6 * max(sd, float(residual.abs().max()))
     ax.set_ylim(-farthest, farthest)
-    ax.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)
+    ax.legend(frameon=False, fontsize="small", loc="upper right", ncols=2)
     tidy(ax)
     return ax
 
 
-def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embedding", ax: Axes | None = None) -> Axes:
+def has_floor(fit: AnyFit) -> bool:
+    """Whether a law of one variable has a loss E that no size goes below, with an interval above zero."""
+    floor = fit.estimates.get("E")
+    return isinstance(fit, Fit) and len(fit.law.variables) == 1 and floor is not None and (floor.low or 0) > 0
+
+
+def plot_excess(fit: Fit, ax: Axes | None = None) -> Axes:
+    """Loss above the law's floor E against its variable: where the law holds, the runs lie on a straight line."""
+    ax = ax or new_axes()
+    name, floor = fit.law.variables[0], fit.params["E"]
+    x, loss = fit.runs[name].to_numpy(float), fit.runs["loss"].to_numpy(float)
+    grid = np.geomspace(x.min(), 4 * x.max(), 100)
+    line = fit.predict(noise=False, **{name: grid})["loss"].to_numpy(float) - floor
+    plot_reaching(ax, grid, line, x.max(), color=BLUE, lw=1.6, label="fit, dashed beyond the runs")
+    above = loss > floor
+    ax.plot(x[above], loss[above] - floor, "o", ms=5, mfc="none", mec=GREY, mew=0.9, label="runs")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    symbol, unit = VARIABLES[name]
+    ax.set_xlabel(f"{symbol}: {unit}")
+    ax.set_ylabel(f"Loss above E = {floor:.4g} (nats per token)")
+    entitle(ax, fit.origin.question, fit.origin.title, fit.slice)
+    ax.legend(**LEGEND, fontsize="small", loc="upper right")
+    tidy(ax)
+    return ax
+
+
+def plot_runs(
+    points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embedding", ax: Axes | None = None, title: str = ""
+) -> Axes:
     """Validation loss against `x` (tokens, flops or wall_seconds), a line a trial.
 
     points: rows of the results, with the column `arm` where there are arms; by: the column that sets the colour, the
-    arm sets the line's style.
+    arm sets the line's style; title: left out, the names of the sweeps.
     """
     ax = ax or new_axes()
     points = points[(points[x] > 0) & (points["val_loss"] > 0)]
@@ -59,16 +101,16 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
     arms = list(dict.fromkeys(points["arm"])) if "arm" in points and by != "arm" else []
     for _, rows in points.groupby([*(["arm"] if arms else []), "trial"], sort=False):
         run = rows.sort_values(x)
-        style = STYLES[arms.index(run["arm"].iloc[0]) % len(STYLES)] if arms else "-"
+        style = _style(arms.index(run["arm"].iloc[0]) if arms else 0)
         link = f"#{anchor(run['sweep'].iloc[0], run['trial'].iloc[0])}" if "sweep" in run else None
         colour = colours[run[by].iloc[0]]
-        ax.plot(run[x], run["val_loss"], style, marker="o", ms=3, lw=1.1, alpha=0.85, color=colour, url=link)
+        ax.plot(run[x], run["val_loss"], **style, ms=3, lw=1.1, alpha=0.85, color=colour, url=link)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(AXES[x])
     ax.set_ylabel("Validation loss (nats per token)")
     sweeps = ", ".join(dict.fromkeys(points["sweep"])) if "sweep" in points else ""
-    ax.set_title(heading(sweeps), fontsize=10, loc="left")
+    entitle(ax, title or sweeps)
     low, high = np.log(points["val_loss"].min()), np.log(points["val_loss"].max())
     ax.set_ylim(np.exp(low - 0.05 * (high - low + 0.01)), np.exp(high + 0.08 * (high - low + 0.01)))
     _legend(ax, by, colours, arms)
@@ -83,7 +125,8 @@ def plot_runs(points: pd.DataFrame, x: str = "tokens", by: str = "n_non_embeddin
 def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Loss against the tokens of its document that a target has before it, a line a context length.
 
-    means: rows of `positions_over_seeds`, of one size; where a length has several arms, these set the line's style.
+    means: rows of `positions_over_seeds`, of one size per arm; where a length has several arms, these set the line's
+    style.
     """
     ax = ax or new_axes()
     lengths = sorted(means["context_length"].unique())
@@ -92,9 +135,9 @@ def plot_positions(means: pd.DataFrame, ax: Axes | None = None) -> Axes:
     arms = list(dict.fromkeys(means["arm"])) if several else []
     for (arm, length), curve in means.groupby(["arm", "context_length"], sort=False):
         x, spread = curve["seen"] * 2**0.5, curve["loss_std"].fillna(0)  # the middle of the entry, seen to 2 seen - 1
-        style = STYLES[arms.index(arm) % len(STYLES)] if several else "-"
+        style = _style(arms.index(arm) if several else 0)
         ax.fill_between(x, curve["loss"] - spread, curve["loss"] + spread, color=colours[length], alpha=0.2, lw=0)
-        ax.plot(x, curve["loss"], style, marker="o", ms=4, lw=1.4, color=colours[length], mec="white", mew=0.4)
+        ax.plot(x, curve["loss"], **style, ms=4, lw=1.4, color=colours[length], mec="white", mew=0.4)
     ax.set_xscale("log")
     ax.set_xlabel("Tokens of its document before the target")
     ax.set_ylabel("Validation loss (nats per token)")
@@ -111,12 +154,15 @@ def _legend(ax: Axes, by: str, colours: dict[Any, Any], arms: list[str]) -> None
     named = [values[i] for i in sorted({round(i) for i in np.linspace(0, len(values) - 1, MOST_NAMED)})]
     handles = [Line2D([], [], color=colours[value], lw=2, label=_text(value)) for value in named]
     if len(arms) > 1:
-        handles += [
-            Line2D([], [], color=GREY, ls=STYLES[i % len(STYLES)], label=literal(arm)) for i, arm in enumerate(arms)
-        ]
+        handles += [Line2D([], [], color=GREY, ms=3, **_style(i), label=literal(arm)) for i, arm in enumerate(arms)]
     if len(handles) > 1:
-        small: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "frameon": False, "borderaxespad": 0}
+        small: dict[str, Any] = {"fontsize": "small", "title_fontsize": "small", "frameon": False, "borderaxespad": 0}
         ax.legend(handles=handles, title=literal(by), loc="upper left", bbox_to_anchor=(1.01, 1), **small)
+
+
+def _style(arm: int) -> dict[str, Any]:
+    """Line and marker of an arm by its number."""
+    return {"ls": LINES[arm % len(LINES)], "marker": MARKERS[arm % len(MARKERS)]}
 
 
 def _text(value: object) -> str:
