@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tinyscale.cli import cli
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.reporting.plot_contrasts import plot_contrasts
 from tinyscale.reporting.plot_law import BLUE, GREY, ORANGE
+from tinyscale.reporting.side_by_side import difference, write_side_by_side
 from tinyscale.reporting.tables import measured_of
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepRecord
@@ -290,3 +292,26 @@ def test_trials_sort_filter_and_name_themselves_in_a_browser_and_without_scripts
         still = look(address, page, 1200, scripts=False)
         assert "Is Lion better than AdamW?" in still.text
         assert "filter" not in still.text
+
+
+def test_two_folders_are_compared_law_by_law(tmp_path: Path) -> None:
+    make_results(str(tmp_path / "ours"))
+    shutil.copytree(tmp_path / "ours", tmp_path / "theirs")
+    sorted((tmp_path / "theirs" / "trials").iterdir())[0].unlink()  # so that the laws are not quite the same
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "both"
+    *_, page = write_side_by_side((str(tmp_path / "ours"), str(tmp_path / "theirs")), str(out))
+    html = Path(page).read_text()
+    assert 'id="width-power-n-drawing"' in html, "of one variable: against it"
+    assert 'id="grid-chinchilla-drawing"' in html, "of N and D: against compute"
+    table = pd.read_csv(out / "tables" / "width-power-n-side-by-side.csv").set_index("parameter")
+    assert table.loc["alpha", "difference"] == pytest.approx(table.loc["alpha", "a"] - table.loc["alpha", "b"])
+    assert not table["apart"].any(), "both are drawn from one truth"
+    assert "No parameter differs by more than chance." in html
+    assert sorted(path for path in tmp_path.rglob("*") if out not in (path, *path.parents)) == before
+
+
+def test_a_difference_has_the_widths_of_both_combined_in_squares() -> None:
+    low, high = difference(Estimate(5.0, 4.7, 5.4), Estimate(3.0, 2.7, 3.4))
+    assert (low, high) == pytest.approx((2 - 0.5, 2 + 0.5))
+    assert difference(Estimate(5.0, 4.0, np.inf), Estimate(3.0, 2.0, 4.0))[1] == np.inf

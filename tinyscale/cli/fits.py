@@ -343,21 +343,30 @@ def plot(
     echo(f"wrote {out}: {what}")
 
 
-@click.command(epilog=examples("report results --open"))
+@click.command(epilog=examples("report results --open", "report results theirs --out both"))
 @results_argument("folder", "[RESULTS]")
+@click.argument("other", required=False)
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
-def report(folder: str, show: bool) -> None:
-    """Write one HTML page about a results folder.
+@click.option("--out", help="Folder of the page about two folders.  [default: side-by-side]")
+def report(folder: str, other: str | None, show: bool, out: str | None) -> None:
+    """Write one HTML page about a results folder, or about the laws of two.
 
     The page, report.html, has each sweep's verdict, law, plots, tables and costs. The command fits as `tinyscale fit`
     without options does, and writes the same files. The page opens from disk and loads nothing; its tables are in
-    tables/ as CSV, its plots in plots/ as PNG and SVG.
+    tables/ as CSV, its plots in plots/ as PNG and SVG. With OTHER, the page has the laws that both folders have, side
+    by side, with their differences; it goes into a folder of its own.
     """
     from tinyscale.reporting.page import write_report
+    from tinyscale.reporting.side_by_side import write_side_by_side
     from tinyscale.reporting.terminal import open_console
 
+    if out and not other:
+        raise click.UsageError("--out is of the page about two folders; name the second one")
     with open_console().status("fitting") as status:
-        *files, page = write_report(folder, notify=status.update)
+        if other:
+            *files, page = write_side_by_side((folder, other), out or "side-by-side", notify=status.update)
+        else:
+            *files, page = write_report(folder, notify=status.update)
     echo(f"wrote {len(files)} tables and plots\nwrote {page}")
     if show:
         click.launch(page)

@@ -176,7 +176,7 @@ def write_report(location: str, notify: Callable[[str], None] = lambda _: None) 
     scored = _scored(store)
     own = _own_words(store.folder, [each.name for each in sections])
     sections = [replace(each, blocks=(*own.pop(each.name, ()), *each.blocks)) for each in sections]
-    html = _render(
+    html = render(
         location=str(store.folder),
         notes=[block for blocks in own.values() for block in blocks],
         lead=next((each for each in sections if each.figure), None) if len(sections) > 1 else None,
@@ -427,11 +427,13 @@ class _Page:
         return self._figure(stem, caption)
 
     def _figure(self, stem: str, caption: str) -> Figure:
-        """A plot that was written, without what only a file needs before its <svg>."""
-        if not self.writes:
-            return Figure(stem, Markup(), caption)
-        text = (self.folder / "plots").read(f"{stem}.svg").decode()
-        return Figure(stem, Markup(text[text.index("<svg") :].replace("<svg", f'<svg id="{stem}-drawing"', 1)), caption)
+        return shown_figure(self.folder, stem, caption) if self.writes else Figure(stem, Markup(), caption)
+
+
+def shown_figure(folder: Folder, stem: str, caption: str) -> Figure:
+    """A plot that was written, without what only a file needs before its <svg>."""
+    text = (folder / "plots").read(f"{stem}.svg").decode()
+    return Figure(stem, Markup(text[text.index("<svg") :].replace("<svg", f'<svg id="{stem}-drawing"', 1)), caption)
 
 
 def _caption(record: Record, what: str) -> str:
@@ -467,7 +469,8 @@ def _raised(text: str) -> Markup:
     return Markup(re.sub(r"\^(-?[\w.]*\w)", r"<sup>\1</sup>", str(escape(text))))
 
 
-def _render(**content: object) -> str:
+def render(**content: object) -> str:
+    """The page of sections, as HTML."""
     loader = jinja2.PackageLoader("tinyscale.reporting", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["raised"] = _raised
