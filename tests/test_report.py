@@ -271,13 +271,20 @@ FILTER = """(() => {
   const point = document.querySelector("#optimizer figure a:not(.faded)");
   point.dispatchEvent(new PointerEvent("pointermove"));
   const all = trials.querySelectorAll("tbody tr").length;
-  return {order, all, shown, faded, tip: document.getElementById("tip").innerText};
+  const svg = document.querySelector("#optimizer figure > svg"), box = svg.getBoundingClientRect();
+  const mouse = (kind, x, y) => svg.dispatchEvent(
+    new MouseEvent(kind, {clientX: box.left + x * box.width, clientY: box.top + y * box.height}));
+  const width = () => svg.viewBox.baseVal.width / whole, whole = svg.viewBox.baseVal.width;
+  mouse("mousedown", 0.25, 0.5); mouse("mouseup", 0.75, 0.6);
+  const enlarged = width();
+  mouse("dblclick", 0.5, 0.5);
+  return {order, all, shown, faded, enlarged, again: width(), tip: document.getElementById("tip").innerText};
 })()"""
 
 
 @pytest.mark.slow
 @pytest.mark.no_ray
-def test_trials_sort_filter_and_name_themselves_in_a_browser_and_without_scripts_all_is_there(
+def test_trials_sort_filter_name_themselves_and_figures_enlarge_in_a_browser_and_without_scripts_all_is_there(
     reported: Path, tmp_path: Path
 ) -> None:
     page = reported / "report.html"
@@ -289,6 +296,8 @@ def test_trials_sort_filter_and_name_themselves_in_a_browser_and_without_scripts
         assert found.value["faded"] > 0
         assert re.search(r"^trial: \w{16}$", found.value["tip"], re.M)
         assert "seed: 0" in found.value["tip"]
+        assert found.value["enlarged"] == pytest.approx(0.5, rel=0.01), "half of the figure was drawn over"
+        assert found.value["again"] == 1
         still = look(address, page, 1200, scripts=False)
         assert "Is Lion better than AdamW?" in still.text
         assert "filter" not in still.text

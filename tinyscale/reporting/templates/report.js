@@ -59,3 +59,22 @@ for (const link of document.querySelectorAll("figure a")) {
   });
   link.addEventListener("click", () => { row.closest("details").open = true; });
 }
+
+for (const svg of document.querySelectorAll("main figure > svg")) { // a part that a mouse is drawn over is enlarged
+  const whole = svg.getAttribute("viewBox"), ratio = svg.viewBox.baseVal.height / svg.viewBox.baseVal.width;
+  const at = event => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+  let from = null;
+  svg.addEventListener("mousedown", event => { from = at(event); event.preventDefault(); });
+  svg.addEventListener("dragstart", event => event.preventDefault());
+  svg.addEventListener("mouseup", event => {
+    if (!from) return;
+    const to = at(event), wide = Math.max(Math.abs(to.x - from.x), Math.abs(to.y - from.y) / ratio);
+    if (wide > 10) {
+      const [x, y] = [(from.x + to.x) / 2 - wide / 2, (from.y + to.y) / 2 - wide * ratio / 2];
+      svg.setAttribute("viewBox", [x, y, wide, wide * ratio].join(" "));
+    }
+    from = null;
+  });
+  svg.addEventListener("dblclick", () => svg.setAttribute("viewBox", whole));
+}
+document.querySelector("header p.soft")?.append(" Drag over a part of a figure to enlarge it; a double click shows all.");
