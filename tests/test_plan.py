@@ -277,3 +277,14 @@ def test_a_plan_says_what_is_trained_on_and_held_out_and_warns_of_a_text_that_is
     (note,) = (note for note in several.notes if note.startswith("text "))
     assert "28 documents with" in note
     assert "held out: 12 documents with" in note
+
+
+def test_a_validation_text_of_its_own_is_named_by_the_plan_with_what_is_also_trained_on(
+    planned: Planner, tmp_path: Path, long_corpus: Path
+) -> None:
+    texts = [(long_corpus / "0.txt").read_text(), (long_corpus / "1.txt").read_text(), "something else. " * 8000]
+    (tmp_path / "val.txt").write_text("<|endoftext|>".join(texts))
+    made = planned(replace=("val_bytes: 101K", "val: val.txt"))
+    assert any("validation: " in note and "val.txt, 3 documents with" in note for note in made.notes)
+    assert any("2 of 3 documents of" in warning and "also in the training text" in warning for warning in made.warnings)
+    assert made.trials[0].trial.identity != planned().trials[0].trial.identity

@@ -16,6 +16,11 @@ def content_hash(texts: Iterable[str]) -> str:
     return hashlib.sha256(b"".join(sorted(map(_digest, texts)))).hexdigest()
 
 
+def in_order(texts: Iterable[str]) -> list[str]:
+    """The documents by their SHA-256, an order that depends on the text alone."""
+    return sorted(texts, key=_digest)
+
+
 def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
     """Training and validation documents, both in the order of their SHA-256.
 
@@ -25,7 +30,7 @@ def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
     """
     if len(texts) == 1:
         return _tail(texts[0], val_bytes)
-    ordered = sorted(texts, key=_digest)
+    ordered = in_order(texts)
     total = sum(len(text.encode()) for text in ordered)
     cut, held_out = next(((cut, size) for cut, size in _cuts(ordered) if size >= val_bytes), (len(ordered), total))
     if 2 * held_out > total:

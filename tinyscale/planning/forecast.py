@@ -140,6 +140,7 @@ def shape_key(trial: Trial, at_once: int) -> str:
         "validation": [
             *(trial.facts.corpus_hash, trial.config.data.val_bytes, trial.facts.tokenizer_hash),
             *(name for name, _ in trial.config.data.shares),
+            *([trial.facts.split_rule] if trial.config.data.val else ()),
         ],
         "train": [train.batch_tokens, train.optimizer_name, train.precision],
         "resources": trial.config.resources.model_dump(),

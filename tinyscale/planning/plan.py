@@ -393,6 +393,8 @@ def _differences(before: Trial, now: Trial) -> list[str]:
         found.append("the text changed")
     elif before.facts.tokenizer_hash != now.facts.tokenizer_hash:
         found.append("the tokenizer changed")
+    elif before.facts.split_rule != now.facts.split_rule:
+        found.append("the validation text changed")
     return found or ["the code's numbers changed"]
 
 
