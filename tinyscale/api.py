@@ -52,15 +52,17 @@ def launch(
     select: Options = (),
     address: str | None = None,
     keep_weights: bool = True,
+    keep_every: int | None = None,
     quiet: bool = False,
     log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
 ) -> Summary:
     """Train the trials of a sweep that the results lack; returns the state of each trial and the timings.
 
     sweep, overrides, select: as of `plan_launch`. address: a running Ray cluster (host:port or auto); None: Ray is
-    started here and stopped at the end. keep_weights: keep the final weights of each trial. quiet: print nothing. log:
-    log progress and losses there as well. ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot
-    be reached or the package of the log is not installed.
+    started here and stopped at the end. keep_weights: keep the final weights of each trial. keep_every: also the
+    weights along training, at every so many tokens. quiet: print nothing. log: log progress and losses there as well.
+    ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot be reached or the package of the log
+    is not installed.
     """
     from tinyscale.orchestration.launch import launch as launch_plan
     from tinyscale.orchestration.logs import require_package
@@ -75,7 +77,16 @@ def launch(
     with ray_session(address) as cluster:
         made = make_plan(read, store, cluster.capacity, measure=False)
         console = PlainConsole(quiet=quiet)
-        return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet, log=log)
+        return launch_plan(
+            made,
+            store,
+            cluster,
+            console=console,
+            keep_weights=keep_weights,
+            keep_every=keep_every,
+            quiet=quiet,
+            log=log,
+        )
 
 
 def status(results: str = "results") -> Status:
@@ -85,15 +96,16 @@ def status(results: str = "results") -> Status:
     return read_status(store)
 
 
-def load_model(results: str, trial: str) -> Trained:
+def load_model(results: str, trial: str, *, at: int | None = None) -> Trained:
     """A trained model (`gpt`, a torch module in evaluation mode) with its `tokenizer` and its `config`.
 
-    trial: the beginning of its identity, or its cell, such as width/d_model=64,seed=0. ResultsError if no trial or
-    several have that name, or without its weights; DataError if its corpus now gives another tokenizer.
+    trial: the beginning of its identity, or its cell, such as width/d_model=64,seed=0. at: training tokens after which
+    its weights were kept; None: at the end. ResultsError if no trial or several have that name, or without its weights;
+    DataError if its corpus now gives another tokenizer.
     """
     from tinyscale.inference.trained import load_trained
 
-    return load_trained(Results(results), trial)
+    return load_trained(Results(results), trial, at)
 
 
 def compare(results: str = "results", *, sweep: str | None = None) -> pd.DataFrame:

@@ -47,6 +47,7 @@ def launch(
     *,
     console: Console,
     keep_weights: bool = True,
+    keep_every: int | None = None,
     quiet: bool = False,
     log: str | None = None,
     train: Train = train_trial,
@@ -54,8 +55,9 @@ def launch(
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
     UnusableError where the results take no more rows: what finished is kept, and the next launch goes on from there.
-    cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, besides the
-    rows. train: what trains a trial, called as `tinyscale.training.loop.train` is.
+    cluster: the Ray to run on; may be None when nothing is missing. keep_every: tokens between weights that are kept
+    along training. log: tensorboard, wandb or mlflow, besides the rows. train: what trains a trial, called as
+    `tinyscale.training.loop.train` is.
     """
     if any(question.needs_weights for question in plan.questions) and not keep_weights:
         raise LaunchError(f"{plan.sweep.path} measures its trials, and --keep none leaves no weights to measure")
@@ -70,7 +72,9 @@ def launch(
     _refuse_unplaceable(to_run, cluster)
     with scratch_folder() as scratch:
         halving = bool(plan.sweep.search and plan.sweep.search.scheduler == "asha")
-        settings = LaunchSettings(plan.sweep.name, results.location, provenance, keep_weights, scratch, halving)
+        settings = LaunchSettings(
+            plan.sweep.name, results.location, provenance, keep_weights, scratch, halving, keep_every
+        )
         summary = Launch(plan, to_run, results, cluster, settings, train, loggers, console, quiet).run()
         if log == "tensorboard":
             keep_events(Path(scratch), plan.sweep.name, results)
