@@ -53,6 +53,7 @@ def launch(
     address: str | None = None,
     keep_weights: bool = True,
     keep_every: int | None = None,
+    patience: int | None = None,
     quiet: bool = False,
     log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
 ) -> Summary:
@@ -60,7 +61,8 @@ def launch(
 
     sweep, overrides, select: as of `plan_launch`. address: a running Ray cluster (host:port or auto); None: Ray is
     started here and stopped at the end. keep_weights: keep the final weights of each trial. keep_every: also the
-    weights along training, at every so many tokens. quiet: print nothing. log: log progress and losses there as well.
+    weights along training, at every so many tokens. patience: stop a trial whose loss was not lower in so many
+    evaluations; no fit reads it. quiet: print nothing. log: log progress and losses there as well.
     ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot be reached or the package of the log
     is not installed.
     """
@@ -84,6 +86,7 @@ def launch(
             console=console,
             keep_weights=keep_weights,
             keep_every=keep_every,
+            patience=patience,
             quiet=quiet,
             log=log,
         )

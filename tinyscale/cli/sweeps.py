@@ -116,6 +116,12 @@ def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     help="Also keep the weights along training, at every so many tokens, such as 100K.",
 )
 @click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Stop a trial whose validation loss was not lower in K evaluations; no fit reads it.",
+)
+@click.option(
     "--log",
     type=click.Choice(["tensorboard", "wandb", "mlflow"]),
     help="Also log progress and losses to one of these; wandb and mlflow must be installed.",
@@ -127,6 +133,7 @@ def launch(
     quiet: bool,
     keep: str,
     keep_every: int | None,
+    patience: int | None,
     log: str | None,
     **chosen: Any,
 ) -> None:
@@ -164,6 +171,7 @@ def launch(
             console=console,
             keep_weights=keep == "weights",
             keep_every=keep_every,
+            patience=patience,
             quiet=quiet,
             log=log,
         )

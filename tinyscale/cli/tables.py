@@ -18,7 +18,7 @@ from tinyscale.results.launches import forecast_error
 from tinyscale.results.status import Status
 from tinyscale.results.store import over_seeds
 from tinyscale.spec.search_space import Search
-from tinyscale.spec.state import State
+from tinyscale.spec.state import OUT_OF_PATIENCE, State
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Measurements, Summary
@@ -198,6 +198,8 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
     states = list(summary.states.values())
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
     lines = [f"{plural(launched, 'trial')}: {counted}"]
+    if any(reason.startswith(OUT_OF_PATIENCE) for reason in summary.reasons.values()):
+        lines.append("  stopped by patience, so no fit reads them: a launch without it trains them to their end")
     if summary.timings:
         expected = ""
         error = forecast_error(summary.expected_seconds, summary.wall_seconds, summary.stopped)

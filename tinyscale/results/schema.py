@@ -29,7 +29,7 @@ _PART = pa.struct([("part", _STRING), ("share", _FLOAT), ("tokens", _INT), *_SCO
 # (name, type, what it holds). Columns are only ever added at the end, all nullable.
 COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("trial", _STRING, "identity of the trial: hash of all that its numbers depend on"),
-    ("state", _STRING, "running, finished, failed, diverged, or stopped early by a search"),
+    ("state", _STRING, "running, finished, failed, diverged, or stopped early by a search or by patience"),
     ("reason", _STRING, "why a trial failed, diverged or was stopped; null otherwise"),
     ("run", _STRING, "points that share a trunk share a run; uncertainty is clustered by it"),
     # config

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+OUT_OF_PATIENCE = "out of patience"  # begins the reason of a trial that launch --patience has stopped
+
 
 class State(StrEnum):
     """Where a trial is between its sweep file and its last row; in the order in which tables show them."""
 
     FINISHED = "finished"
-    STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
+    STOPPED = "stopped"  # by a search or --patience, which have seen enough; another launch trains it to its end
     RUNNING = "running"
     INTERRUPTED = "interrupted"  # running by its rows, and no process trains it
     MISSING = "missing"  # recorded as a sweep's, and without rows
