@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,16 +16,28 @@ from tinyscale.analysis.study import fit_frame as fit
 from tinyscale.analysis.suggest import suggest_from
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.fitting.design import Suggestion
+from tinyscale.machine import cache_folder
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Options, Sweep, load_sweep
 
-__all__ = ["compare", "fit", "launch", "load_model", "plan_launch", "predict", "report", "status", "suggest"]
+__all__ = ["compare", "corpus", "fit", "launch", "load_model", "plan_launch", "predict", "report", "status", "suggest"]
 
 if TYPE_CHECKING:
     from tinyscale.inference.trained import Trained
     from tinyscale.orchestration.summary import Summary
+
+
+def corpus(documents: Iterable[str]) -> str:
+    """Keep documents as a corpus on this machine; its path, for `data.corpus` or `data.val`.
+
+    A trial on it has the identity of one on a file with the same documents, in any order. Documents without text are
+    left out. DataError if there is none, or one is no text.
+    """
+    from tinyscale.data.files import write_documents
+
+    return str(write_documents(documents, cache_folder() / "corpora"))
 
 
 def plan_launch(

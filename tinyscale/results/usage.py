@@ -31,6 +31,7 @@ KINDS = {
 CACHED = {
     "tokens": "tokenized texts",
     "hub": "downloaded texts",
+    "corpora": "texts given in Python",
     "inductor": "compiled steps",
     "calibration.json": "measured speeds",
 }
