@@ -19,6 +19,7 @@ from helpers.text import words
 from helpers.trials import make_trial, trial_config
 from tinyscale.cli import cli
 from tinyscale.errors import ResultsError
+from tinyscale.formatting import printable
 from tinyscale.inference.export import export
 from tinyscale.inference.trained import Trained, load_trained, sample, score
 from tinyscale.results.schema import point_columns
@@ -89,6 +90,12 @@ def test_weights_kept_along_training_are_loaded_by_the_tokens_that_they_had_seen
         load_trained(results, identity, 3000)
     said = CliRunner().invoke(cli, ["show", identity, "--results", results.location]).output
     assert "weights kept at 2.05K, 4.1K tokens" in said
+    written = said.partition("sample (tinyscale sample makes others):\n")[2]
+    text = sample(load_trained(results, identity), "", 80, temperature=0.8, top_k=None, seed=0)
+    assert printable(text).split("\\n")[0] in written
+    results.checkpoints(identity).delete("weights.pt")
+    said = CliRunner().invoke(cli, ["show", identity, "--results", results.location]).output
+    assert "no sample: there are no final weights (launch --keep none leaves none)" in said
     asked = ["sample", identity, "--at", "2K", "--tokens", "5", "--results", results.location]
     assert CliRunner().invoke(cli, asked).exit_code == 0
     assert read_usage(results).kinds["weights"] == sum(

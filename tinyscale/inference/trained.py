@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tinyscale.data import prepare
-from tinyscale.data.corpora import documents
+from tinyscale.data.corpora import documents, is_here
 from tinyscale.data.tokenized import Part, TokenizedCorpus
 from tinyscale.data.tokenizers import Tokenizer, token_dtype
 from tinyscale.errors import DataError, ResultsError
@@ -26,6 +26,8 @@ from tinyscale.training.loop import WEIGHTS, weights_at
 from tinyscale.training.model import GPT
 from tinyscale.training.own import OwnModel, build_model
 from tinyscale.training.rounding import round_for_good
+
+SHORT = 80  # tokens of a sample that is shown with other things
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,17 @@ def load_corpus(trial: Trial) -> TokenizedCorpus:
             f"the text of {trial.config.data.corpus} gives another tokenizer here than trial {trial.identity} had"
         )
     return corpus
+
+
+def short_sample(results: Results, identity: str) -> str:
+    """What a trial writes from the beginning of a document; no text is downloaded for it.
+
+    ResultsError without its weights; DataError without its text on this machine.
+    """
+    data = results.load_trial(identity).config.data
+    if not is_here(data):
+        raise DataError(f"the text of {data.corpus} is not on this machine; tinyscale sample {identity} downloads it")
+    return sample(load_trained(results, identity), "", SHORT, temperature=0.8, top_k=None, seed=0)
 
 
 def sample(

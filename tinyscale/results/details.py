@@ -30,6 +30,7 @@ class TrialDetails:
     measured: Mapping[str, int]
     provenance: Mapping[str, Any]
     kept_at: tuple[int, ...] = ()
+    has_weights: bool = False  # the final ones
 
     def as_json(self) -> dict[str, Any]:
         """What `show --json` prints."""
@@ -44,6 +45,7 @@ class TrialDetails:
             "measured": dict(self.measured),
             "provenance": dict(self.provenance),
             "kept_at": list(self.kept_at),
+            "has_weights": self.has_weights,
         }
 
 
@@ -61,4 +63,5 @@ def read_details(results: Results, identity: str) -> TrialDetails:
         measured={kind: list(kinds.values()).count(kind) for kind in dict.fromkeys(kinds.values())},
         provenance=metadata.get("provenance", {}),
         kept_at=tuple(results.kept_at(identity)),
+        has_weights=results.checkpoints(identity).exists("weights.pt"),
     )
