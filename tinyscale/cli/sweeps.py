@@ -282,11 +282,12 @@ def launch_status(summary: Summary) -> int:
 @results_argument("folder", "[RESULTS]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def status(folder: str, as_json: bool) -> None:
-    """Show how many trials are done, running or failed.
+    """Show how many trials are finished, running or failed.
 
-    Shows each sweep of a results folder, and the reason of each failure. Needs no Ray.
+    Shows each sweep of a results folder, how far its running trials are, and the reason of each failure. The loss is
+    that of the last evaluation. Needs no Ray.
     """
-    from tinyscale.cli.tables import status_table
+    from tinyscale.cli.tables import running_table, status_table
     from tinyscale.reporting.terminal import open_console
     from tinyscale.results.status import read_status
     from tinyscale.results.store import Results
@@ -299,6 +300,8 @@ def status(folder: str, as_json: bool) -> None:
         return
     console = open_console()
     console.print(status_table(found) if found.sweeps else f"no sweeps in {store.folder} yet; launch one into it")
+    if found.progress:
+        console.print(running_table(found))
     for line in [*found.failures(), *found.set_aside]:
         console.print(line)
 

@@ -162,6 +162,24 @@ def status_table(status: Status) -> Table:
     return table
 
 
+def running_table(status: Status) -> Table:
+    """One row per trial that a launch is training: how far it is."""
+    table = Table(**PLAIN)
+    for name in ("running", "done", "loss", "tok/s", "left"):
+        table.add_column(name, justify="left" if name == "running" else "right", no_wrap=name != "running")
+    cells = {entry.trial: f"{sweep.name} {entry.cell.label}" for sweep in status.sweeps for entry in sweep.entries}
+    for trial, made in status.progress.items():
+        share, speed, left = made.share, made.tokens_per_second, made.seconds_left
+        table.add_row(
+            cells.get(trial, trial),
+            f"{share:.0%}" if share is not None else f"{compact(made.tokens)} tokens",
+            f"{made.val_loss:.4f}" if made.val_loss is not None else "",
+            compact(speed) if speed else "",
+            duration(left) if left is not None else "",
+        )
+    return table
+
+
 def results_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
     """Mean and standard deviation over seeds of the final losses, one row per cell."""
     final = points[points["decayed"].fillna(False).astype(bool) & (points["state"] == "finished")]

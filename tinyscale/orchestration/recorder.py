@@ -118,7 +118,7 @@ class Recorders:
         self.looked = now
         for recorder in self.each:
             if not recorder.ended:
-                recorder.lease.keep()
+                recorder.lease.keep(step * first.trial.config.train.batch_tokens)
         self.draining = ray.get_runtime_context().get_node_id() in draining_nodes()
         if first.settings.halving:
             self.behind = trial_stops(first.trial.identity)
