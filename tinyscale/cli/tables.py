@@ -14,7 +14,6 @@ from tinyscale.analysis.forecasts import Registered, Registration, forecasts_tab
 from tinyscale.data.corpora import NamedCorpus
 from tinyscale.formatting import compact, data_size, duration, plural
 from tinyscale.planning.plan import WHY, Plan, PlannedTrial
-from tinyscale.results.launches import forecast_error
 from tinyscale.results.status import Status
 from tinyscale.results.store import over_seeds
 from tinyscale.spec.search_space import Search
@@ -213,22 +212,28 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
     measured = _measured_lines(summary.measurements)
     if not launched:
         return measured or ["nothing to run: every trial had ended before"]
-    states = list(summary.states.values())
-    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
+    states = Counter[State](state.once_ended for state in summary.states.values())
+    states[State.MISSING] = launched - states.total()
+    counted = ", ".join(f"{states[state]} {state}" for state in State if states[state])
     lines = [f"{plural(launched, 'trial')}: {counted}"]
     if any(reason.startswith(OUT_OF_PATIENCE) for reason in summary.reasons.values()):
         lines.append("  stopped by patience, so no fit reads them: a launch without it trains them to their end")
     if summary.timings:
-        expected = ""
-        error = forecast_error(summary.expected_seconds, summary.wall_seconds, summary.stopped)
-        if error is not None and summary.expected_seconds:
-            expected = f" (forecast {duration(summary.expected_seconds)}, {error:+.0%})"
         lines.append(
             f"{duration(summary.train_seconds)} of training on {plural(summary.slots, 'slot')} in "
-            f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
-            f"overhead {summary.overhead_per_trial:.2f} s a trial"
+            f"{duration(summary.wall_seconds)}{_against_forecast(summary)}; slots {summary.efficiency:.0%} busy, "
+            f"{summary.overhead_per_trial:.2f} s between trials"
         )
     return [*lines, *measured]
+
+
+def _against_forecast(summary: Summary) -> str:
+    """How the launch's time compares with its forecast, where there was one and it ran to its end."""
+    if summary.stopped or not summary.expected_seconds:
+        return ""
+    times = summary.wall_seconds / summary.expected_seconds
+    how = "as forecast" if 0.9 < times < 1.1 else f"{times:.2g} times the forecast"
+    return f", {how} ({duration(summary.expected_seconds)})"
 
 
 def _measured_lines(made: Measurements) -> list[str]:

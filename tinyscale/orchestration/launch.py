@@ -184,7 +184,8 @@ class Launch:
     ) -> list[PlannedTrial]:
         """Run Ray Tune. order: its settings for which trial comes next. assignments, configs: of a grid."""
         machine = machine_provenance() if self.cluster.own else {}  # of several, none knows where a process died
-        with Monitor(list(trials), self.console, quiet=self.quiet) as monitor:
+        at_once = self.plan.at_once
+        with Monitor(list(trials), self.console, quiet=self.quiet, at_once=at_once) as monitor:
             watch = Watch(sets, monitor, self.summary, self.results, self.settings, machine, stop)
             worker = tune.with_parameters(run_trial, assignments=assignments or {}, train=self.train)
             run_tuner(

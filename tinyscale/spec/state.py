@@ -41,3 +41,8 @@ class State(StrEnum):
     def lacks_loss(self) -> bool:
         """Whether the trial ended without the loss it was trained for; there is a reason then."""
         return self in (State.FAILED, State.DIVERGED)
+
+    @property
+    def once_ended(self) -> State:
+        """The state of a trial whose process has ended: one that was asked to stop is interrupted."""
+        return State.INTERRUPTED if self == State.RUNNING else self
