@@ -100,7 +100,14 @@ def test_plan_prints_json_and_nothing_else(sweep: Path, tmp_path: Path) -> None:
 def test_plan_prints_a_table_the_work_and_its_warnings(sweep: Path, tmp_path: Path) -> None:
     done = tinyscale("plan", sweep, "--results", "elsewhere", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for told in ("d_model", "FLOPs", "2 new", "4 trials: 0 done, 4 to run", "expected time", "only 20 optimizer steps"):
+    for told in (
+        "d_model",
+        "FLOPs",
+        "2 new",
+        "4 trials: 0 finished, 4 to run",
+        "expected time",
+        "only 20 optimizer steps",
+    ):
         assert told in done.stdout, told
 
 

@@ -80,7 +80,7 @@ def _width(rows: Sequence[dict[str, str]], column: str) -> int:
 def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[str, str]:
     first = cell[0]
     trial = first.trial
-    states = [planned.state for planned in cell]
+    states = [planned.state.once_ended for planned in cell]
     search = plan.sweep.search
     return {
         **({"arm": first.cell.arm} if several_arms else {}),
@@ -104,9 +104,10 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[
 def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     """Lines: what will run, why, how long it takes, and what it costs at `price` dollars per device-hour."""
     to_run = plan.to_run
-    done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
-    diverged = sum(planned.state == State.DIVERGED for planned in plan.trials)
-    counts = [f"{done - diverged} done", f"{len(to_run)} to run"]
+    left = Counter[State](planned.state for planned in plan.trials if not planned.will_run)
+    diverged = left.pop(State.DIVERGED, 0)
+    counts = [f"{left.pop(State.FINISHED, 0)} finished", *(f"{left[state]} {state}" for state in State if left[state])]
+    counts.append(f"{len(to_run)} to run")
     counts += [f"{plan.at_once} at a time" if plan.at_once else "none of which fits here"] if to_run else []
     lines = [f"{plural(len(plan.trials), 'trial')}: {', '.join(counts)}"]
     if diverged:
@@ -139,7 +140,7 @@ def _measuring_lines(plan: Plan) -> list[str]:
         return []
     missing = Counter(question.kind for questions in plan.measuring.missing.values() for question in questions)
     kinds = ", ".join(f"{number} {kind}" for kind, number in missing.items())
-    counts = [f"{plan.measuring.done} done", f"{plan.measuring.count} to make{f' ({kinds})' if kinds else ''}"]
+    counts = [f"{plan.measuring.done} made", f"{plan.measuring.count} to make{f' ({kinds})' if kinds else ''}"]
     failed = [f"{plan.measuring.failed} of these failed before"] if plan.measuring.failed else []
     return [f"{plural(plan.measuring.done + plan.measuring.count, 'measurement')}: {', '.join(counts + failed)}"]
 
