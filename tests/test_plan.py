@@ -241,6 +241,24 @@ def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(plan
     assert [p.seconds for p in plan.to_run] == sorted(seconds, reverse=True)
 
 
+def test_the_forecast_leaves_out_what_an_interrupted_trial_has_done_and_doubts_a_busy_machine(
+    planned: Planner, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    said: list[str] = []
+    whole = planned(measure=True, capacity=Capacity(1, 0), notify=said.append)
+    assert not any("busy" in warning for warning in whole.warnings)
+    assert all(
+        re.fullmatch(r"measuring this machine's speed(: 1 of 1 shape)?", each) for each in said if "speed" in each
+    )
+    (trial,) = (each.trial for each in whole.trials)
+    results.write_trial(trial, [{**POINT, "tokens": trial.tokens // 4}], "running", None, {})
+    monkeypatch.setattr(plan_module.os, "getloadavg", lambda: (64.0, 0.0, 0.0))
+    rest = planned(measure=True, capacity=Capacity(1, 0))
+    assert rest.trials[0].seconds == pytest.approx(0.75 * whole.trials[0].seconds)
+    assert any("this machine is busy (a load of 64.0 on" in warning for warning in rest.warnings)
+
+
 def test_each_configuration_of_a_plan_is_resolved_once(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[TrialConfig] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -179,6 +179,8 @@ def predict(
 
 def _loaded(sweep: Sweep | str | Path, overrides: Options, select: Options) -> Sweep:
     """The sweep, read from its file. ConfigError for changes to one that was read before."""
+    if isinstance(sweep, Mapping):
+        raise ConfigError("a dict is no sweep: give Sweep.of(name, base, axes=...), or the path of a file")
     if not isinstance(sweep, Sweep):
         return load_sweep(sweep, overrides=overrides, select=select)
     if overrides or select:

@@ -73,8 +73,7 @@ def _too_much(held_out: int, total: int, legal: int) -> DataError:
         remedy = f"set data.val_bytes to at most {legal}"
     else:
         remedy = "its first document is more than half of it, so no val_bytes is legal: give more documents"
-    message = (
-        f"holding out {held_out:,} bytes would leave {total - held_out:,} of the corpus's {total:,} for training, "
-        f"less than validation; {remedy}"
-    )
+    left = f"leave {total - held_out:,} of the corpus's {total:,} for training, less than validation"
+    too_much = f"take more than the {total:,} that the corpus has" if held_out > total else left
+    message = f"holding out {held_out:,} bytes would {too_much}; {remedy}"
     return DataError(message, field="data.val_bytes" if legal else None)

@@ -63,9 +63,9 @@ class Running:
 
     @property
     def share_here(self) -> float:
-        """Part of the trial that this launch has done."""
+        """Part that is done of what an earlier attempt had left."""
         before = (self.resumed_at or 0) / self.planned.trial.tokens if self.planned.state.is_recorded else 0.0
-        return max(0.0, self.share - before)
+        return max(0.0, self.share - before) / max(1 - before, 1e-9)
 
     @property
     def time_left(self) -> str:
@@ -76,7 +76,7 @@ class Running:
 
     def row(self, *, bar: bool) -> list[RenderableType]:
         """Its row in the live part, with or without a bar."""
-        loss = f"loss {self.val_loss:.3f}" if self.val_loss is not None else ""
+        loss = f"loss {f'{self.val_loss:#.4g}'}" if self.val_loss is not None else ""
         progress: list[RenderableType] = [ProgressBar(total=1.0, completed=self.share, width=BAR)] if bar else []
         speed = f"{compact(self.tokens_per_second)} tok/s" if self.tokens_per_second else ""
         device = devices(self.planned.trial.config.resources)
@@ -98,7 +98,7 @@ class Monitor:
     """
 
     def __init__(self, to_run: list[PlannedTrial], console: Console, *, quiet: bool, at_once: int = 0) -> None:
-        self.work, self.work_done, self.work_here = sum(map(_work, to_run)), 0.0, 0.0  # here: by this launch
+        self.work, self.work_done = sum(map(_work, to_run)), 0.0
         timed = at_once and all(planned.seconds for planned in to_run)
         self.expected = self.work / at_once if timed else None  # seconds
         self.total, self.console, self.quiet = len(to_run), console, quiet
@@ -153,7 +153,6 @@ class Monitor:
         if state == State.RUNNING:  # it was asked to stop, and goes on in the next launch
             return
         self.work_done += _work(planned)
-        self.work_here += _work(planned) * (running.share_here if running else 1.0)
         if state == State.FINISHED and loss is not None:
             self.losses.setdefault(planned.cell.label_of_seeds or "all seeds", []).append(f"{loss:.4f}")
         if state.lacks_loss:
@@ -170,15 +169,13 @@ class Monitor:
 
     def time_left(self) -> str:
         """Words for the time that the rest takes at the rate of the work so far."""
-        under_way = self.running.values()
-        done = self.work_here + sum(_work(running.planned) * running.share_here for running in under_way)
-        left = self.work - self.work_done - sum(_work(running.planned) * running.share for running in under_way)
+        done = self.work_done + sum(_work(running.planned) * running.share_here for running in self.running.values())
         elapsed = time.monotonic() - self.first_report
         if done <= 0 or elapsed < 1:
             if self.expected is None:
                 return "unknown time"
             return f"about {duration(max(0.0, self.expected - (elapsed if self.running else 0.0)))}"
-        return duration(elapsed * max(0.0, left) / done)
+        return duration(elapsed * max(0.0, self.work - done) / done)
 
     def render(self) -> RenderableType:
         """The live part: a line of totals, one per running trial, and one per cell with losses of finished trials."""
@@ -189,10 +186,11 @@ class Monitor:
         others = [f"{ended[state]} {state}" for state in State if ended[state]]
         counts = [f"{finished}/{self.total} finished", f"{len(self.running)} running", f"{waiting} waiting", *others]
         speed = sum(running.tokens_per_second for running in self.running.values())
-        totals = (
-            f"{', '.join(counts)}; {f'{compact(speed)} tok/s' if speed else 'starting'}; "
-            f"{duration(time.monotonic() - self.began)} elapsed, {self.time_left()} left"
-        )
+        time_ = f"{duration(time.monotonic() - self.began)} elapsed, {self.time_left()} left"
+        said = [", ".join(counts), f"{compact(speed)} tok/s" if speed else "starting", time_]
+        if len("; ".join(said)) > self.console.width - SPARE:
+            del said[1]
+        totals = "; ".join(said)
         return Group(Text(totals, no_wrap=True, overflow="ellipsis"), self._running_table(), *self._finished_lines())
 
     def _running_table(self) -> Table:
