@@ -44,7 +44,7 @@ def warnings_of(texts: Mapping[DataConfig, TokenizedCorpus]) -> Iterator[str]:
         if _holds_out_its_end(data, text):
             yield (
                 f"{named(data)} is one document, so what is held out is its end, which need not be like the rest: put "
-                f"{SEPARATOR} between its documents, or give a folder, .jsonl or .parquet"
+                f"{SEPARATOR} between its documents, give a folder, .jsonl or .parquet, or give data.val"
             )
     alike = [pair for text in texts.values() for pair in text.in_common if pair.lines > MUCH]
     if alike:
