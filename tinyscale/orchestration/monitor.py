@@ -76,7 +76,7 @@ class Running:
 
     def row(self, *, bar: bool) -> list[RenderableType]:
         """Its row in the live part, with or without a bar."""
-        loss = f"loss {f'{self.val_loss:#.4g}'}" if self.val_loss is not None else ""
+        loss = f"loss {self.val_loss:#.4g}" if self.val_loss is not None else ""
         progress: list[RenderableType] = [ProgressBar(total=1.0, completed=self.share, width=BAR)] if bar else []
         speed = f"{compact(self.tokens_per_second)} tok/s" if self.tokens_per_second else ""
         device = devices(self.planned.trial.config.resources)
@@ -124,6 +124,7 @@ class Monitor:
         """A trial began."""
         if not self.running and not self.ended:
             self.first_report = time.monotonic()
+        self.longest = max(self.longest, len(planned.label))  # a search samples values that are not in `to_run`
         self.running[planned.trial.identity] = Running(planned, replays=planned.state.is_recorded)
 
     def on_report(self, identity: str, metrics: dict[str, Any]) -> None:
@@ -160,8 +161,8 @@ class Monitor:
             self.console.print(f"{state}: {planned.label}: {reason}", style="red")
         elif not self.live.is_started and not self.quiet:
             said = f", loss {loss:.4f}" if loss is not None else ""
-            print_as = f"{len(self.ended)}/{self.total} {state}: {planned.label}{said}, {self.time_left()} left"
-            self.console.print(print_as)
+            at = f"{len(self.ended)}/{self.total} {state}"
+            self.console.print(f"{at}: {planned.label}{said}, {self.time_left()} left")
 
     def note(self, planned: PlannedTrial, text: str) -> None:
         """A trial's process warned of something; it is shown at once, above the live part."""
@@ -179,9 +180,7 @@ class Monitor:
 
     def render(self) -> RenderableType:
         """The live part: a line of totals, one per running trial, and one per cell with losses of finished trials."""
-        ended: Counter[State] = Counter(
-            State.INTERRUPTED if state == State.RUNNING else state for state in self.ended.values()
-        )
+        ended = Counter[State](state.once_ended for state in self.ended.values())
         finished, waiting = ended.pop(State.FINISHED, 0), self.total - len(self.ended) - len(self.running)
         others = [f"{ended[state]} {state}" for state in State if ended[state]]
         counts = [f"{finished}/{self.total} finished", f"{len(self.running)} running", f"{waiting} waiting", *others]
