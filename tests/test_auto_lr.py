@@ -183,7 +183,10 @@ def test_the_plan_of_a_search_counts_by_group_and_forecasts_from_the_middle(
     assert [planned.state for planned in made.trials] == ["unsampled"] * 96
     assert {planned.trial.config.train.lr for planned in made.trials} == {0.00316}
     assert len(made.to_run) == 96
-    assert plan_summary(made)[:2] == ["96 trials: 0 done, 96 to run, 2 at a time", "  96: to be sampled by the search"]
+    assert plan_summary(made)[:2] == [
+        "96 trials: 0 finished, 96 to run, 2 at a time",
+        "  96: to be sampled by the search",
+    ]
     searched(plan, Results(str(tmp_path / "results")))
     more: Any = plan(SEARCHED, "search.trials=30")
     assert [planned.state for planned in more.trials].count("finished") == 96

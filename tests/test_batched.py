@@ -17,7 +17,7 @@ from tinyscale.spec.config import DataConfig
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training.batched import Batched, start_runs, train_batched
-from tinyscale.training.loop import RESUME, WEIGHTS, train
+from tinyscale.training.loop import RESUME, WEIGHTS, train, weights_at
 from tinyscale.training.model import GPT
 from tinyscale.training.progress import Outcome, Point
 from tinyscale.training.recorded import AHEAD
@@ -57,8 +57,21 @@ def losses(outcome: Outcome) -> list[tuple[float, float, float]]:
     return [(point.train_loss, point.val_loss, point.val_loss_se) for point in outcome.points]
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(io.BytesIO(Folder.at(folder).read(WEIGHTS)), weights_only=True)
+def weights(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
+    return torch.load(io.BytesIO(Folder.at(folder).read(name)), weights_only=True)
+
+
+def test_fused_trials_keep_the_weights_along_training_of_trials_trained_alone(
+    tiny_corpus: DataConfig, tmp_path: Path
+) -> None:
+    trained = group(tiny_corpus).train(tmp_path, keep_every=2000)
+    for index, trial in enumerate(trained.trials):
+        alone = Folder.at(tmp_path / f"alone{index}")
+        train(trial, trained.corpus, lambda _: None, checkpoints=alone, keep_every=2000)
+        assert Folder.at(tmp_path / str(index)).names() == alone.names()
+        found, expected = (weights(tmp_path / each, weights_at(8 * 256)) for each in (str(index), f"alone{index}"))
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
 
 
 SHAPES = [

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from helpers import ROOT
+from helpers.programs import invoke
 from helpers.results import write
 from helpers.sweeps import SWEEP, write_tiny_sweep
 from helpers.trials import known_trial
@@ -100,7 +101,14 @@ def test_plan_prints_json_and_nothing_else(sweep: Path, tmp_path: Path) -> None:
 def test_plan_prints_a_table_the_work_and_its_warnings(sweep: Path, tmp_path: Path) -> None:
     done = tinyscale("plan", sweep, "--results", "elsewhere", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for told in ("d_model", "FLOPs", "2 new", "4 trials: 0 done, 4 to run", "expected time", "only 20 optimizer steps"):
+    for told in (
+        "d_model",
+        "FLOPs",
+        "2 new",
+        "4 trials: 0 finished, 4 to run",
+        "expected time",
+        "only 20 optimizer steps",
+    ):
         assert told in done.stdout, told
 
 
@@ -307,3 +315,10 @@ def test_a_log_that_is_not_installed_is_said_before_anything_is_planned(tmp_path
     done = tinyscale("launch", "nowhere.yaml", "--log", "mlflow", cwd=tmp_path)
     assert done.returncode == ERROR
     assert done.stderr.startswith("error: --log mlflow needs a package that is not installed: pip install mlflow")
+
+
+def test_weights_along_training_and_no_weights_are_not_asked_for_together() -> None:
+    asked = invoke("launch", "nowhere.yaml", "--keep", "none", "--keep-every", "100K")
+    assert (asked.exit_code, "--keep none does not: give one of them" in asked.output) == (2, True)
+    wrong = invoke("launch", "nowhere.yaml", "--keep-every", "often")
+    assert "'often' is not a number; write 10M" in wrong.output

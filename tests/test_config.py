@@ -136,6 +136,14 @@ def test_a_batch_is_whole_contexts_that_divide_among_the_workers() -> None:
     assert trial_config(DATA, resources={"workers": 4}).resources.workers == 4
 
 
+def test_a_validation_text_takes_the_place_of_what_is_held_out() -> None:
+    data = {"corpus": "x.txt", "val": "v.txt", "tokenizer": {"kind": "byte"}}
+    assert "give one" in refused(DataConfig, {**data, "val_bytes": 400_000})
+    assert "of known entropy" in refused(DataConfig, {**data, "corpus": "zipf_records"})
+    held_out = trial_config({"corpus": "x.txt", "val_bytes": 400_000, "tokenizer": {"kind": "byte"}})
+    assert held_out.with_values({"data.val": "v.txt"}).data == DataConfig.model_validate(data)
+
+
 def refused_trial(**changes: Any) -> str:
     with pytest.raises(ValidationError) as caught:
         trial_config(DATA, **changes)

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tinyscale as ts
 from tinyscale.data import corpora
-from tinyscale.data.corpora import documents
+from tinyscale.data.corpora import documents, open_source
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 
@@ -221,3 +222,23 @@ def test_utf_16_is_named_also_where_it_was_converted_as_latin_1(tmp_path: Path, 
         (tmp_path / "text.txt").write_bytes(raw)
         with pytest.raises(DataError, match=r"UTF-16, not UTF-8; convert the original, .* iconv -f utf-16"):
             documents(str(tmp_path / "text.txt"))
+
+
+def test_strings_given_in_python_are_a_corpus_like_a_file_with_the_same_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYSCALE_CACHE", str(tmp_path / "cache"))
+    texts = ["one", "", "zwei\nß\u2028", "three"]
+    path = ts.corpus(text for text in texts)
+    assert sorted(documents(path)) == sorted(filter(None, texts))
+    assert ts.corpus(reversed(texts)) == path, "it is named by its content"
+    assert open_source(path).hash() == content_hash(filter(None, texts))
+    for wrong, said in {
+        "a text": "a string is one document",
+        ("",): "no documents",
+        ("a", 3): "document 1 is a int",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            ts.corpus(wrong)
+    with pytest.raises(DataError, match="half of a surrogate pair"):
+        ts.corpus(["a\ud800"])

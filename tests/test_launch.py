@@ -7,11 +7,13 @@ import signal
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
-from helpers.launches import RAY_WARNS, final_losses, planned, run
+from helpers.launches import RAY_WARNS, final_losses, planned, run, undisturbed
 from helpers.sweeps import write_sweep
+from tinyscale.analysis.runs import keep_final
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import LaunchError
 from tinyscale.reporting.tables import provenance_of
@@ -190,3 +192,28 @@ def test_two_workers_reach_the_loss_of_one_with_the_same_global_batch(tmp_path, 
     losses = [final_losses(tmp_path / name) for name in ("one", "two")]
     assert losses[0].index.equals(losses[1].index)  # workers are no part of the identity
     assert losses[0].iloc[0] == pytest.approx(losses[1].iloc[0], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_trial_out_of_patience_is_stopped_left_out_of_fits_and_trained_on_without_it(tmp_path, cluster):
+    path = write_sweep(tmp_path, widths="[8]", tokens="40K")
+    path.write_text(path.read_text().replace("lr: 1e-2, eval_points: 2", "lr: 3, eval_points: 6, grad_clip: 0"))
+    results = Results(str(tmp_path / "results"))
+    alone = undisturbed(path)
+    (stopped,) = run(planned(path, results), results, cluster, patience=1).states
+    (planned_again,) = planned(path, results).to_run
+    assert results.state(stopped) == "stopped"
+    assert planned_again.reason == "out of patience: no lower val_loss in 1 evaluation"
+    assert run(planned(path, results), results, cluster, patience=1).states == {}, "it stays stopped"
+    kept, dropped = keep_final(read_results(results.location))
+    assert kept.empty
+    assert list(dropped) == ["trial stopped, out of patience"]
+    run(planned(path, results), results, cluster)
+    pd.testing.assert_series_equal(final_losses(tmp_path / "results"), alone)
+
+
+def test_patience_is_refused_for_trials_that_are_trained_as_one(tmp_path, cluster):
+    path, results = write_sweep(tmp_path, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
+    path.write_text(f"{path.read_text()}fuse: [seed]\n")
+    with pytest.raises(LaunchError, match="--patience stops one at a time: remove fuse"):
+        run(planned(path, results), results, cluster, patience=1)

@@ -28,8 +28,9 @@ from tinyscale.storage import Folder
 from tinyscale.training import evaluate as evaluate_module
 from tinyscale.training import loop as train_module
 from tinyscale.training.batches import TrainBatches, val_windows
+from tinyscale.training.checkpoint import of_bytes
 from tinyscale.training.evaluate import Evaluation, clustered_mean, token_losses
-from tinyscale.training.loop import RESUME, WEIGHTS, Run, eval_steps, train
+from tinyscale.training.loop import RESUME, WEIGHTS, Run, eval_steps, train, weights_at
 from tinyscale.training.model import GPT
 from tinyscale.training.optim import lr_at
 from tinyscale.training.progress import Outcome, Point
@@ -184,6 +185,22 @@ def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
     assert folder.names() == [WEIGHTS]
     assert resumed.points[: len(stopped.points)] == stopped.points, "points before the stop are kept as they were"
     assert resumed.points[-1].wall_seconds > stopped.seconds
+
+
+def test_weights_kept_along_training_are_those_of_their_step_also_in_a_trial_that_was_interrupted(
+    tiny_corpus: DataConfig, tmp_path: Path
+) -> None:
+    config, whole, resumed, paused = (trial_config(tiny_corpus), *(Folder.at(tmp_path / name) for name in "wrp"))
+    run(config, checkpoints=whole, keep_every=1000)
+    kept = [weights_at(step * 256) for step in (4, 8, 12, 16)]  # the steps that reach 1000, 2000, ... tokens
+    assert whole.names() == sorted([*kept, WEIGHTS])
+    run(config, checkpoints=resumed, keep_every=1000, should_stop=lambda step: step == 10)
+    assert resumed.names() == sorted([*kept[:2], RESUME])
+    run(config, checkpoints=resumed, keep_every=1000)
+    assert {name: resumed.read(name) for name in resumed.names()} == {name: whole.read(name) for name in whole.names()}
+    run(config, checkpoints=paused, should_stop=lambda step: step == 8)
+    expected, found = of_bytes(paused.read(RESUME))["model"], of_bytes(whole.read(kept[1]))
+    assert all(torch.equal(expected[name], weight) for name, weight in found.items())
 
 
 RESUMED = """

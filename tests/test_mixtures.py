@@ -75,6 +75,7 @@ def test_shares_are_the_same_in_any_unit_and_parts_without_one_are_not_mixed_in(
         ({"parts": {}, "corpus": "x", "shares": {"a": 1}}, "shares are those of parts"),
         ({"corpus": "other"}, "corpus or parts, not both"),
         ({"unique_tokens": 5000}, "shorten the parts"),
+        ({"val": "v.txt"}, "scored on what is held out of it"),
         ({"shares": 4}, "such as {de: 1, en: 4}"),
     ],
 )

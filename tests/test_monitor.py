@@ -68,7 +68,64 @@ def test_totals_count_what_ended_runs_and_failed() -> None:
     monitor.started(TRIALS[1])
     monitor.end(TRIALS[0], State.FINISHED, None)
     monitor.end(TRIALS[1], State.FAILED, "the disk is full")
-    assert shown(monitor)[0].startswith("2/3 ended, 0 running, 1 failed; ")
+    assert shown(monitor)[0].startswith("1/3 finished, 0 running, 1 waiting, 1 failed; ")
+
+
+def test_a_resumed_trial_has_the_speed_of_this_attempt() -> None:
+    monitor, _ = watch(120)
+    resumed = replace(TRIALS[0], state=State.RUNNING)
+    monitor.started(resumed)
+    running, tokens = monitor.running[resumed.trial.identity], resumed.trial.tokens
+    for share, seconds in ((0.1, 0.0), (0.4, 0.0), (0.5, 2.0), (0.6, 2.0)):  # two points of before, then two of now
+        running.reported -= seconds
+        monitor.on_report(resumed.trial.identity, {"tokens": round(share * tokens)})
+    assert running.tokens_per_second == pytest.approx(0.1 * tokens / 2, rel=0.05)
+    assert running.share_here == pytest.approx(0.2), "of the half that was left"
+
+
+def test_a_trial_that_was_asked_to_stop_has_not_ended() -> None:
+    monitor, _ = watch()
+    monitor.started(TRIALS[0])
+    monitor.end(TRIALS[0], State.RUNNING, "stopped on request")
+    assert shown(monitor)[0].startswith("0/3 finished, 0 running, 2 waiting, 1 interrupted; ")
+
+
+def test_losses_of_finished_trials_stay_in_a_table_by_cell() -> None:
+    monitor, _ = watch()
+    for seed, loss in enumerate((3.25, 3.5)):
+        each = replace(TRIALS[0], trial=known_trial(d_model=16, seed=seed), cell=replace(TRIALS[0].cell, seed=seed))
+        monitor.started(each)
+        monitor.on_report(each.trial.identity, {"tokens": each.trial.tokens, "val_loss": loss})
+        monitor.end(each, State.FINISHED, None)
+    assert shown(monitor)[-2:] == ["finished, with the loss of each seed:", "d_model=16  3.2500  3.5000"]
+
+
+def test_no_column_moves_as_the_numbers_of_a_trial_change() -> None:
+    monitor, _ = watch(120)
+    monitor.started(TRIALS[0])
+    lines = []
+    for tokens, loss in ((0, 5.5), (TRIALS[0].trial.tokens // 2, 3.25)):
+        monitor.running[TRIALS[0].trial.identity].reported -= 2.0
+        monitor.on_report(TRIALS[0].trial.identity, {"tokens": tokens, "val_loss": loss})
+        lines.append(shown(monitor)[1])
+    assert [line.index("loss ") for line in lines] == [lines[0].index("loss ")] * 2
+    assert [line.index("%") for line in lines] == [lines[0].index("%")] * 2
+    assert all(len(line) <= 120 - len("^C") for line in lines), "what a terminal shows of Ctrl-C wraps no line"
+
+
+def test_the_time_left_is_the_forecasts_until_there_is_any_work_done() -> None:
+    out = Console(file=io.StringIO(), width=80, force_terminal=True)
+    assert "about 15s left" in shown(Monitor([*TRIALS, LONG], out, quiet=False, at_once=2))[0]
+    assert "unknown time left" in shown(Monitor([*TRIALS, LONG], out, quiet=False))[0]
+
+
+def test_a_loss_above_that_of_a_model_that_knows_nothing_is_pointed_out_once() -> None:
+    monitor, out = watch(400)
+    monitor.started(TRIALS[0])
+    for loss in (5.0, 268.4, 270.0):
+        monitor.on_report(TRIALS[0].trial.identity, {"tokens": 512, "val_loss": loss})
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith("d_model=16 seed=0: loss 268.4 at 512 tokens, above the 5.55 of a model that knows nothing")
 
 
 @pytest.mark.parametrize("quiet", [True, False])

@@ -241,6 +241,24 @@ def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(plan
     assert [p.seconds for p in plan.to_run] == sorted(seconds, reverse=True)
 
 
+def test_the_forecast_leaves_out_what_an_interrupted_trial_has_done_and_doubts_a_busy_machine(
+    planned: Planner, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    said: list[str] = []
+    whole = planned(measure=True, capacity=Capacity(1, 0), notify=said.append)
+    assert not any("busy" in warning for warning in whole.warnings)
+    assert all(
+        re.fullmatch(r"measuring this machine's speed(: 1 of 1 shape)?", each) for each in said if "speed" in each
+    )
+    (trial,) = (each.trial for each in whole.trials)
+    results.write_trial(trial, [{**POINT, "tokens": trial.tokens // 4}], "running", None, {})
+    monkeypatch.setattr(plan_module.os, "getloadavg", lambda: (64.0, 0.0, 0.0))
+    rest = planned(measure=True, capacity=Capacity(1, 0))
+    assert rest.trials[0].seconds == pytest.approx(0.75 * whole.trials[0].seconds)
+    assert any("this machine is busy (a load of 64.0 on" in warning for warning in rest.warnings)
+
+
 def test_each_configuration_of_a_plan_is_resolved_once(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[TrialConfig] = []
 
@@ -277,3 +295,14 @@ def test_a_plan_says_what_is_trained_on_and_held_out_and_warns_of_a_text_that_is
     (note,) = (note for note in several.notes if note.startswith("text "))
     assert "28 documents with" in note
     assert "held out: 12 documents with" in note
+
+
+def test_a_validation_text_of_its_own_is_named_by_the_plan_with_what_is_also_trained_on(
+    planned: Planner, tmp_path: Path, long_corpus: Path
+) -> None:
+    texts = [(long_corpus / "0.txt").read_text(), (long_corpus / "1.txt").read_text(), "something else. " * 8000]
+    (tmp_path / "val.txt").write_text("<|endoftext|>".join(texts))
+    made = planned(replace=("val_bytes: 101K", "val: val.txt"))
+    assert any("validation: " in note and "val.txt, 3 documents with" in note for note in made.notes)
+    assert any("2 of 3 documents of" in warning and "also in the training text" in warning for warning in made.warnings)
+    assert made.trials[0].trial.identity != planned().trials[0].trial.identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,3 +169,19 @@ def test_a_process_that_lost_its_lease_writes_nothing_and_tells_tune_that_the_tr
     assert [(each["trial"], each["state"]) for each in recorders.reported_to_tune[-1:]] == [
         (recorder.trial.identity, "elsewhere")
     ]
+
+
+def test_a_trial_is_out_of_patience_when_the_last_evaluations_on_its_trunk_were_no_better(recorders: Any) -> None:
+    recorder = recorders.first
+    recorder.settings = replace(recorder.settings, patience=2)
+
+    def out_after(*losses: float, decayed: bool = False) -> bool:
+        recorder.points = [SimpleNamespace(val_loss=loss, decayed=decayed and loss < 2) for loss in losses]
+        return bool(recorder.is_out_of_patience)
+
+    assert not out_after(4.0, 3.0)
+    assert out_after(3.0, 3.1, 3.0), "as good is no better"
+    assert not out_after(3.0, 3.1, 2.9)
+    assert not out_after(4.0, 1.5, 3.0, 3.1, 2.9, decayed=True), "the end of a branch is no measure of the trunk"
+    recorder.settings = replace(recorder.settings, patience=None)
+    assert not out_after(3.0, 3.1, 3.2, 3.3)

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.programs import invoke
 from helpers.sweeps import write_sweep
+from tinyscale.formatting import duration
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning.plan import WHY, Plan, make_plan
@@ -43,6 +44,28 @@ def test_each_trial_is_in_its_state_and_failures_have_reasons(results, plan):
     assert status.failures() == ["failed: small d_model=8 seed=1: why", "diverged: small d_model=8 seed=2: why"]
     trials = status.as_json()["sweeps"][0]["trials"]
     assert [trial["state"] for trial in trials] == list(expected)
+    json.dumps(status.as_json())
+
+
+def test_a_running_trial_shows_how_far_it_is_by_its_lease_and_its_last_evaluation(results, plan):
+    running, unstarted = plan.trials[4].trial, plan.trials[5].trial
+    point = {**POINT, "tokens": 512, "tokens_per_second": 100.0}
+    results.write_trial(running, [point], "running", None, {})
+    lease = Lease(results.folder / "leases", running.identity)
+    (results.folder / "leases").delete(f"{running.identity}.json")
+    assert lease.claim()
+    lease.renewed = -1e9
+    lease.keep(running.tokens // 4)
+    other = Lease(results.folder / "leases", unstarted.identity)
+    assert other.claim()
+    status = read_status(results)
+    assert status.of(unstarted.identity)[0] == "running", "also before its first evaluation"
+    found = status.progress[running.identity]
+    assert (found.share, found.val_loss) == (pytest.approx(0.25, abs=0.01), 2.0)
+    assert found.seconds_left == pytest.approx(0.75 * running.tokens / 100, rel=0.02)
+    printed = invoke("status", results.location).output
+    (line,) = (line for line in printed.splitlines() if line.startswith("small d_model=16 seed=1"))
+    assert line.split()[3:] == ["25%", "2.0000", "100", duration(found.seconds_left)]
     json.dumps(status.as_json())
 
 

@@ -15,6 +15,7 @@ from tinyscale.data.split import split
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
 from tinyscale.spec.config import DataConfig, TokenizerConfig
+from tinyscale.spec.facts import TextFacts
 
 TEXTS = [f"Story {number}: the cat sat on mat {number * 7919}." for number in range(200)]
 
@@ -168,6 +169,41 @@ def test_too_little_validation_says_which_val_bytes_would_do(corpus: Path, monke
         require_enough_validation(few, config(corpus, val_bytes=5000))
     enough = config(corpus, val_bytes=int(str(caught.value).rsplit(maxsplit=1)[-1]))
     require_enough_validation(prepare(enough), enough)
+
+
+def test_a_validation_text_of_its_own_is_scored_whole_and_neither_trained_on_nor_seen_by_the_tokenizer(
+    corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "val.txt").write_text("<|endoftext|>".join(["A dog Ω.", TEXTS[0], "A bird."]))
+    made = prepare(config(corpus, "char", val=str(tmp_path / "val.txt"), val_bytes=500_000))
+    tokenizer = made.tokenizer()
+    stream, numbers = made.val()
+    held = [tokenizer.decode(stream[numbers == number]) for number in range(made.val_documents)]
+    assert sorted(held) == sorted(["A dog Ω.", TEXTS[0], "A bird."])
+    assert made.train_documents == len(TEXTS), "nothing is held out"
+    assert made.trained_on == 1, "the document that both texts have"
+    assert tokenizer.hash() == prepare(config(corpus, "char")).facts.tokenizer_hash
+    with pytest.raises(DataError, match=r"data\.val .*val\.txt has \d+ tokens; evaluation needs at least 100,000"):
+        require_enough_validation(made, config(corpus, "char", val=str(tmp_path / "val.txt"), val_bytes=500_000))
+
+
+def test_a_validation_text_is_known_by_its_content(corpus: Path, tmp_path: Path) -> None:
+    def facts(name: str, text: str) -> TextFacts:
+        (tmp_path / name).write_text(text)
+        return prepare(config(corpus, "byte", val=str(tmp_path / name), val_bytes=500_000)).facts
+
+    first = facts("a.txt", "one<|endoftext|>two")
+    assert facts("b.txt", "two<|endoftext|>one") == first, "neither its name nor the order of its documents counts"
+    assert facts("a.txt", "one<|endoftext|>three").split_rule != first.split_rule
+    assert first.corpus_hash == prepare(config(corpus, "byte")).facts.corpus_hash
+
+
+def test_a_validation_text_that_cannot_be_read_is_named(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    for name, said in {"empty.txt": "the file has no text", "none.txt": "neither a named corpus nor a file"}.items():
+        with pytest.raises(DataError, match=f"validation text: .*{said}") as caught:
+            prepare(config(corpus, val=str(tmp_path / name), val_bytes=500_000))
+        assert caught.value.field == "data.val"
 
 
 def _flip(content: bytes) -> bytes:

@@ -19,10 +19,12 @@ from helpers.text import words
 from helpers.trials import make_trial, trial_config
 from tinyscale.cli import cli
 from tinyscale.errors import ResultsError
+from tinyscale.formatting import printable
 from tinyscale.inference.export import export
 from tinyscale.inference.trained import Trained, load_trained, sample, score
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
+from tinyscale.results.usage import read_usage
 from tinyscale.spec.config import SOURCES, DataConfig
 from tinyscale.training.loop import train
 
@@ -39,10 +41,11 @@ Make = Callable[..., tuple[Results, str]]
 def finished(tmp_path: Path, tiny_corpus: DataConfig) -> Make:
     """A function that trains a trial into a results folder."""
 
-    def make(data: DataConfig = tiny_corpus, **changes: Any) -> tuple[Results, str]:
+    def make(data: DataConfig = tiny_corpus, keep_every: int | None = None, **changes: Any) -> tuple[Results, str]:
         trial, corpus = make_trial(trial_config(data, **changes))
         results = Results(str(tmp_path / "results"))
-        outcome = train(trial, corpus, lambda _: None, checkpoints=results.checkpoints(trial.identity))
+        checkpoints = results.checkpoints(trial.identity)
+        outcome = train(trial, corpus, lambda _: None, checkpoints=checkpoints, keep_every=keep_every)
         rows = [point_columns(trial, vars(point), corpus.val_tokens, corpus.val_bytes) for point in outcome.points]
         results.write_trial(trial, rows, outcome.state, None, {})
         return results, trial.identity
@@ -74,6 +77,30 @@ def test_a_trial_without_weights_says_how_to_get_them(finished: Make) -> None:
     results.checkpoints(identity).delete("weights.pt")
     with pytest.raises(ResultsError, match=r"has no weights in .* without --keep none"):
         load_trained(results, identity)
+
+
+def test_weights_kept_along_training_are_loaded_by_the_tokens_that_they_had_seen(finished: Make) -> None:
+    results, identity = finished(keep_every=2000)
+    assert results.kept_at(identity) == [2048, 4096]
+    early, late, last = (load_trained(results, identity, at).gpt.state_dict() for at in (2000, 4096, 5120))
+    final = load_trained(results, identity).gpt.state_dict()
+    assert not torch.equal(early["head.weight"], late["head.weight"])
+    assert torch.equal(last["head.weight"], final["head.weight"])
+    with pytest.raises(ResultsError, match=r"no weights at 3,000 tokens, only at 2,048, 4,096; launch --keep-every"):
+        load_trained(results, identity, 3000)
+    said = CliRunner().invoke(cli, ["show", identity, "--results", results.location]).output
+    assert "weights kept at 2.05K, 4.1K tokens" in said
+    written = said.partition("sample (tinyscale sample makes others):\n")[2]
+    text = sample(load_trained(results, identity), "", 80, temperature=0.8, top_k=None, seed=0)
+    assert printable(text).split("\\n")[0] in written
+    results.checkpoints(identity).delete("weights.pt")
+    said = CliRunner().invoke(cli, ["show", identity, "--results", results.location]).output
+    assert "no sample: there are no final weights (launch --keep none leaves none)" in said
+    asked = ["sample", identity, "--at", "2K", "--tokens", "5", "--results", results.location]
+    assert CliRunner().invoke(cli, asked).exit_code == 0
+    assert read_usage(results).kinds["weights"] == sum(
+        size for name, size in results.folder.sizes().items() if name.endswith(".pt")
+    )
 
 
 def test_a_sample_begins_with_the_prompt_and_repeats_with_its_seed(finished: Make) -> None:

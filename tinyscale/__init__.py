@@ -4,6 +4,7 @@
 
     ts.launch("sweeps/quickstart.yaml")          # trains missing trials; writes rows to results/
     ts.launch(ts.Sweep.of("width", base, axes={"d_model": [16, 32]}))  # the same without a file
+    ts.corpus(documents)                         # a path for data.corpus, of any strings in Python
     ts.status("results")                         # which trials are done, running or failed
     frame = ts.read_results("results")           # a DataFrame, one row per point
     law = ts.fit(frame)                          # the law of the variables that vary, of the final points
@@ -23,7 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyscale.api import compare, fit, launch, load_model, plan_launch, predict, report, status, suggest
+    from tinyscale.api import compare, corpus, fit, launch, load_model, plan_launch, predict, report, status, suggest
     from tinyscale.reporting.plot_law import plot_fit
     from tinyscale.results.store import read_results
     from tinyscale.spec.sweep import Sweep, load_sweep
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Sweep",
     "compare",
+    "corpus",
     "fit",
     "launch",
     "load_model",

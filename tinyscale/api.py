@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,16 +16,28 @@ from tinyscale.analysis.study import fit_frame as fit
 from tinyscale.analysis.suggest import suggest_from
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.fitting.design import Suggestion
+from tinyscale.machine import cache_folder
 from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Options, Sweep, load_sweep
 
-__all__ = ["compare", "fit", "launch", "load_model", "plan_launch", "predict", "report", "status", "suggest"]
+__all__ = ["compare", "corpus", "fit", "launch", "load_model", "plan_launch", "predict", "report", "status", "suggest"]
 
 if TYPE_CHECKING:
     from tinyscale.inference.trained import Trained
     from tinyscale.orchestration.summary import Summary
+
+
+def corpus(documents: Iterable[str]) -> str:
+    """Keep documents as a corpus on this machine; its path, for `data.corpus` or `data.val`.
+
+    A trial on it has the identity of one on a file with the same documents, in any order. Documents without text are
+    left out. DataError if there is none, or one is no text.
+    """
+    from tinyscale.data.files import write_documents
+
+    return str(write_documents(documents, cache_folder() / "corpora"))
 
 
 def plan_launch(
@@ -52,15 +65,19 @@ def launch(
     select: Options = (),
     address: str | None = None,
     keep_weights: bool = True,
+    keep_every: int | None = None,
+    patience: int | None = None,
     quiet: bool = False,
     log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
 ) -> Summary:
     """Train the trials of a sweep that the results lack; returns the state of each trial and the timings.
 
     sweep, overrides, select: as of `plan_launch`. address: a running Ray cluster (host:port or auto); None: Ray is
-    started here and stopped at the end. keep_weights: keep the final weights of each trial. quiet: print nothing. log:
-    log progress and losses there as well. ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot
-    be reached or the package of the log is not installed.
+    started here and stopped at the end. keep_weights: keep the final weights of each trial. keep_every: also the
+    weights along training, at every so many tokens. patience: stop a trial whose loss was not lower in so many
+    evaluations; no fit reads it. quiet: print nothing. log: log progress and losses there as well.
+    ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot be reached or the package of the log
+    is not installed.
     """
     from tinyscale.orchestration.launch import launch as launch_plan
     from tinyscale.orchestration.logs import require_package
@@ -75,7 +92,17 @@ def launch(
     with ray_session(address) as cluster:
         made = make_plan(read, store, cluster.capacity, measure=False)
         console = PlainConsole(quiet=quiet)
-        return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet, log=log)
+        return launch_plan(
+            made,
+            store,
+            cluster,
+            console=console,
+            keep_weights=keep_weights,
+            keep_every=keep_every,
+            patience=patience,
+            quiet=quiet,
+            log=log,
+        )
 
 
 def status(results: str = "results") -> Status:
@@ -85,15 +112,16 @@ def status(results: str = "results") -> Status:
     return read_status(store)
 
 
-def load_model(results: str, trial: str) -> Trained:
+def load_model(results: str, trial: str, *, at: int | None = None) -> Trained:
     """A trained model (`gpt`, a torch module in evaluation mode) with its `tokenizer` and its `config`.
 
-    trial: the beginning of its identity, or its cell, such as width/d_model=64,seed=0. ResultsError if no trial or
-    several have that name, or without its weights; DataError if its corpus now gives another tokenizer.
+    trial: the beginning of its identity, or its cell, such as width/d_model=64,seed=0. at: training tokens after which
+    its weights were kept; None: at the end. ResultsError if no trial or several have that name, or without its weights;
+    DataError if its corpus now gives another tokenizer.
     """
     from tinyscale.inference.trained import load_trained
 
-    return load_trained(Results(results), trial)
+    return load_trained(Results(results), trial, at)
 
 
 def compare(results: str = "results", *, sweep: str | None = None) -> pd.DataFrame:
@@ -151,6 +179,8 @@ def predict(
 
 def _loaded(sweep: Sweep | str | Path, overrides: Options, select: Options) -> Sweep:
     """The sweep, read from its file. ConfigError for changes to one that was read before."""
+    if isinstance(sweep, Mapping):
+        raise ConfigError("a dict is no sweep: give Sweep.of(name, base, axes=...), or the path of a file")
     if not isinstance(sweep, Sweep):
         return load_sweep(sweep, overrides=overrides, select=select)
     if overrides or select:

@@ -19,6 +19,7 @@ from tinyscale.fitting.support import laws_for
 from tinyscale.results.store import Results, sweep_points
 from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.config import BUDGETS, ModelConfig, TrainConfig
+from tinyscale.spec.state import OUT_OF_PATIENCE, State
 
 # Losses compare only where these agree; a group that mixes them is refused.
 SAME_TASK = ("corpus_hash", "tokenizer_hash", "val_tokens", "part")
@@ -204,6 +205,9 @@ def keep_final(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) ->
             frame = frame[~rows]
 
     if "state" in frame:
+        if "reason" in frame:
+            impatient = frame["reason"].astype(str).str.startswith(OUT_OF_PATIENCE)
+            drop((frame["state"] == State.STOPPED) & impatient, f"trial stopped, {OUT_OF_PATIENCE}")
         for state in frame["state"].unique():
             if state != "finished":
                 drop(frame["state"] == state, f"trial {state}")

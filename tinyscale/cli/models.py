@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from tinyscale.cli.options import echo, examples, results_option
+from tinyscale.cli.options import echo, examples, read_tokens, results_option
+
+at_option = click.option(
+    "--at",
+    metavar="TOKENS",
+    callback=read_tokens,
+    help="Take the weights that launch --keep-every kept at so many tokens.  [default: the final ones]",
+)
 
 
 @click.command(epilog=examples('sample 3f2a --prompt "The cat" --tokens 50'))
@@ -19,9 +26,17 @@ from tinyscale.cli.options import echo, examples, results_option
 @click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0), help="0: the likeliest token.")
 @click.option("--top-k", type=click.IntRange(1), help="Sample only among this many likeliest tokens.")
 @click.option("--seed", default=0, show_default=True, type=int, help="Seed of the sampling.")
+@at_option
 @results_option
 def sample(
-    trial: str, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int, results: str
+    trial: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    at: int | None,
+    results: str,
 ) -> None:
     """Continue a prompt with a trained model.
 
@@ -31,7 +46,7 @@ def sample(
     from tinyscale.inference.trained import sample as sample_text
     from tinyscale.results.store import Results
 
-    trained = load_trained(Results(results), trial)
+    trained = load_trained(Results(results), trial, at)
     click.echo(sample_text(trained, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed))
 
 
@@ -39,9 +54,10 @@ def sample(
 @click.argument("trial")
 @click.option("--corpus", required=True, help="A named corpus, or a path to .txt, .jsonl, .parquet or a folder.")
 @click.option("--max-bytes", type=click.IntRange(1), help="Read only this many bytes of a corpus of the hub.")
+@at_option
 @results_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_json: bool) -> None:
+def evaluate(trial: str, corpus: str, max_bytes: int | None, at: int | None, results: str, as_json: bool) -> None:
     """Measure the loss of a trained model on another corpus.
 
     TRIAL is the beginning of an identity, or a cell such as width/d_model=64,seed=0 (tinyscale ls lists both). Every
@@ -51,7 +67,7 @@ def evaluate(trial: str, corpus: str, max_bytes: int | None, results: str, as_js
     from tinyscale.inference.trained import load_trained, score
     from tinyscale.results.store import Results
 
-    found = score(load_trained(Results(results), trial), corpus, max_bytes)
+    found = score(load_trained(Results(results), trial, at), corpus, max_bytes)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return

@@ -58,6 +58,12 @@ def read_quantity(_: click.Context, __: click.Parameter, text: str | None) -> fl
     return value
 
 
+def read_tokens(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """100K -> a whole number, one at least."""
+    value = read_quantity(context, parameter, text)
+    return None if value is None else max(1, round(value))
+
+
 def echo(text: str, *, err: bool = False) -> None:
     """Print lines that may hold a user's text, without a console; err: to standard error."""
     click.echo(printable(text), err=err)

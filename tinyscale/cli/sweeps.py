@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinyscale.cli.options import DONE, SOME_FAILED, STOPPED, Command, echo, examples, results_argument, results_option
+from tinyscale.cli.options import (
+    DONE,
+    SOME_FAILED,
+    STOPPED,
+    Command,
+    echo,
+    examples,
+    read_tokens,
+    results_argument,
+    results_option,
+)
 from tinyscale.spec.state import State
 
 if TYPE_CHECKING:
@@ -100,12 +110,32 @@ def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     help="What to keep of finished trials in addition to their rows.",
 )
 @click.option(
+    "--keep-every",
+    metavar="TOKENS",
+    callback=read_tokens,
+    help="Also keep the weights along training, at every so many tokens, such as 100K.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Stop a trial whose validation loss was not lower in K evaluations; no fit reads it.",
+)
+@click.option(
     "--log",
     type=click.Choice(["tensorboard", "wandb", "mlflow"]),
     help="Also log progress and losses to one of these; wandb and mlflow must be installed.",
 )
 def launch(
-    price: float | None, yes: bool, dry_run: bool, quiet: bool, keep: str, log: str | None, **chosen: Any
+    price: float | None,
+    yes: bool,
+    dry_run: bool,
+    quiet: bool,
+    keep: str,
+    keep_every: int | None,
+    patience: int | None,
+    log: str | None,
+    **chosen: Any,
 ) -> None:
     """Train the missing trials of SWEEP, as a Ray Tune grid.
 
@@ -117,6 +147,8 @@ def launch(
     from tinyscale.reporting.terminal import open_console
     from tinyscale.results.store import sweep_points
 
+    if keep_every is not None and keep == "none":
+        raise click.UsageError("--keep-every keeps weights, and --keep none does not: give one of them")
     console = open_console()
     if log:
         from tinyscale.orchestration.logs import require_package
@@ -133,7 +165,15 @@ def launch(
 
         cluster = _cluster_for(made, cluster, stack, console)
         summary = launch_plan(
-            made, store, cluster, console=console, keep_weights=keep == "weights", quiet=quiet, log=log
+            made,
+            store,
+            cluster,
+            console=console,
+            keep_weights=keep == "weights",
+            keep_every=keep_every,
+            patience=patience,
+            quiet=quiet,
+            log=log,
         )
     record = store.read_sweep(made.sweep.name)
     assert record is not None, "the launch has written it"
@@ -242,11 +282,12 @@ def launch_status(summary: Summary) -> int:
 @results_argument("folder", "[RESULTS]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def status(folder: str, as_json: bool) -> None:
-    """Show how many trials are done, running or failed.
+    """Show how many trials are finished, running or failed.
 
-    Shows each sweep of a results folder, and the reason of each failure. Needs no Ray.
+    Shows each sweep of a results folder, how far its running trials are, and the reason of each failure. The loss is
+    that of the last evaluation. Needs no Ray.
     """
-    from tinyscale.cli.tables import status_table
+    from tinyscale.cli.tables import running_table, status_table
     from tinyscale.reporting.terminal import open_console
     from tinyscale.results.status import read_status
     from tinyscale.results.store import Results
@@ -259,6 +300,8 @@ def status(folder: str, as_json: bool) -> None:
         return
     console = open_console()
     console.print(status_table(found) if found.sweeps else f"no sweeps in {store.folder} yet; launch one into it")
+    if found.progress:
+        console.print(running_table(found))
     for line in [*found.failures(), *found.set_aside]:
         console.print(line)
 

@@ -14,11 +14,10 @@ from tinyscale.analysis.forecasts import Registered, Registration, forecasts_tab
 from tinyscale.data.corpora import NamedCorpus
 from tinyscale.formatting import compact, data_size, duration, plural
 from tinyscale.planning.plan import WHY, Plan, PlannedTrial
-from tinyscale.results.launches import forecast_error
 from tinyscale.results.status import Status
 from tinyscale.results.store import over_seeds
 from tinyscale.spec.search_space import Search
-from tinyscale.spec.state import State
+from tinyscale.spec.state import OUT_OF_PATIENCE, State
 
 if TYPE_CHECKING:
     from tinyscale.orchestration.summary import Measurements, Summary
@@ -81,7 +80,7 @@ def _width(rows: Sequence[dict[str, str]], column: str) -> int:
 def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[str, str]:
     first = cell[0]
     trial = first.trial
-    states = [planned.state for planned in cell]
+    states = [planned.state.once_ended for planned in cell]
     search = plan.sweep.search
     return {
         **({"arm": first.cell.arm} if several_arms else {}),
@@ -105,9 +104,10 @@ def _plan_row(plan: Plan, cell: list[PlannedTrial], several_arms: bool) -> dict[
 def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     """Lines: what will run, why, how long it takes, and what it costs at `price` dollars per device-hour."""
     to_run = plan.to_run
-    done = len(plan.trials) - sum(planned.will_run for planned in plan.trials)
-    diverged = sum(planned.state == State.DIVERGED for planned in plan.trials)
-    counts = [f"{done - diverged} done", f"{len(to_run)} to run"]
+    left = Counter[State](planned.state for planned in plan.trials if not planned.will_run)
+    diverged = left.pop(State.DIVERGED, 0)
+    counts = [f"{left.pop(State.FINISHED, 0)} finished", *(f"{left[state]} {state}" for state in State if left[state])]
+    counts.append(f"{len(to_run)} to run")
     counts += [f"{plan.at_once} at a time" if plan.at_once else "none of which fits here"] if to_run else []
     lines = [f"{plural(len(plan.trials), 'trial')}: {', '.join(counts)}"]
     if diverged:
@@ -140,7 +140,7 @@ def _measuring_lines(plan: Plan) -> list[str]:
         return []
     missing = Counter(question.kind for questions in plan.measuring.missing.values() for question in questions)
     kinds = ", ".join(f"{number} {kind}" for kind, number in missing.items())
-    counts = [f"{plan.measuring.done} done", f"{plan.measuring.count} to make{f' ({kinds})' if kinds else ''}"]
+    counts = [f"{plan.measuring.done} made", f"{plan.measuring.count} to make{f' ({kinds})' if kinds else ''}"]
     failed = [f"{plan.measuring.failed} of these failed before"] if plan.measuring.failed else []
     return [f"{plural(plan.measuring.done + plan.measuring.count, 'measurement')}: {', '.join(counts + failed)}"]
 
@@ -159,6 +159,24 @@ def status_table(status: Status) -> Table:
         made = measured.get(name, Counter())
         last = [f"{made[State.FINISHED]}/{made.total()}" if made else ""] if measured else []
         table.add_row(name, str(each.total()), *(str(each[state]) for state in present), *last)
+    return table
+
+
+def running_table(status: Status) -> Table:
+    """One row per trial that a launch is training: how far it is."""
+    table = Table(**PLAIN)
+    for name in ("running", "done", "loss", "tok/s", "left"):
+        table.add_column(name, justify="left" if name == "running" else "right", no_wrap=name != "running")
+    cells = {entry.trial: f"{sweep.name} {entry.cell.label}" for sweep in status.sweeps for entry in sweep.entries}
+    for trial, made in status.progress.items():
+        share, speed, left = made.share, made.tokens_per_second, made.seconds_left
+        table.add_row(
+            cells.get(trial, trial),
+            f"{share:.0%}" if share is not None else f"{compact(made.tokens)} tokens",
+            f"{made.val_loss:.4f}" if made.val_loss is not None else "",
+            compact(speed) if speed else "",
+            duration(left) if left is not None else "",
+        )
     return table
 
 
@@ -195,20 +213,28 @@ def launch_summary(summary: Summary, launched: int) -> list[str]:
     measured = _measured_lines(summary.measurements)
     if not launched:
         return measured or ["nothing to run: every trial had ended before"]
-    states = list(summary.states.values())
-    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none ended"
+    states = Counter[State](state.once_ended for state in summary.states.values())
+    states[State.MISSING] = launched - states.total()
+    counted = ", ".join(f"{states[state]} {state}" for state in State if states[state])
     lines = [f"{plural(launched, 'trial')}: {counted}"]
+    if any(reason.startswith(OUT_OF_PATIENCE) for reason in summary.reasons.values()):
+        lines.append("  stopped by patience, so no fit reads them: a launch without it trains them to their end")
     if summary.timings:
-        expected = ""
-        error = forecast_error(summary.expected_seconds, summary.wall_seconds, summary.stopped)
-        if error is not None and summary.expected_seconds:
-            expected = f" (forecast {duration(summary.expected_seconds)}, {error:+.0%})"
         lines.append(
             f"{duration(summary.train_seconds)} of training on {plural(summary.slots, 'slot')} in "
-            f"{duration(summary.wall_seconds)}{expected}; efficiency {summary.efficiency:.2f}; "
-            f"overhead {summary.overhead_per_trial:.2f} s a trial"
+            f"{duration(summary.wall_seconds)}{_against_forecast(summary)}; slots {summary.efficiency:.0%} busy, "
+            f"{summary.overhead_per_trial:.2f} s between trials"
         )
     return [*lines, *measured]
+
+
+def _against_forecast(summary: Summary) -> str:
+    """How the launch's time compares with its forecast, where there was one and it ran to its end."""
+    if summary.stopped or not summary.expected_seconds:
+        return ""
+    times = summary.wall_seconds / summary.expected_seconds
+    how = "as forecast" if 0.9 < times < 1.1 else f"{times:.2g} times the forecast"
+    return f", {how} ({duration(summary.expected_seconds)})"
 
 
 def _measured_lines(made: Measurements) -> list[str]:

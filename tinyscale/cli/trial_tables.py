@@ -73,6 +73,8 @@ def details_lines(found: TrialDetails) -> Iterator[str]:
         f"{compact(trial.tokens)} tokens, {plural(trial.steps, 'step')}, {compact(trial.flops)} FLOPs"
     )
     yield from (f"  {number} {kind} measured" for kind, number in found.measured.items())
+    if found.kept_at:
+        yield f"  weights kept at {', '.join(map(compact, found.kept_at))} tokens"
     yield "settings (those at their default are left out):"
     yield from (f"  {line}" for line in _yaml(trial.config.model_dump(mode="json", exclude_defaults=True)).splitlines())
 

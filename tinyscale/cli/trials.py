@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from tinyscale.cli.options import echo, examples, results_argument, results_option
+from tinyscale.errors import TinyscaleError
 from tinyscale.spec.state import State
+
+if TYPE_CHECKING:
+    from tinyscale.results.details import TrialDetails
+    from tinyscale.results.store import Results
 
 LISTED = tuple(state.value for state in State if state.is_recorded or state in (State.INTERRUPTED, State.MISSING))
 
@@ -47,7 +54,7 @@ def list_trials(folder: str, sweep: str | None, states: tuple[str, ...], as_json
 @results_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def show(trial: str, results: str, as_json: bool) -> None:
-    """Show one trial: settings, curve, provenance.
+    """Show one trial: settings, curve, provenance, sample.
 
     TRIAL is the beginning of an identity, or a cell such as width/d_model=64,seed=0 (tinyscale ls lists both).
     """
@@ -69,6 +76,25 @@ def show(trial: str, results: str, as_json: bool) -> None:
     console.print(curve_table(found, console.width))
     for line in origin_lines(found):
         console.print(line)
+    for line in _sample_lines(store, found):
+        console.print(line)
+
+
+def _sample_lines(results: Results, found: TrialDetails) -> Iterator[str]:
+    """What the model writes, or why that is not shown."""
+    if not found.has_weights:
+        why = "launch --keep none leaves none" if found.state == State.FINISHED else f"the trial is {found.state}"
+        yield f"no sample: there are no final weights ({why})"
+        return
+    from tinyscale.inference.trained import short_sample
+
+    try:
+        text = short_sample(results, found.trial.identity)
+    except TinyscaleError as error:
+        yield f"no sample: {error}"
+        return
+    yield "sample (tinyscale sample makes others):"
+    yield from (f"  {line}" for line in text.split("\n"))
 
 
 @click.command(epilog=examples("du results"))

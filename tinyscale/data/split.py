@@ -16,6 +16,11 @@ def content_hash(texts: Iterable[str]) -> str:
     return hashlib.sha256(b"".join(sorted(map(_digest, texts)))).hexdigest()
 
 
+def in_order(texts: Iterable[str]) -> list[str]:
+    """The documents by their SHA-256, an order that depends on the text alone."""
+    return sorted(texts, key=_digest)
+
+
 def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
     """Training and validation documents, both in the order of their SHA-256.
 
@@ -25,7 +30,7 @@ def split(texts: list[str], val_bytes: int) -> tuple[list[str], list[str]]:
     """
     if len(texts) == 1:
         return _tail(texts[0], val_bytes)
-    ordered = sorted(texts, key=_digest)
+    ordered = in_order(texts)
     total = sum(len(text.encode()) for text in ordered)
     cut, held_out = next(((cut, size) for cut, size in _cuts(ordered) if size >= val_bytes), (len(ordered), total))
     if 2 * held_out > total:
@@ -68,8 +73,7 @@ def _too_much(held_out: int, total: int, legal: int) -> DataError:
         remedy = f"set data.val_bytes to at most {legal}"
     else:
         remedy = "its first document is more than half of it, so no val_bytes is legal: give more documents"
-    message = (
-        f"holding out {held_out:,} bytes would leave {total - held_out:,} of the corpus's {total:,} for training, "
-        f"less than validation; {remedy}"
-    )
+    left = f"leave {total - held_out:,} of the corpus's {total:,} for training, less than validation"
+    too_much = f"take more than the {total:,} that the corpus has" if held_out > total else left
+    message = f"holding out {held_out:,} bytes would {too_much}; {remedy}"
     return DataError(message, field="data.val_bytes" if legal else None)

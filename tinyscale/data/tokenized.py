@@ -25,7 +25,7 @@ from filelock import FileLock
 from tinyscale.data.corpora import open_mixture, open_source
 from tinyscale.data.mixture import PAGE_RULE, Mixture, equal_bytes
 from tinyscale.data.source import Source, Split
-from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE
+from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE, content_hash, in_order
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
@@ -93,6 +93,7 @@ class TokenizedCorpus:
     record_length: int | None = None  # tokens; a context must be a multiple, so that no window cuts a record
     parts: tuple[Part, ...] = ()
     in_common: tuple[InCommon, ...] = ()
+    trained_on: int = 0  # of a validation text that was given: its documents that are in the training text too
 
     def train(self) -> Stream:
         """The training stream, [train_tokens]: end-of-text, then each document followed by end-of-text."""
@@ -152,8 +153,9 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
 def _prepare(config: DataConfig) -> TokenizedCorpus:
     mixture = open_mixture(dict(config.parts), config.max_bytes) if config.parts else None
     source = mixture or open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf, repeats=config.repeats)
-    corpus_hash = source.hash()
-    folder = cache_folder() / "tokens" / _key(config, corpus_hash)
+    corpus_hash, val = source.hash(), _given_validation(config)
+    rule = PAGE_RULE if config.parts else f"given-{content_hash(val)}" if val else SPLIT_RULE
+    folder = cache_folder() / "tokens" / _key(config, corpus_hash, rule)
     if (made := _load(folder)) is not None:
         return made
     try:
@@ -161,7 +163,7 @@ def _prepare(config: DataConfig) -> TokenizedCorpus:
         with FileLock(f"{folder}.lock"):
             if (made := _load(folder)) is None:  # no other process has made it meanwhile
                 _set_aside(folder)
-                _build(config, source, corpus_hash, folder)
+                _build(config, source, val, corpus_hash, rule, folder)
                 made = _load(folder)
     except OSError as error:
         raise DataError(
@@ -170,6 +172,14 @@ def _prepare(config: DataConfig) -> TokenizedCorpus:
     if made is None:
         raise DataError(f"{folder} gives back other bytes than were written; set TINYSCALE_CACHE to another folder")
     return made
+
+
+def _given_validation(config: DataConfig) -> list[str]:
+    """The documents of `data.val`, in the order of their hashes; none where validation is held out."""
+    try:
+        return in_order(open_source(config.val).documents()) if config.val else []
+    except DataError as error:
+        raise DataError(f"validation text: {error}", field="data.val") from error
 
 
 def _load(folder: Path) -> TokenizedCorpus | None:
@@ -187,7 +197,7 @@ def _load(folder: Path) -> TokenizedCorpus | None:
         facts = {field: meta.pop(field) for field in ("corpus_hash", "tokenizer_hash", "vocab_size", "train_tokens")}
         parts = tuple(_part(each) for each in meta.pop("parts", ()))
         in_common = tuple(InCommon(tuple(a_and_b), *shares) for a_and_b, *shares in meta.pop("in_common", ()))
-        facts |= {"split_rule": PAGE_RULE if parts else SPLIT_RULE}
+        facts |= {"split_rule": meta.pop("split_rule", PAGE_RULE if parts else SPLIT_RULE)}
         facts |= {"part_tokens": tuple((part.name, part.train_tokens) for part in parts)}
         made = TokenizedCorpus(TextFacts(**facts), **meta, folder=str(folder), parts=parts, in_common=in_common)
         lengths = len(made.train()), len(made._stream("val"))
@@ -228,6 +238,12 @@ def require_enough_validation(corpus: TokenizedCorpus, config: DataConfig) -> No
         return
     # Bytes per token may differ a little between held-out and other documents: add 5 %.
     wanted = -(-int(1.05 * MIN_VAL_TOKENS * fewest.val_bytes / fewest.val_tokens) // 10_000) * 10_000
+    if config.val:
+        raise DataError(
+            f"data.val {config.val} has {fewest.val_tokens:,} tokens; evaluation needs at least {MIN_VAL_TOKENS:,} so "
+            f"that its noise hides no differences; give a text of about {wanted:,} bytes or more",
+            field="data.val",
+        )
     total = corpus.train_bytes + corpus.val_bytes
     remedy = (
         f"set data.val_bytes to {wanted}"
@@ -263,12 +279,12 @@ def require_whole_records(corpus: TokenizedCorpus, context_length: int) -> None:
         )
 
 
-def _key(config: DataConfig, corpus_hash: str) -> str:
+def _key(config: DataConfig, corpus_hash: str, rule: str) -> str:
     """Name of the cached folder: a hash of everything that its content depends on."""
     depends_on = {
         "layout": _LAYOUT,
         "corpus": corpus_hash,
-        "split": PAGE_RULE if config.parts else SPLIT_RULE,
+        "split": rule,
         "val_bytes": config.val_bytes,
         "tokenizer": config.tokenizer.model_dump(),
         "library": importlib.metadata.version("tokenizers"),  # another release may merge differently
@@ -276,9 +292,14 @@ def _key(config: DataConfig, corpus_hash: str) -> str:
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(config: DataConfig, source: Source | Mixture, corpus_hash: str, folder: Path) -> None:
+def _build(
+    config: DataConfig, source: Source | Mixture, val_given: list[str], corpus_hash: str, rule: str, folder: Path
+) -> None:
     """Write the folder under another name and rename it, so that no reader sees it incomplete."""
-    found = source.split(config.val_bytes)
+    if val_given and not isinstance(source, Mixture):
+        found: Split | dict[str, Split] = Split(in_order(source.documents()), val_given)
+    else:
+        found = source.split(config.val_bytes)
     parts = found if isinstance(found, dict) else {}
     text = found if isinstance(found, Split) else _joined(found)
     train, val = text.train, text.val
@@ -304,6 +325,9 @@ def _build(config: DataConfig, source: Source | Mixture, corpus_hash: str, folde
             "val_tokens": val_tokens - len(val) - 1,
             "longest_document": max(train_longest, val_longest),
         }
+        if val_given:
+            trained_on = set(train).intersection(val)
+            meta |= {"split_rule": rule, "trained_on": sum(text in trained_on for text in val)}
         if isinstance(source, Mixture):
             meta |= _mixture(source, parts, made, token_dtype(tokenizer.vocab_size), tokenizer.eot)
         if text.oracle is not None:

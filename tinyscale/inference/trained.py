@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tinyscale.data import prepare
-from tinyscale.data.corpora import documents
+from tinyscale.data.corpora import documents, is_here
 from tinyscale.data.tokenized import Part, TokenizedCorpus
 from tinyscale.data.tokenizers import Tokenizer, token_dtype
 from tinyscale.errors import DataError, ResultsError
@@ -22,10 +22,12 @@ from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.trial import Trial
 from tinyscale.training.checkpoint import DamagedError, of_bytes
 from tinyscale.training.evaluate import Evaluation, token_losses
-from tinyscale.training.loop import WEIGHTS
+from tinyscale.training.loop import WEIGHTS, weights_at
 from tinyscale.training.model import GPT
 from tinyscale.training.own import OwnModel, build_model
 from tinyscale.training.rounding import round_for_good
+
+SHORT = 80  # tokens of a sample that is shown with other things
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,28 @@ class OtherText:
         """None: the text has no known source."""
 
 
-def load_trained(results: Results, named: str) -> Trained:
+def load_trained(results: Results, named: str, at: int | None = None) -> Trained:
     """Load a trial: the beginning of its identity names it, or its cell, such as width/d_model=64,seed=0.
+
+    at: as of `load_gpt`.
 
     ResultsError if no trial or several match, or if the trial has no weights. DataError if its corpus now gives another
     tokenizer.
     """
     trial = results.load_trial(find_trial(results, named))
-    gpt, corpus = load_gpt(results, trial), load_corpus(trial)
+    gpt, corpus = load_gpt(results, trial, at), load_corpus(trial)
     return Trained(trial.identity, trial.config, gpt, corpus.tokenizer())
 
 
-def load_gpt(results: Results, trial: Trial) -> GPT | OwnModel:
+def load_gpt(results: Results, trial: Trial, at: int | None = None) -> GPT | OwnModel:
     """The model of a finished trial, in evaluation mode, with the weights that it was scored with.
 
-    A user's own runs from the copy in the results. ResultsError without it or the weights, or with damaged ones.
+    at: training tokens; the weights are then those kept at the step that reached them. A user's own model runs from the
+    copy in the results. ResultsError without it or the weights, or with damaged ones.
     """
     checkpoints = results.checkpoints(trial.identity)
-    if not checkpoints.exists(WEIGHTS):
+    file = WEIGHTS if at is None else _weights_reaching(results, trial, at)
+    if not checkpoints.exists(file):
         raise ResultsError(
             f"trial {trial.identity} is {results.state(trial.identity)} and has no weights in {checkpoints}; launch "
             "its sweep again, without --keep none"
@@ -84,15 +90,31 @@ def load_gpt(results: Results, trial: Trial) -> GPT | OwnModel:
         trial = replace(trial, own=replace(trial.own, model=results.read_code(trial.own.model)))
     gpt = build_model(trial)
     try:
-        gpt.load_state_dict(of_bytes(checkpoints.read(WEIGHTS)))
+        gpt.load_state_dict(of_bytes(checkpoints.read(file)))
     except (DamagedError, RuntimeError) as error:
         raise ResultsError(
-            f"{checkpoints}/{WEIGHTS}: damaged, or of another model ({str(error).splitlines()[0]}); delete "
+            f"{checkpoints}/{file}: damaged, or of another model ({str(error).splitlines()[0]}); delete "
             f"{results.trials}/{trial.identity}.parquet and launch its sweep again"
         ) from error
     if trial.config.train.weight_bits is not None and isinstance(gpt, GPT):
         round_for_good(gpt.blocks, trial.config.train.weight_bits)
     return gpt.eval()
+
+
+def _weights_reaching(results: Results, trial: Trial, tokens: int) -> str:
+    """The file of the weights at the step that reached so many tokens. ResultsError, with those kept, without it."""
+    batch = trial.config.train.batch_tokens
+    reached = -(-tokens // batch) * batch
+    kept = results.kept_at(trial.identity)
+    if reached in kept:
+        return weights_at(reached)
+    if reached == trial.tokens:
+        return WEIGHTS
+    there = f"at {', '.join(f'{each:,}' for each in kept)}" if kept else "at its end alone"
+    raise ResultsError(
+        f"trial {trial.identity} has no weights at {tokens:,} tokens, only {there}; launch --keep-every keeps them of "
+        "trials that it trains"
+    )
 
 
 def load_corpus(trial: Trial) -> TokenizedCorpus:
@@ -103,6 +125,17 @@ def load_corpus(trial: Trial) -> TokenizedCorpus:
             f"the text of {trial.config.data.corpus} gives another tokenizer here than trial {trial.identity} had"
         )
     return corpus
+
+
+def short_sample(results: Results, identity: str) -> str:
+    """What a trial writes from the beginning of a document; no text is downloaded for it.
+
+    ResultsError without its weights; DataError without its text on this machine.
+    """
+    data = results.load_trial(identity).config.data
+    if not is_here(data):
+        raise DataError(f"the text of {data.corpus} is not on this machine; tinyscale sample {identity} downloads it")
+    return sample(load_trained(results, identity), "", SHORT, temperature=0.8, top_k=None, seed=0)
 
 
 def sample(

@@ -20,7 +20,9 @@ class LaunchSettings:
     """What all trials of one launch share.
 
     results: the folder's location; ray_storage: a folder for what Ray writes; halving: whether trials that are behind
-    are stopped, each by a flag of its own; launch: its own name, under which its processes hold leases.
+    are stopped, each by a flag of its own; keep_every: tokens between weights that are kept along training; patience:
+    evaluations without a better loss after which a trial is stopped; launch: its own name, under which its processes
+    hold leases.
     """
 
     sweep: str
@@ -29,6 +31,8 @@ class LaunchSettings:
     keep_weights: bool
     ray_storage: str
     halving: bool = False
+    keep_every: int | None = None
+    patience: int | None = None
     launch: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 

@@ -20,6 +20,7 @@ from tinyscale.orchestration.logs import build_logger, keep_events
 from tinyscale.orchestration.measuring import measure
 from tinyscale.orchestration.monitor import Monitor
 from tinyscale.orchestration.record import record_sweep
+from tinyscale.orchestration.recorder import out_of_patience
 from tinyscale.orchestration.scratch import scratch_folder
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.stop import Grid, Stop, interruptible
@@ -47,6 +48,8 @@ def launch(
     *,
     console: Console,
     keep_weights: bool = True,
+    keep_every: int | None = None,
+    patience: int | None = None,
     quiet: bool = False,
     log: str | None = None,
     train: Train = train_trial,
@@ -54,23 +57,29 @@ def launch(
     """Train what the plan misses and return what came of it; rows are in the results as they come.
 
     UnusableError where the results take no more rows: what finished is kept, and the next launch goes on from there.
-    cluster: the Ray to run on; may be None when nothing is missing. log: tensorboard, wandb or mlflow, besides the
-    rows. train: what trains a trial, called as `tinyscale.training.loop.train` is.
+    cluster: the Ray to run on; may be None when nothing is missing. keep_every: tokens between weights that are kept
+    along training. patience: evaluations without a lower loss after which a trial is stopped; it stays stopped until a
+    launch has another patience, or none. log: tensorboard, wandb or mlflow, besides the rows. train: what trains a
+    trial, called as `tinyscale.training.loop.train` is.
     """
     if any(question.needs_weights for question in plan.questions) and not keep_weights:
         raise LaunchError(f"{plan.sweep.path} measures its trials, and --keep none leaves no weights to measure")
+    if patience is not None and plan.sweep.fuse:
+        raise LaunchError(f"{plan.sweep.path} trains its trials fused, and --patience stops one at a time: remove fuse")
     loggers = [build_logger(log, plan.sweep.name)] if log else []
     provenance = launch_provenance()
     record_sweep(plan, results, provenance)
     clear_void(results.leases)
-    to_run = plan.to_run
-    if not plan.has_work:
+    to_run = [each for each in plan.to_run if patience is None or each.reason != out_of_patience(patience)]
+    if not (to_run or plan.measuring.missing):
         return Summary(slots=max(1, plan.at_once), expected_seconds=plan.seconds)
     assert cluster is not None, "trials to run need a Ray to run on"
     _refuse_unplaceable(to_run, cluster)
     with scratch_folder() as scratch:
         halving = bool(plan.sweep.search and plan.sweep.search.scheduler == "asha")
-        settings = LaunchSettings(plan.sweep.name, results.location, provenance, keep_weights, scratch, halving)
+        settings = LaunchSettings(
+            plan.sweep.name, results.location, provenance, keep_weights, scratch, halving, keep_every, patience
+        )
         summary = Launch(plan, to_run, results, cluster, settings, train, loggers, console, quiet).run()
         if log == "tensorboard":
             keep_events(Path(scratch), plan.sweep.name, results)
@@ -175,7 +184,8 @@ class Launch:
     ) -> list[PlannedTrial]:
         """Run Ray Tune. order: its settings for which trial comes next. assignments, configs: of a grid."""
         machine = machine_provenance() if self.cluster.own else {}  # of several, none knows where a process died
-        with Monitor(list(trials), self.console, quiet=self.quiet) as monitor:
+        at_once = self.plan.at_once
+        with Monitor(list(trials), self.console, quiet=self.quiet, at_once=at_once) as monitor:
             watch = Watch(sets, monitor, self.summary, self.results, self.settings, machine, stop)
             worker = tune.with_parameters(run_trial, assignments=assignments or {}, train=self.train)
             run_tuner(

@@ -20,6 +20,7 @@ from ray import tune
 
 from tinyscale.data import TokenizedCorpus
 from tinyscale.errors import ResultsError, UnusableError, lack_of_memory
+from tinyscale.formatting import plural
 from tinyscale.machine import driver_version, gpu_bytes
 from tinyscale.orchestration.assignment import LaunchSettings
 from tinyscale.orchestration.ray_internals import draining_nodes
@@ -29,7 +30,7 @@ from tinyscale.results.provenance import machine_provenance
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
 from tinyscale.spec.costs import HEADROOM, smallest_share
-from tinyscale.spec.state import State
+from tinyscale.spec.state import OUT_OF_PATIENCE, State
 from tinyscale.spec.trial import Trial
 from tinyscale.training.device import peak_memory
 from tinyscale.training.evaluate import rank_and_world
@@ -72,7 +73,7 @@ class Recorders:
 
     def __init__(self, each: Sequence[Recorder]) -> None:
         self.each, self.first = each, each[0]
-        self.draining = self.behind = False
+        self.draining = self.behind = self.impatient = False
         self.reported = self.looked = time.monotonic()
         self.warnings = Warnings(self.first.notes)
 
@@ -106,6 +107,9 @@ class Recorders:
     def should_stop(self, step: int) -> bool:
         """Whether to write a checkpoint and stop; reports now and then how far the trials are."""
         now, first = time.monotonic(), self.first
+        if first.is_out_of_patience:  # on each worker, and at the evaluation itself: it depends on no clock
+            self.impatient = True
+            return True
         if first.world == 1 and now - self.reported > HEARTBEAT_SECONDS:
             self.reported = now
             first.report({"state": State.RUNNING, "tokens": step * first.trial.config.train.batch_tokens})
@@ -114,7 +118,7 @@ class Recorders:
         self.looked = now
         for recorder in self.each:
             if not recorder.ended:
-                recorder.lease.keep()
+                recorder.lease.keep(step * first.trial.config.train.batch_tokens)
         self.draining = ray.get_runtime_context().get_node_id() in draining_nodes()
         if first.settings.halving:
             self.behind = trial_stops(first.trial.identity)
@@ -129,9 +133,16 @@ class Recorders:
             reached = recorder.points[-1].tokens
             reason = f"behind the others of its search at {reached:,} tokens"
             outcome = replace(outcome, state=State.STOPPED, reason=reason)
+        if self.impatient and outcome.state == State.RUNNING:
+            outcome = replace(outcome, state=State.STOPPED, reason=out_of_patience(recorder.settings.patience or 0))
         if outcome.state == State.FINISHED and not recorder.settings.keep_weights and recorder.rank == 0:
             recorder.checkpoints.delete(WEIGHTS)
         recorder.finish(outcome)
+
+
+def out_of_patience(patience: int) -> str:
+    """Why a trial was stopped by patience."""
+    return f"{OUT_OF_PATIENCE}: no lower val_loss in {plural(patience, 'evaluation')}"
 
 
 def _reason(error: Exception, trials: Sequence[Trial]) -> tuple[str, float | None]:
@@ -162,6 +173,18 @@ class Recorder:
         self.points: list[Point] = []
         self.notes: list[str] = []  # for the user, with the next report
         self.ended = False
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether none of the last evaluations, as many as patience allows, had a lower loss than one before them.
+
+        Those at the end of decay branches do not count: their rates are others.
+        """
+        patience = self.settings.patience
+        losses = [point.val_loss for point in self.points if not point.decayed]
+        if patience is None or len(losses) <= patience:
+            return False
+        return min(losses[-patience:]) >= min(losses[:-patience])
 
     def point(self, point: Point) -> None:
         """A point of the trial, as `train` reports it on each worker."""

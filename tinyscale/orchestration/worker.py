@@ -136,6 +136,7 @@ def train_loop(claimed: Claimed) -> None:
                 recorder.point,
                 teacher=load_gpt(recorder.results, first.teacher) if first.teacher else None,
                 checkpoints=recorder.checkpoints,
+                keep_every=claimed.settings.keep_every,
                 should_stop=stop,
             )
             recorders.end(0, outcome)
@@ -146,6 +147,7 @@ def train_loop(claimed: Claimed) -> None:
                 lambda index, point: each[index].point(point),
                 recorders.end,
                 checkpoints=[recorder.checkpoints for recorder in each],
+                keep_every=claimed.settings.keep_every,
                 should_stop=recorders.should_stop,
             )
         if recorders.draining:

@@ -59,6 +59,7 @@ class PlanningContext:
     recorded: Sequence[Mapping[str, Any]]
     capacity: Capacity
     measure: bool
+    notify: Callable[[str], None] = lambda _: None  # called with what takes seconds
 
 
 # Chooses for variants of which at least one field is open; it may name more fields than are.
@@ -69,7 +70,13 @@ def resolve_autos(variants: Sequence[Variant], context: PlanningContext) -> list
     """Fill in the open fields of each variant of a sweep."""
     again = "as when the sweep was first launched"
     filled = [
-        Filled(variant).fill({path: AutoValue(value, again) for path, value in recorded.items() if path != SHARE})
+        Filled(variant).fill(
+            {
+                path: AutoValue(value, again if (path, value) != (COMPILE, False) else "")
+                for path, value in recorded.items()
+                if path != SHARE
+            }
+        )
         for variant, recorded in zip(variants, context.recorded, strict=True)
     ]
     for paths, choose in CHOOSERS:
@@ -127,7 +134,7 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
         return [context.resolve(variant.with_values(each)) for variant, each in zip(variants, of_each, strict=True)]
 
     at_once = min(forecast.slots(variant.config, context.capacity) for variant in variants)
-    seconds = _measured(trials(False), at_once) if context.measure and at_once else None
+    seconds = _measured(trials(False), at_once, context) if context.measure and at_once else None
     if seconds is None or math.inf in seconds:
         return None
     fastest, compiled = [(each, False) for each in seconds], trials(True)
@@ -139,15 +146,15 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
         for index, trial in enumerate(compiled)
         if trial.config.resources.compile and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
     ]
-    for index, each in zip(worth, _measured([compiled[i] for i in worth], at_once) or [], strict=False):
+    for index, each in zip(worth, _measured([compiled[i] for i in worth], at_once, context) or [], strict=False):
         fastest[index] = min(fastest[index], (each, True))
     return fastest
 
 
-def _measured(trials: Sequence[Trial], at_once: int) -> list[float] | None:
+def _measured(trials: Sequence[Trial], at_once: int, context: PlanningContext) -> list[float] | None:
     """`forecast.trial_seconds`; None where that fails, which the plan says when it comes to its own forecast."""
     try:
-        return forecast.trial_seconds(trials, at_once)
+        return forecast.trial_seconds(trials, at_once, context.notify)
     except ForecastError:
         return None
 
@@ -214,7 +221,7 @@ def _shares_by_speed(trials: Sequence[Trial], least: Sequence[float], context: P
         return there.grows or there.gpus / share * trial.config.resources.cpu <= there.cpus
 
     while halving:
-        seconds = _measured([trials[i].with_share(share) for i in halving], round(here / share))
+        seconds = _measured([trials[i].with_share(share) for i in halving], round(here / share), context)
         if seconds is None:
             return list(least)
         faster = [(i, 1 / share / each) for i, each in zip(halving, seconds, strict=True)]

@@ -13,11 +13,12 @@ import platform
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from tinyscale.errors import ForecastError, ResultsError
+from tinyscale.formatting import plural
 from tinyscale.machine import Capacity, cache_folder, own_python, this_machine, usable_cores
 from tinyscale.spec.config import Resources, TrialConfig
 from tinyscale.spec.trial import Trial
@@ -57,12 +58,15 @@ def side_by_side(configs: Sequence[TrialConfig], capacity: Capacity) -> int:
     return int(len(each) / sum(1 / fit for fit in each) + 1e-9) if all(each) else 0
 
 
-def trial_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | None:
+def trial_seconds(
+    trials: Sequence[Trial], at_once: int, notify: Callable[[str], None] = lambda _: None
+) -> list[float] | None:
     """Expected seconds of each trial while `at_once` trials run; None if they need a GPU and this machine has none.
 
-    A trial that ran out of GPU memory has infinite seconds. ForecastError if the measurement fails.
+    A trial that ran out of GPU memory has infinite seconds. notify is called with how much is measured. ForecastError
+    if the measurement fails.
     """
-    measured = _measured(trials, at_once)
+    measured = _measured(trials, at_once, notify)
     return None if measured is None else [_seconds(*each) for each in zip(trials, measured, strict=True)]
 
 
@@ -72,7 +76,9 @@ def evaluation_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | N
     return None if measured is None else [each["evaluation"] for each in measured]
 
 
-def _measured(trials: Sequence[Trial], at_once: int) -> list[dict[str, float]] | None:
+def _measured(
+    trials: Sequence[Trial], at_once: int, notify: Callable[[str], None] = lambda _: None
+) -> list[dict[str, float]] | None:
     """The measurement of each trial's shape; None if they need a GPU and this machine has none."""
     if any(trial.config.resources.gpu for trial in trials) and not this_machine().gpus:
         return None
@@ -80,7 +86,7 @@ def _measured(trials: Sequence[Trial], at_once: int) -> list[dict[str, float]] |
     with _kept_measurements() as known:
         unknown = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in known}
         for resources, alike in _by_resources(unknown).items():
-            measured = _measure(list(alike.values()), resources, at_once)
+            measured = _measure(list(alike.values()), resources, at_once, notify)
             known |= dict(zip(alike, measured, strict=True))
         return [known[key] for key in keys]
 
@@ -140,6 +146,7 @@ def shape_key(trial: Trial, at_once: int) -> str:
         "validation": [
             *(trial.facts.corpus_hash, trial.config.data.val_bytes, trial.facts.tokenizer_hash),
             *(name for name, _ in trial.config.data.shares),
+            *([trial.facts.split_rule] if trial.config.data.val else ()),
         ],
         "train": [train.batch_tokens, train.optimizer_name, train.precision],
         "resources": trial.config.resources.model_dump(),
@@ -174,7 +181,9 @@ def _by_resources(trials: Mapping[str, Trial]) -> dict[Resources, dict[str, Tria
     return parts
 
 
-def _measure(trials: list[Trial], resources: Resources, at_once: int) -> list[dict[str, float]]:
+def _measure(
+    trials: list[Trial], resources: Resources, at_once: int, notify: Callable[[str], None]
+) -> list[dict[str, float]]:
     """Run calibrations in subprocesses, as many at once as trials will run at once here; the mean over them.
 
     resources: of each trial.
@@ -198,7 +207,10 @@ def _measure(trials: list[Trial], resources: Resources, at_once: int) -> list[di
             process.stdin.close()
         for process, errors in processes:
             assert process.stdout is not None
-            output = [json.loads(line) for line in process.stdout]
+            output = []
+            for line in process.stdout:
+                output.append(json.loads(line))
+                notify(f"measuring this machine's speed: {len(output)} of {plural(len(trials), 'shape')}")
             process.stdout.close()
             if process.wait() == 0:
                 complete.append(output)

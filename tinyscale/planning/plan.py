@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import pandas as pd
 
 from tinyscale.errors import ConfigError, ForecastError, ResultsError
 from tinyscale.formatting import compact, plural
-from tinyscale.machine import Capacity, this_machine
+from tinyscale.machine import Capacity, this_machine, usable_cores
 from tinyscale.planning import forecast
 from tinyscale.planning.auto import AutoValue, Filled, PlanningContext, auto_notes, resolve_autos
 from tinyscale.planning.measuring import Measuring, plan_measurements
@@ -33,6 +34,7 @@ from tinyscale.spec.state import State
 from tinyscale.spec.sweep import Sweep, Variant, without_collector
 from tinyscale.spec.trial import Trial, resolve
 
+BUSY = 0.8  # programs per core that ran in the last minute, above which a forecast is in doubt
 FEW_STEPS = 200  # below, warm-up and schedule say more about the loss than the size does
 
 WHY = {
@@ -234,7 +236,7 @@ def make_plan(
 
     def fill(variants: Sequence[Variant]) -> list[Filled]:
         recorded = [chosen.get(variant.cell.key, {}) for variant in variants]
-        return resolve_autos(variants, PlanningContext(results, once, recorded, capacity, measure))
+        return resolve_autos(variants, PlanningContext(results, once, recorded, capacity, measure, notify))
 
     states = results.states()
     filled_teachers = fill(list(sweep.teachers.values()))
@@ -257,7 +259,8 @@ def make_plan(
     pass_seconds: dict[str, float] = {}
     if measure and at_once and (measuring.missing or any(planned.will_run for planned in trials)):
         notify("measuring this machine's speed")
-        trials, unmeasured = _timed(trials, at_once)
+        trials, unmeasured = _timed(trials, at_once, notify)
+        trials = _without_what_is_done(trials, results)
         pass_seconds = _pass_seconds(
             [each for each in _measurable(trials) if each.identity in measuring.missing], at_once
         )
@@ -328,10 +331,13 @@ def _planned(
     return PlannedTrial(trial, variant.cell, state, reason, each.auto_values, sample)
 
 
-def _timed(trials: list[PlannedTrial], at_once: int) -> tuple[list[PlannedTrial], list[str]]:
-    """The trials with how long each takes, where that can be measured; warnings of where it cannot."""
+def _timed(
+    trials: list[PlannedTrial], at_once: int, notify: Callable[[str], None]
+) -> tuple[list[PlannedTrial], list[str]]:
+    """The trials with how long each takes, where that can be measured; warnings of what it may be wrong for."""
+    load, cores = os.getloadavg()[0], usable_cores()  # before the measurement adds to it
     try:
-        seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once)
+        seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once, notify)
     except ForecastError as error:
         return trials, [f"the time is not forecast: {error}"]
     if seconds is None:
@@ -342,7 +348,24 @@ def _timed(trials: list[PlannedTrial], at_once: int) -> tuple[list[PlannedTrial]
     ]
     tight = [planned.label for planned, each in zip(trials, seconds, strict=True) if not math.isfinite(each)]
     large = f"out of memory when measured: {', '.join(tight)}; raise resources.gpu or lower train.batch_tokens"
-    return timed, [large] if tight else []
+    busy = f"this machine is busy (a load of {load:.1f} on {plural(cores, 'core')}): the expected time may be off"
+    return timed, [*([large] if tight else []), *([busy] if load > BUSY * cores else [])]
+
+
+def _without_what_is_done(trials: list[PlannedTrial], results: Results) -> list[PlannedTrial]:
+    """The trials, those that were interrupted with the seconds of what is left after their last evaluation."""
+    if not any(planned.state == State.RUNNING for planned in trials):
+        return trials
+    frame, _ = results.read(columns=["trial", "state", "tokens"])
+    reached = frame.groupby("trial")["tokens"].max().dropna().to_dict()
+
+    def left(planned: PlannedTrial) -> PlannedTrial:
+        if planned.seconds is None or planned.state != State.RUNNING:
+            return planned
+        done = reached.get(planned.trial.identity, 0) / planned.trial.tokens
+        return replace(planned, seconds=planned.seconds * (1 - done))
+
+    return [left(planned) for planned in trials]
 
 
 def _corners(search: Search, filled: Sequence[Filled], resolve: Callable[[Variant], Trial]) -> list[PlannedTrial]:
@@ -393,6 +416,8 @@ def _differences(before: Trial, now: Trial) -> list[str]:
         found.append("the text changed")
     elif before.facts.tokenizer_hash != now.facts.tokenizer_hash:
         found.append("the tokenizer changed")
+    elif before.facts.split_rule != now.facts.split_rule:
+        found.append("the validation text changed")
     return found or ["the code's numbers changed"]
 
 

@@ -16,10 +16,11 @@ def notes_of(texts: Mapping[DataConfig, TokenizedCorpus]) -> Iterator[str]:
     """A line for each text; of a mixture, the most lines and the fewest tokens that two parts have in common."""
     for data, text in texts.items():
         documents = f"{text.train_documents:,} documents" if text.train_documents > 1 else "one document"
-        held_out = plural(text.val_documents, "document") if text.val_documents > 1 else "the end of the text"
+        scored = f"validation: {data.val}," if data.val else "held out:"
+        held_out = "the end of the text" if _holds_out_its_end(data, text) else plural(text.val_documents, "document")
         per_token = (text.train_bytes + text.val_bytes) / (text.facts.train_tokens + text.val_tokens)
         yield (
-            f"text {named(data)}: {documents} with {compact(text.facts.train_tokens)} tokens to train on; held out: "
+            f"text {named(data)}: {documents} with {compact(text.facts.train_tokens)} tokens to train on; {scored} "
             f"{held_out} with {compact(text.val_tokens)}; tokenizer {text.tokenizer_kind} of {text.facts.vocab_size}, "
             f"{per_token:.3g} bytes per token"
         )
@@ -35,15 +36,24 @@ def notes_of(texts: Mapping[DataConfig, TokenizedCorpus]) -> Iterator[str]:
 def warnings_of(texts: Mapping[DataConfig, TokenizedCorpus]) -> Iterator[str]:
     """A text that is one document, whose end need not be like the rest; parts with more than MUCH lines in common."""
     for data, text in texts.items():
-        if text.train_documents == 1 and text.entropy_rate is None and not text.parts:
+        if text.trained_on:
+            yield (
+                f"{text.trained_on:,} of {text.val_documents:,} documents of {data.val} are also in the training text, "
+                "so the loss on them says little of new text: remove them from one of the two"
+            )
+        if _holds_out_its_end(data, text):
             yield (
                 f"{named(data)} is one document, so what is held out is its end, which need not be like the rest: put "
-                f"{SEPARATOR} between its documents, or give a folder, .jsonl or .parquet"
+                f"{SEPARATOR} between its documents, give a folder, .jsonl or .parquet, or give data.val"
             )
     alike = [pair for text in texts.values() for pair in text.in_common if pair.lines > MUCH]
     if alike:
         shared = ", ".join(f"{' and '.join(pair.parts)} {pair.lines:.0%}" for pair in alike)
         yield f"lines in common: {shared}; what is not translated counts as transfer between the parts: remove it"
+
+
+def _holds_out_its_end(data: DataConfig, text: TokenizedCorpus) -> bool:
+    return text.train_documents == 1 and text.entropy_rate is None and not text.parts and not data.val
 
 
 def named(data: DataConfig) -> str:

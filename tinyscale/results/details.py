@@ -19,7 +19,7 @@ CURVE = ("step", "tokens", "flops", "train_loss", "val_loss", "val_loss_se", "bi
 class TrialDetails:
     """A trial with its curve, one mapping of the columns CURVE per evaluation, and its provenance.
 
-    measured: how many measurements of each kind it has.
+    measured: how many measurements of each kind it has; kept_at: tokens at which weights were kept along training.
     """
 
     trial: Trial
@@ -29,6 +29,8 @@ class TrialDetails:
     curve: tuple[Mapping[str, Any], ...]
     measured: Mapping[str, int]
     provenance: Mapping[str, Any]
+    kept_at: tuple[int, ...] = ()
+    has_weights: bool = False  # the final ones
 
     def as_json(self) -> dict[str, Any]:
         """What `show --json` prints."""
@@ -42,6 +44,8 @@ class TrialDetails:
             "curve": [dict(point) for point in self.curve],
             "measured": dict(self.measured),
             "provenance": dict(self.provenance),
+            "kept_at": list(self.kept_at),
+            "has_weights": self.has_weights,
         }
 
 
@@ -58,4 +62,6 @@ def read_details(results: Results, identity: str) -> TrialDetails:
         curve=tuple({name: row.get(name) for name in CURVE} for row in rows if row["val_loss"] is not None),
         measured={kind: list(kinds.values()).count(kind) for kind in dict.fromkeys(kinds.values())},
         provenance=metadata.get("provenance", {}),
+        kept_at=tuple(results.kept_at(identity)),
+        has_weights=results.checkpoints(identity).exists("weights.pt"),
     )

@@ -36,7 +36,8 @@ class Holder:
     """Who holds a lease.
 
     launch: the launch whose process it is. host: for people. machine: the start of the system and its space of process
-    numbers, in which pid is that of the holder. begun: when that process began, as the system counts.
+    numbers, in which pid is that of the holder. begun: when that process began, as the system counts. tokens: that it
+    had trained on when it renewed the lease.
     """
 
     token: str
@@ -45,6 +46,7 @@ class Holder:
     machine: str
     pid: int
     begun: str
+    tokens: int = 0
 
     @classmethod
     def of_json(cls, text: bytes) -> Self | None:
@@ -52,14 +54,14 @@ class Holder:
         try:
             written = dict(json.loads(text))
             texts = {name: str(written.get(name, "")) for name in ("token", "launch", "host", "machine", "begun")}
-            return cls(pid=int(written.get("pid", 0)), **texts)
+            return cls(pid=int(written.get("pid", 0)), tokens=int(written.get("tokens", 0)), **texts)
         except (ValueError, TypeError, OverflowError):
             return None
 
     @classmethod
-    def here(cls, token: str, launch: str) -> Self:
+    def here(cls, token: str, launch: str, tokens: int = 0) -> Self:
         """This process."""
-        return cls(token, launch, platform.node(), _machine(), os.getpid(), _begun(os.getpid()) or "")
+        return cls(token, launch, platform.node(), _machine(), os.getpid(), _begun(os.getpid()) or "", tokens)
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Lease:
     launch: str = ""
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     renewed: float = 0.0
+    tokens: int = 0
 
     def claim(self, patience: float = 0.0) -> bool:
         """Take the lease, waiting up to `patience` seconds for a holder that is about to end; False when it is held."""
@@ -83,8 +86,9 @@ class Lease:
             time.sleep(0.2)
         return True
 
-    def keep(self) -> None:
-        """Renew the lease when it is due. LeaseLostError when another process has taken it over."""
+    def keep(self, tokens: int = 0) -> None:
+        """Renew the lease when it is due, with the tokens so far. LeaseLostError when another process has taken it."""
+        self.tokens = tokens
         if time.monotonic() - self.renewed >= RENEW_SECONDS:
             with self.held():
                 self._write()
@@ -152,12 +156,17 @@ class Lease:
 
     def _write(self) -> None:
         self.renewed = time.monotonic()
-        self.folder.write(self._name, json.dumps(asdict(Holder.here(self.token, self.launch))).encode())
+        self.folder.write(self._name, json.dumps(asdict(Holder.here(self.token, self.launch, self.tokens))).encode())
 
 
 def held_trials(folder: Folder) -> set[str]:
     """Trials whose lease is held by a process that lives."""
-    return {trial for trial, lives in _leases(folder).items() if lives} if folder.is_local else set()
+    return set(held_tokens(folder))
+
+
+def held_tokens(folder: Folder) -> dict[str, int]:
+    """Those trials, each with the tokens that it had been trained on when its lease was renewed."""
+    return {trial: tokens for trial, tokens in _leases(folder).items() if tokens is not None} if folder.is_local else {}
 
 
 def clear_void(folder: Folder) -> None:
@@ -165,19 +174,19 @@ def clear_void(folder: Folder) -> None:
     if not folder.is_local or not folder.names(".json"):
         return
     with folder.lock():
-        for trial, lives in _leases(folder).items():
-            if not lives:
+        for trial, tokens in _leases(folder).items():
+            if tokens is None:
                 folder.delete(f"{trial}.json")
 
 
-def _leases(folder: Folder) -> dict[str, bool]:
-    """The trials that have a lease, and whether its holder lives."""
-    found = {}
+def _leases(folder: Folder) -> dict[str, int | None]:
+    """The trials that have a lease, with the tokens that its holder gave; None where that is gone."""
+    found: dict[str, int | None] = {}
     for name in folder.names(".json"):
         lease = Lease(folder, name.removesuffix(".json"))
         with suppress(FileNotFoundError):  # given back just now
             holder = lease.holder()
-            found[lease.trial] = holder is not None and lease.lives(holder)
+            found[lease.trial] = holder.tokens if holder is not None and lease.lives(holder) else None
     return found
 
 

@@ -16,7 +16,7 @@ from tinyscale.spec.costs import kv_cache_numbers
 from tinyscale.spec.settings import shares_in_words
 from tinyscale.spec.trial import Trial
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 MAX_EXPONENT = math.log(sys.float_info.max)
 IDENTITY = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a trial: it names files
@@ -29,7 +29,7 @@ _PART = pa.struct([("part", _STRING), ("share", _FLOAT), ("tokens", _INT), *_SCO
 # (name, type, what it holds). Columns are only ever added at the end, all nullable.
 COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("trial", _STRING, "identity of the trial: hash of all that its numbers depend on"),
-    ("state", _STRING, "running, finished, failed, diverged, or stopped early by a search"),
+    ("state", _STRING, "running, finished, failed, diverged, or stopped early by a search or by patience"),
     ("reason", _STRING, "why a trial failed, diverged or was stopped; null otherwise"),
     ("run", _STRING, "points that share a trunk share a run; uncertainty is clustered by it"),
     # config
@@ -135,6 +135,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("extra", _STRING, "settings of that code's own, as JSON; null: none"),
     ("optimizer_code", _STRING, "hash of the user's own code of the optimizer; null: a built-in one"),
     ("optimizer_settings", _STRING, "settings of that code's own, as JSON; null: none"),
+    # since version 9
+    ("val", _STRING, "path of the validation text, where one was given; null: it was held out of the corpus"),
 )
 
 PARAMETER_COLUMNS = ("n_non_embedding", "n_embedding", "n_lm_head", "n_matmul", "n_total")

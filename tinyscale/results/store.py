@@ -3,7 +3,7 @@
     trials/<trial>.parquet     rows of `SCHEMA`; file metadata: full config, facts of the text and provenance, as JSON
     sweeps/<name>.json         the resolved sweep: its trials, arms and axes
     launches/<sweep>-<time>-<random>.json   how one launch went: see launches.py
-    checkpoints/<trial>/       weights.pt when finished, resume.pt while running
+    checkpoints/<trial>/       weights.pt when finished, resume.pt while running, weights-<tokens>.pt on the way
     code/<hash>/               a user's own model or optimizer, as it was launched
     measurements/<trial>.parquet   rows of `MEASUREMENTS`, of what was asked of the finished trial
     optuna/<sweep>.log         the studies of a search
@@ -70,6 +70,11 @@ class Results:
     def checkpoints(self, trial: str) -> Folder:
         """Where a trial keeps its weights."""
         return self.folder / "checkpoints" / trial
+
+    def kept_at(self, trial: str) -> list[int]:
+        """Training tokens at which weights of a trial were kept along its training, rising."""
+        names = self.checkpoints(trial).names(".pt")
+        return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"weights-(\d+)\.pt", name)))
 
     def keep_code(self, code: Code) -> None:
         """Put a copy of a user's own code in place."""

@@ -31,6 +31,7 @@ KINDS = {
 CACHED = {
     "tokens": "tokenized texts",
     "hub": "downloaded texts",
+    "corpora": "texts given in Python",
     "inductor": "compiled steps",
     "calibration.json": "measured speeds",
 }
@@ -97,7 +98,7 @@ def _by_kind(sizes: Mapping[str, int], kind_of: Callable[[str], str]) -> dict[st
 def _kind(path: str) -> str:
     folder, _, rest = path.partition("/")
     if folder == "checkpoints":
-        return "weights" if rest.endswith("/weights.pt") else "checkpoints to resume from"
+        return "weights" if rest.rpartition("/")[2].startswith("weights") else "checkpoints to resume from"
     return KINDS.get(folder, OTHER)
 
 

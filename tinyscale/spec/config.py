@@ -32,6 +32,7 @@ ALTERNATIVES = (
     tuple(f"train.{name}" for name in BUDGETS),
     ("model.n_heads", "model.head_dim"),
     ("data.corpus", "data.parts"),
+    ("data.val", "data.val_bytes"),
 )
 
 BASE_WIDTH, BASE_DEPTH = 64, 2  # the size whose lr `mup` and `completep` take
@@ -200,6 +201,12 @@ class DataConfig(BaseModel):
         ge=1000,
         description="bytes of UTF-8 to hold out, of each part, in whole documents; at least 100,000 tokens",
     )
+    val: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the validation text, in place of a part held out of corpus: .txt, .jsonl, .parquet or a folder; "
+        "at least 100,000 tokens. The tokenizer is trained on corpus alone",
+    )
     max_bytes: Count | None = Field(
         default=None, ge=1000, description="read only this many bytes, from the start, of a corpus of the hub"
     )
@@ -251,6 +258,18 @@ class DataConfig(BaseModel):
             raise refuse("shares", f"there is no part {unknown[0]!r}; the parts are {', '.join(names)}")
         if self.unique_tokens is not None:
             raise refuse("unique_tokens", "unique_tokens takes the first tokens of one text; shorten the parts instead")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_held_out_or_given(self) -> Self:
+        if self.val is None:
+            return self
+        if self.parts:
+            raise refuse("val", "each part of a mixture is scored on what is held out of it: remove val")
+        if self.corpus in SOURCES:
+            raise refuse("val", f"{self.corpus} generates its validation text, of known entropy: remove val")
+        if self.val_bytes != type(self).model_fields["val_bytes"].default:
+            raise refuse("val_bytes", "val_bytes are held out of the corpus, and val is a text of its own: give one")
         return self
 
     @model_validator(mode="after")

@@ -81,7 +81,7 @@ def flatten(name: str, value: Any, origin: str, document: Document | None, keys:
             yield from flatten(f"{name}.{key}", inner, place, document, (*keys, key))
     else:
         path = field_path(name, origin)
-        if document and path in ("data.corpus", "data.parts"):
+        if document and path in ("data.corpus", "data.parts", "data.val"):
             value = relative_to_file(value, document)
         if document and path in CODE and isinstance(value, str) and value:
             value = str(Path(document.path).parent / value)

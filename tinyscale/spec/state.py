@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+OUT_OF_PATIENCE = "out of patience"  # begins the reason of a trial that launch --patience has stopped
+
 
 class State(StrEnum):
     """Where a trial is between its sweep file and its last row; in the order in which tables show them."""
 
     FINISHED = "finished"
-    STOPPED = "stopped"  # by a search, which has seen enough; another sweep trains it to its end
+    STOPPED = "stopped"  # by a search or --patience, which have seen enough; another launch trains it to its end
     RUNNING = "running"
     INTERRUPTED = "interrupted"  # running by its rows, and no process trains it
     MISSING = "missing"  # recorded as a sweep's, and without rows
@@ -39,3 +41,8 @@ class State(StrEnum):
     def lacks_loss(self) -> bool:
         """Whether the trial ended without the loss it was trained for; there is a reason then."""
         return self in (State.FAILED, State.DIVERGED)
+
+    @property
+    def once_ended(self) -> State:
+        """The state of a trial whose process has ended: one that was asked to stop is interrupted."""
+        return State.INTERRUPTED if self == State.RUNNING else self

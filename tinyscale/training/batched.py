@@ -109,7 +109,9 @@ def batched_update(
     return update
 
 
-def start_runs(trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequence[Folder | None]) -> list[Started]:
+def start_runs(
+    trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequence[Folder | None], keep_every: int | None = None
+) -> list[Started]:
     """The trials' runs, which share one model, each with its initial state or the state of its checkpoint.
 
     ConfigError for what a batched model cannot train.
@@ -120,7 +122,7 @@ def start_runs(trials: Sequence[Trial], corpus: TokenizedCorpus, folders: Sequen
         raise ConfigError("a batched model runs no code of your own: leave out fuse, or model.code and its optimizer")
     started: list[Started] = []
     for trial, folder in zip(trials, folders, strict=True):
-        run = Run(trial, corpus, folder, shared=started[0][0] if started else None)
+        run = Run(trial, corpus, folder, shared=started[0][0] if started else None, keep_every=keep_every)
         started.append((run, copy.deepcopy(run.state.state())))
     return started
 
@@ -159,7 +161,7 @@ class Batched:
         self.step += 1
         for run in self.runs:
             run.advance()
-        if self.steps.is_full or any(run.point_is_due for run in self.runs):
+        if self.steps.is_full or any(run.point_is_due or run.keep_is_due for run in self.runs):
             self.read_losses()
         for run in self.runs:
             run.progress.seconds_timed += time.monotonic() - begun
@@ -193,6 +195,7 @@ def train_batched(
     ended: Callable[[int, Outcome], None],
     *,
     checkpoints: Sequence[Folder | None],
+    keep_every: int | None = None,
     should_stop: Callable[[int], bool] = lambda _: False,
 ) -> None:
     """Train trials that differ only in seed or lr together, as `loop.train` trains one.
@@ -201,7 +204,7 @@ def train_batched(
     the step; all trials stop. A trial that diverges ends, and the others continue. Trials whose checkpoints are at
     different steps (a process was killed while it saved, or the sweep has grown) are trained in groups of equal step.
     """
-    started = start_runs(trials, corpus, checkpoints)
+    started = start_runs(trials, corpus, checkpoints, keep_every)
     for index, (run, _) in enumerate(started):
         for point in run.progress.points:
             report(index, point)
@@ -226,9 +229,13 @@ def _train_group(
     while batched.unfinished and active:
         batched.update()
         for k, index in list(active.items()):
-            run = batched.load(k) if batched.runs[k].point_is_due else batched.runs[k]
+            run = batched.runs[k]
+            if run.point_is_due or run.keep_is_due:
+                batched.load(k)
             if (diverged := run.assess(partial(report, index))) is not None:
                 end(k, diverged)
+            else:
+                run.keep()
         if batched.unfinished and should_stop(batched.step):
             for k in list(active):
                 end(k, batched.load(k).pause())

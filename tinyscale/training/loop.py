@@ -41,6 +41,11 @@ CHECKPOINT_SECONDS = 60.0  # between checkpoints: a killed process loses about t
 RESUME, WEIGHTS = "resume.pt", "weights.pt"
 
 
+def weights_at(tokens: int) -> str:
+    """The file of the weights that were kept when so many tokens had been trained on."""
+    return f"weights-{tokens}.pt"
+
+
 def train(
     trial: Trial,
     corpus: TokenizedCorpus,
@@ -48,6 +53,7 @@ def train(
     *,
     teacher: GPT | OwnModel | None = None,
     checkpoints: Folder | None = None,
+    keep_every: int | None = None,
     should_stop: Callable[[int], bool] = lambda _: False,
 ) -> Outcome:
     """Train a trial to its end, or until `should_stop(step)` is true.
@@ -55,9 +61,10 @@ def train(
     report: called with each point, on every worker; after a restart first with the points of earlier attempts.
     teacher: the model of the trial's teacher, where it has one.
     checkpoints: the folder of the trial's checkpoint, from which an interrupted trial resumes, and of its final
-    weights. A loss that is not finite ends the trial as diverged.
+    weights. keep_every: keep the weights there also at the step that reaches each multiple of so many tokens.
+    A loss that is not finite ends the trial as diverged.
     """
-    run = Run(trial, corpus, checkpoints, teacher=teacher)
+    run = Run(trial, corpus, checkpoints, teacher=teacher, keep_every=keep_every)
     for point in run.progress.points:
         report(point)
     while run.progress.step < run.end:
@@ -66,6 +73,7 @@ def train(
         step = run.progress.step
         if (diverged := run.assess(report)) is not None:
             return diverged
+        run.keep()
         run.return_to_trunk()
         if run.world > 1 and step % run.losses_at_once:
             continue  # workers must agree on what follows, and agreeing blocks them all
@@ -92,6 +100,7 @@ class Run:
         checkpoints: Folder | None,
         shared: Run | None = None,
         teacher: GPT | OwnModel | None = None,
+        keep_every: int | None = None,
     ) -> None:
         """Start the trial, or resume it from its checkpoint.
 
@@ -99,6 +108,7 @@ class Run:
         its validation set; the caller keeps track of whose weights the model holds.
         """
         self.trial, self.train, self.checkpoints = trial, trial.config.train, checkpoints
+        self.keep_every = keep_every
         self.device: torch.device = shared.device if shared else prepare_process(trial.config.resources)
         self.rank, self.world = rank_and_world()
         self.state: TrainState = shared.state.restart(trial) if shared else TrainState(trial, self.device)
@@ -179,7 +189,7 @@ class Run:
             self.steps = steps_of([self], single_update(self.state, loss), self.state.takes_tensor_rate)
         self.steps.run(self.progress.step, self.end)
         self.advance()
-        if self.steps.is_full or self.point_is_due:
+        if self.steps.is_full or self.point_is_due or self.keep_is_due:
             self.read_losses()
         self.progress.seconds_timed += time.monotonic() - begun
 
@@ -271,6 +281,20 @@ class Run:
         shares = dict(self.trial.config.data.shares)
         each = zip(scores.parts, self.batches.tokens_of_parts(step), strict=True)
         return [{**asdict(of), "share": shares[of.part], "tokens": tokens} for of, tokens in each]
+
+    @property
+    def keep_is_due(self) -> bool:
+        """Whether the last step, on the trunk and before its end, reached a multiple of keep_every tokens."""
+        if self.keep_every is None or self.trunk is not None or self.progress.step >= self.end:
+            return False
+        tokens = self.progress.step * self.train.batch_tokens
+        return tokens // self.keep_every > (tokens - self.train.batch_tokens) // self.keep_every
+
+    def keep(self) -> None:
+        """Write the weights as they are, if they are to be kept."""
+        if self.keep_is_due and self.checkpoints is not None and not self.rank:
+            name = weights_at(self.progress.step * self.train.batch_tokens)
+            self.checkpoints.write(name, to_bytes(self.gpt.state_dict()))
 
     @property
     def save_is_due(self) -> bool:
