@@ -7,7 +7,7 @@ Pairs of the same size, tokens (else FLOPs) and seed, so that what they share ca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import special
 
 from tinyscale.analysis.efficiency import MATCH, efficiency_of
+from tinyscale.analysis.multipliers import Multiplier, multipliers_of
 from tinyscale.analysis.runs import Group
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Index
@@ -34,7 +35,8 @@ class Contrast:
 
     difference: arm minus base in `unit`, mean over pairs, its interval corrected for the number of arms; p: by Holm;
     by_size: size -> mean difference; efficiency: rho_N, rho_D and compute by the shared law, empty where it could not
-    be fitted (then `efficiency_refused` says why); verdict: one sentence.
+    be fitted (then `efficiency_refused` says why); verdict: one sentence; multipliers: compute multiplier by size, by
+    kind.
     """
 
     sweep: str
@@ -48,11 +50,13 @@ class Contrast:
     efficiency: Mapping[str, Estimate]
     efficiency_refused: str
     verdict: str
+    multipliers: Mapping[str, Multiplier] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end is null."""
         ends = dict(zip(("difference", "low", "high"), vars(self.difference).values(), strict=True))
         values = {**vars(self), "by_size": dict(self.by_size), "efficiency": estimates_json(self.efficiency)}
+        values["multipliers"] = {kind: each.as_json() for kind, each in self.multipliers.items()}
         parts = [ends if name == "difference" else {name: value} for name, value in values.items()]
         return {name: value for part in parts for name, value in part.items()}
 
@@ -77,6 +81,7 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
         pairs, (mean, sd, _, dof) = paired[group.arm], raw[group.arm]
         difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - 0.025 / len(others))) * sd)
         efficiency, refused = efficiency_of(reference.frame, group.frame, column)
+        multipliers = multipliers_of(_with_spent(reference.frame), pairs, column)
         contrasts.append(
             Contrast(
                 sweep=group.sweep,
@@ -90,23 +95,27 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
                 efficiency=efficiency,
                 efficiency_refused=refused,
                 verdict=_verdict(group.arm, reference.arm, difference, unit, efficiency) + _trend(pairs),
+                multipliers=multipliers,
             )
         )
     return contrasts
 
 
 def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
-    """One row per pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
+    """One row per pair: n of the base, difference, and what each spent. Pairs share size and seed; without common
+    seeds, means of a size.
 
     They share the tokens, or the FLOPs where arms that spend these alike read other numbers of tokens.
     """
-    both = pd.concat([base.frame.assign(side=0), arm.frame.assign(side=1)], ignore_index=True)
-    for spent in (name for name in (MATCH[1], COLUMNS["c"]) if name in both):
+    frames = [_with_spent(group.frame).assign(side=side) for side, group in enumerate((base, arm))]
+    both = pd.concat(frames, ignore_index=True)
+    means = ["n", "value", "tokens", "flops", "seconds"]
+    for spent in (name for name in (MATCH[1], COLUMNS["c"]) if name in base.frame or name in arm.frame):
         size, length = _sizes(both, spent)
         named = both.assign(size=size, length=length, n=both[MATCH[0]], value=both[column])
         first, second = (named[named["side"] == side] for side in (0, 1))
         for keys in (["size", "length", "seed"], ["size", "length"]):
-            sides = [side.groupby(keys, as_index=False)[["n", "value"]].mean() for side in (first, second)]
+            sides = [side.groupby(keys, as_index=False)[means].mean() for side in (first, second)]
             pairs = sides[0].merge(sides[1], on=keys, suffixes=("", "_arm"))
             if pairs["size"].nunique() >= 2:
                 return pairs.assign(difference=pairs["value_arm"] - pairs["value"])
@@ -114,6 +123,14 @@ def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
         f"{arm.sweep}: arms {base.arm} and {arm.arm} share fewer than 2 sizes of equal tokens or FLOPs, so nothing "
         "compares; launch both at the same sizes if they should"
     )
+
+
+def _with_spent(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the FLOPs of each, 6 N D where the rows do not hold them, and seconds where they hold a speed."""
+    held = pd.to_numeric(frame.get("flops", pd.Series(np.nan, frame.index)), errors="coerce")
+    flops = held if (held > 0).all() else 6.0 * frame[MATCH[0]] * frame["tokens"]
+    speed = pd.to_numeric(frame.get("tokens_per_second", pd.Series(np.nan, frame.index)), errors="coerce")
+    return frame.assign(flops=flops, seconds=frame["tokens"] / speed)
 
 
 def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:

@@ -40,6 +40,7 @@ from tinyscale.reporting.tables import (
     frontier_of,
     launches_of,
     measured_of,
+    multipliers_by_size,
     parameters_of,
     positions_of,
     provenance_of,
@@ -292,6 +293,8 @@ class _Page:
         """Each arm against the base."""
         yield self._draw(f"{record.name}-contrasts", partial(plot_contrasts, contrasts), CONTRASTS)
         yield self.table(contrasts_of(record.name, contrasts))
+        if any(each.multipliers for each in contrasts):
+            yield self.table(multipliers_by_size(record.name, contrasts))
 
     def _of_runs(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """Losses at the end, and on the way against tokens, FLOPs and time."""

@@ -192,6 +192,24 @@ def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
     return Table(f"{sweep}-contrasts", frame, {k: v for k, v in columns.items() if k in frame}, caption)
 
 
+def multipliers_by_size(sweep: str, contrasts: Sequence[Contrast]) -> Table:
+    """Compute multipliers of each arm by size, with the trends that are seen."""
+    found = [(each.arm, kind, one) for each in contrasts for kind, one in each.multipliers.items()]
+    rows = [
+        {"arm": arm, "kind": kind, "n": float(size), **vars(value)}
+        for arm, kind, one in found
+        for size, value in one.by_size.items()
+    ]
+    columns = {"arm": "arm", "kind": "spent", "n": "N", "value": "multiplier", "low": "95 % low", "high": "95 % high"}
+    caption = (
+        "Compute multipliers by size: what the base would spend for the arm's loss, by the base's law, over what the "
+        "arm spends. FLOPs: what the loss alone is worth. Seconds: that times the tokens per second of the arm over "
+        "those of the base, which compare where both ran on like machines."
+    )
+    trends = "".join(f" {arm}, {kind}: {one.said}." for arm, kind, one in found if one.said)
+    return Table(f"{sweep}-multipliers", pd.DataFrame(rows), columns, caption + trends)
+
+
 def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
     """Mean and spread over seeds of the losses at the end of the schedule."""
     final = points[is_final(points)]
