@@ -16,6 +16,7 @@ from tinyscale.analysis.suggest import suggest_from
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.fitting.design import Suggestion
 from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.rounds import refuse_rounds
 from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Options, Sweep, load_sweep
@@ -54,28 +55,36 @@ def launch(
     keep_weights: bool = True,
     quiet: bool = False,
     log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
+    until_settled: int | None = None,
 ) -> Summary:
     """Train the trials of a sweep that the results lack; returns the state of each trial and the timings.
 
     sweep, overrides, select: as of `plan_launch`. address: a running Ray cluster (host:port or auto); None: Ray is
     started here and stopped at the end. keep_weights: keep the final weights of each trial. quiet: print nothing. log:
-    log progress and losses there as well. ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot
-    be reached or the package of the log is not installed.
+    log progress and losses there as well. until_settled: add one seed at a time until each arm is settled against the
+    base at 95 %, or there are so many seeds; the summary is of the last round. ConfigError or DataError if the sweep is
+    not legal, LaunchError if Ray cannot be reached or the package of the log is not installed.
     """
     from tinyscale.orchestration.launch import launch as launch_plan
     from tinyscale.orchestration.logs import require_package
+    from tinyscale.orchestration.rounds import launch_until_settled
     from tinyscale.orchestration.session import ray_session
     from tinyscale.reporting.terminal import PlainConsole
 
     if log:
         require_package(log)
     read = _loaded(sweep, overrides, select)
+    if until_settled:
+        refuse_rounds(read, until_settled)
     store = Results(results)
     store.folder.require_writable()
     with ray_session(address) as cluster:
         made = make_plan(read, store, cluster.capacity, measure=False)
         console = PlainConsole(quiet=quiet)
-        return launch_plan(made, store, cluster, console=console, keep_weights=keep_weights, quiet=quiet, log=log)
+        options: dict[str, Any] = {"console": console, "keep_weights": keep_weights, "quiet": quiet, "log": log}
+        if until_settled:
+            return launch_until_settled(made, store, cluster, until_settled, **options)[1]
+        return launch_plan(made, store, cluster, **options)
 
 
 def status(results: str = "results") -> Status:

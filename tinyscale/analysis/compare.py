@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,17 +16,20 @@ from scipy import special
 
 from tinyscale.analysis.efficiency import MATCH, efficiency_of
 from tinyscale.analysis.multipliers import Multiplier, multipliers_of
+from tinyscale.analysis.power import LEVEL, MOST, evidence, more_needed
 from tinyscale.analysis.runs import Group
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Index
 from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.points import COLUMNS, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
-from tinyscale.formatting import compact
+from tinyscale.formatting import compact, plural
 from tinyscale.spec.cell import DEFAULT_ARM
 
 LEAST_SAMPLE = 4  # sizes from which on they can be a sample of sizes
 SAME_LENGTH = 0.05  # numbers of tokens whose logarithms differ by less are one: whole steps do not hit one exactly
+
+_Test = tuple[float, float, float, int]  # mean, its standard error, p, degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Contrast:
     difference: arm minus base in `unit`, mean over pairs, its interval corrected for the number of arms; p: by Holm;
     by_size: size -> mean difference; efficiency: rho_N, rho_D and compute by the shared law, empty where it could not
     be fitted (then `efficiency_refused` says why); verdict: one sentence; multipliers: compute multiplier by size, by
-    kind.
+    kind; more_seeds, more_sizes: how many would settle a difference whose interval holds zero, if it is the one seen
+    (both None: it is settled, or MOST would not do); evidence: e-value, corrected for the number of arms.
     """
 
     sweep: str
@@ -51,6 +55,14 @@ class Contrast:
     efficiency_refused: str
     verdict: str
     multipliers: Mapping[str, Multiplier] = field(default_factory=dict)
+    more_seeds: int | None = None
+    more_sizes: int | None = None
+    evidence: float = 1.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the difference is shown, however often it was looked at while seeds were added."""
+        return self.evidence >= 1 / LEVEL
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end is null."""
@@ -76,29 +88,41 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
     paired = {group.arm: _pairs(reference, group, column) for group in others}
     raw = {arm: _mean_test(pairs) for arm, pairs in paired.items()}
     corrected = dict(zip(raw, _holm([test[2] for test in raw.values()]), strict=True))
-    contrasts = []
-    for group in others:
-        pairs, (mean, sd, _, dof) = paired[group.arm], raw[group.arm]
-        difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - 0.025 / len(others))) * sd)
-        efficiency, refused = efficiency_of(reference.frame, group.frame, column)
-        multipliers = multipliers_of(_with_spent(reference.frame), pairs, column)
-        contrasts.append(
-            Contrast(
-                sweep=group.sweep,
-                arm=group.arm,
-                base=reference.arm,
-                unit=unit,
-                pairs=len(pairs),
-                difference=difference,
-                p=corrected[group.arm],
-                by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
-                efficiency=efficiency,
-                efficiency_refused=refused,
-                verdict=_verdict(group.arm, reference.arm, difference, unit, efficiency) + _trend(pairs),
-                multipliers=multipliers,
-            )
-        )
-    return contrasts
+    return [
+        _contrast(reference, group, paired[group.arm], raw[group.arm], corrected[group.arm], len(others), unit, column)
+        for group in others
+    ]
+
+
+def _contrast(
+    base: Group, arm: Group, pairs: pd.DataFrame, test: _Test, p: float, arms: int, unit: str, column: str
+) -> Contrast:
+    """What is said of one arm of so many. p: that of the test, corrected."""
+    mean, sd, _, dof = test
+    difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - LEVEL / 2 / arms)) * sd)
+    efficiency, refused = efficiency_of(base.frame, arm.frame, column)
+    verdict, more, by = _verdict(arm.arm, base.arm, difference, unit, efficiency), None, _unit_of_more(pairs)
+    if difference.low <= 0 <= difference.high:
+        count = pairs["n"].nunique() if by == "sizes" else arm.frame["seed"].nunique()
+        more = more_needed(mean / sd, count, dof, level=LEVEL / arms)
+        verdict += _needed(arm.arm, mean, more, by)
+    return Contrast(
+        sweep=arm.sweep,
+        arm=arm.arm,
+        base=base.arm,
+        unit=unit,
+        pairs=len(pairs),
+        difference=difference,
+        p=p,
+        by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
+        efficiency=efficiency,
+        efficiency_refused=refused,
+        verdict=verdict + _trend(pairs),
+        multipliers=multipliers_of(_with_spent(base.frame), pairs, column),
+        more_seeds=more if by == "seeds" else None,
+        more_sizes=more if by == "sizes" else None,
+        evidence=_evidence(pairs) / arms,
+    )
 
 
 def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
@@ -154,7 +178,7 @@ def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
     return size, within.rank(method="dense").to_numpy(np.intp)
 
 
-def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
+def _mean_test(pairs: pd.DataFrame) -> _Test:
     """Mean difference, its standard error, two-sided p and degrees of freedom.
 
     Where the difference changes with size, the sizes are the sample. Fewer than four do not show how it scatters over
@@ -168,6 +192,21 @@ def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
     sd = float(np.sqrt(max(variance / number, 1e-24)))
     p = float(2 * special.stdtr(dof, -abs(values.mean()) / sd))
     return float(values.mean()), sd, p, dof
+
+
+def _unit_of_more(pairs: pd.DataFrame) -> Literal["seeds", "sizes"]:
+    """What has to be added to narrow the interval of the mean difference: what it takes for its sample."""
+    of_sizes = pairs["n"].nunique() >= LEAST_SAMPLE and _changes_with_size(pairs)
+    return "sizes" if of_sizes else "seeds"
+
+
+def _evidence(pairs: pd.DataFrame) -> float:
+    """The e-value of a mean difference of just these sizes, by the scatter of the pairs of each."""
+    number, dof = len(pairs), len(pairs) - pairs["n"].nunique()
+    if dof == 0 or pairs["n"].nunique() < 2:
+        return 1.0
+    sd = np.sqrt(max(_mean_squares(pairs)[1] / number, 1e-24))
+    return float(evidence(np.array(pairs["difference"].mean() / sd), np.array(number), np.array(dof)))
 
 
 def _changes_with_size(pairs: pd.DataFrame) -> bool:
@@ -210,6 +249,14 @@ def _verdict(arm: str, base: str, difference: Estimate, unit: str, efficiency: M
         worth = efficiency["compute"]
         text += f", worth {worth.value:.2f} times the compute ({worth.low:.2f} to {worth.high:.2f})"
     return text
+
+
+def _needed(arm: str, mean: float, more: int | None, by: str) -> str:
+    """How many more seeds or sizes would show the difference that was seen."""
+    if more is None:
+        return f"; more than {MOST} more {by} would be needed to settle a difference as small as the one seen"
+    side = "ahead" if mean < 0 else "behind"
+    return f"; {arm} is {side} by {abs(mean):.4f}, and about {plural(more, 'more ' + by[:-1])} would settle it at 95 %"
 
 
 def _trend(pairs: pd.DataFrame) -> str:

@@ -70,7 +70,7 @@ def multipliers_of(base: pd.DataFrame, pairs: pd.DataFrame, column: str) -> dict
     middle, half = cells["difference"].to_numpy(), sd / np.sqrt(cells["number"].to_numpy())
     gains = _gains(path, middle)
     sides = [_gains(path[:1], middle + side * half)[0] for side in (-1, 1)]
-    noise = (sides[0] - sides[1]) / 2
+    noise = np.nan_to_num((sides[0] - sides[1]) / 2, nan=np.inf)  # a side beyond STEPS leaves the interval open
     found = {}
     for kind in KINDS:
         if not (pairs[[kind, f"{kind}_arm"]] > 0).all(axis=None):
@@ -130,7 +130,8 @@ def _over_sizes(cells: pd.DataFrame, logs: Array, noise: Array, dof: int) -> Mul
     order = cells["size"].to_numpy()
     mean = np.equal.outer(np.unique(order), order).astype(float)
     mean /= mean.sum(axis=1, keepdims=True)
-    first, refits, noise = logs[0] @ mean.T, logs[1:] @ mean.T, np.sqrt(noise**2 @ (mean**2).T)
+    first, refits = logs[0] @ mean.T, logs[1:] @ mean.T
+    noise = np.linalg.norm(np.multiply(mean, noise, out=np.zeros_like(mean), where=mean > 0), axis=1)
     refits = np.where(np.isnan(refits), first, refits)  # of one that never comes so far
     spread = refits.std(axis=0) if len(refits) else np.zeros(len(first))
     reach = special.stdtrit(dof, 0.975) * np.hypot(noise, spread)
