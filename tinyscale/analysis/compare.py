@@ -79,7 +79,7 @@ def base_of(groups: Sequence[Group]) -> Group:
 
 
 def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
-    """Every arm of one sweep against its base. FitError when no runs pair."""
+    """Every arm of one sweep against its base, the best first. FitError when no runs pair."""
     reference = base_of(groups)
     others = [group for group in groups if group is not reference]
     unit, column = "nats per token", COLUMNS["loss"]
@@ -88,10 +88,11 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
     paired = {group.arm: _pairs(reference, group, column) for group in others}
     raw = {arm: _mean_test(pairs) for arm, pairs in paired.items()}
     corrected = dict(zip(raw, _holm([test[2] for test in raw.values()]), strict=True))
-    return [
+    contrasts = [
         _contrast(reference, group, paired[group.arm], raw[group.arm], corrected[group.arm], len(others), unit, column)
         for group in others
     ]
+    return sorted(contrasts, key=lambda each: each.difference.value)
 
 
 def _contrast(

@@ -16,6 +16,7 @@ from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import EDITED, Registration, forecasts_table, read_registrations
 from tinyscale.analysis.measured import measurement_rows
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
+from tinyscale.analysis.ranks import ranks_in_words
 from tinyscale.analysis.score import score_all
 from tinyscale.analysis.study import Analysis, Refusal, find_laws
 from tinyscale.fitting.choose import AnyFit
@@ -44,6 +45,7 @@ from tinyscale.reporting.tables import (
     parameters_of,
     positions_of,
     provenance_of,
+    ranks_of,
     setup_of,
     trials_of,
 )
@@ -252,6 +254,7 @@ class _Page:
         refused = [each for each in self.done.refused if each.sweep == record.name]
         named = [f"{found.origin.title}: " if len(fits) > 1 else "" for found in fits]
         verdicts = [f"{each.verdict[:1].upper()}{each.verdict[1:]}." for each in contrasts]
+        verdicts += [f"{text[:1].upper()}{text[1:]}." for text in ranks_in_words(contrasts)]
         verdicts += [name + verdict(found.record) for name, found in zip(named, fits, strict=True)]
         by_position = position_losses(points)
         falls = falls_beyond(by_position)
@@ -295,6 +298,9 @@ class _Page:
         yield self.table(contrasts_of(record.name, contrasts))
         if any(each.multipliers for each in contrasts):
             yield self.table(multipliers_by_size(record.name, contrasts))
+        ranks = ranks_of(record.name, contrasts)
+        if len(ranks.frame):
+            yield self.table(ranks)
 
     def _of_runs(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """Losses at the end, and on the way against tokens, FLOPs and time."""

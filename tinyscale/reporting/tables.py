@@ -15,6 +15,7 @@ from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import Registration, calibration_table, forecasts_table
+from tinyscale.analysis.ranks import ranks_table
 from tinyscale.analysis.records import contrasts_table, parameters_table
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.frontier import frontier
@@ -208,6 +209,19 @@ def multipliers_by_size(sweep: str, contrasts: Sequence[Contrast]) -> Table:
     )
     trends = "".join(f" {arm}, {kind}: {one.said}." for arm, kind, one in found if one.said)
     return Table(f"{sweep}-multipliers", pd.DataFrame(rows), columns, caption + trends)
+
+
+def ranks_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
+    """Whether the order of the arms at each smaller size is that at the largest; no rows below three arms."""
+    columns = {
+        "n": "N", "arms": "arms", "kendall": "Kendall's tau", "spearman": "Spearman's rho", "best": "best arm",
+        "regret": "regret",
+    }  # fmt: skip
+    caption = (
+        "The order of the arms at each smaller size against that at the largest: 1 is the same order, -1 the reverse. "
+        "Regret: how much more loss the best arm there has at the largest size than the best one there."
+    )
+    return Table(f"{sweep}-ranks", ranks_table([each.as_json() for each in contrasts]), columns, caption)
 
 
 def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
