@@ -24,6 +24,7 @@ from tinyscale.formatting import compact
 LEAST_FITTED = 4  # sizes from which on the base's law has a floor
 REFITS = 100
 STEPS = np.linspace(-1, 1, 161) * np.log(1000.0)  # of compute along the base's law, where a gain is looked for
+NEAR = np.log(10.0)  # how far a line through fewer sizes than LEAST_FITTED is believed
 KINDS = {"flops": "in FLOPs (loss only)", "seconds": "in wall-clock time (loss and tokens per second)"}
 SEEN = 0.05  # chance of a trend by accident, below which it is said
 
@@ -87,11 +88,11 @@ def _path(base: pd.DataFrame, cells: pd.DataFrame, column: str) -> Array:
     """Log loss (1 + refits, cells, STEPS) of the base with so much more compute than at each cell: law, then refits.
 
     Along its own sizes; where it has several lengths at a size, along its ratio of tokens to parameters. Below
-    LEAST_FITTED sizes, by the line or the parabola of log loss in log compute through them.
+    LEAST_FITTED sizes, by the line or the parabola of log loss in log compute through them, no further than NEAR.
     """
     if (sizes := cells["size"].nunique()) < LEAST_FITTED:
         curve = np.polyfit(np.log(base[COLUMNS["c"]]), np.log(base[column]), sizes - 1)
-        path: Array = np.polyval(curve, np.log(cells["flops"].to_numpy())[:, None] + STEPS)
+        path: Array = np.polyval(curve, np.log(cells["flops"].to_numpy())[:, None] + np.clip(STEPS, -NEAR, NEAR))
         return np.minimum.accumulate(path, axis=1)[None]
     joint = (cells.groupby("size")["length"].nunique() > 1).any()
     found = fit_law(base, "chinchilla" if joint else "power-c", columns={"loss": column}, draws=REFITS, holdout=0)

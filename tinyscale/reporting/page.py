@@ -28,6 +28,7 @@ from tinyscale.reporting.plot_bits import plot_delta, plot_front
 from tinyscale.reporting.plot_contrasts import plot_contrasts
 from tinyscale.reporting.plot_forecasts import plot_forecasts
 from tinyscale.reporting.plot_memory import plot_memory
+from tinyscale.reporting.plot_rates import plot_rates, rates_tried
 from tinyscale.reporting.plot_runs import plot_positions, plot_runs
 from tinyscale.reporting.tables import (
     Table,
@@ -89,6 +90,11 @@ MEMORY = {
 CONTRASTS = (
     "Arms against the base, the best on top: the mean difference over runs of the same size, tokens and seed, with its "
     "95 % interval, corrected for the number of arms; circles are the means at each size. Grey: no difference seen."
+)
+RATES = (
+    "Loss against the learning rate, for each arm and size (three of the sizes at most): means over seeds, at the best "
+    "of other settings that vary. A ring is the best rate; where it is the lowest or the highest tried, a better one "
+    "may lie outside."
 )
 POSITIONS = (
     "Loss by position, of the largest size: targets with so many tokens of their document before them in the context, "
@@ -315,6 +321,13 @@ class _Page:
             if (points[x] > 0).any():
                 draw = partial(plot_runs, points, x, by)
                 yield self._draw(f"{record.name}-loss-{x}", draw, f"{caption} Data: tables/{record.name}-points.csv.")
+        tried = rates_tried(points, record.axis_columns)
+        if len(tried):
+            self._write(f"{record.name}-rates", tried)
+            caption = f"{RATES} Data: tables/{record.name}-rates.csv."
+            yield self._draw(
+                f"{record.name}-rates", partial(plot_rates, tried, searched=bool(record.searched)), caption
+            )
         yield self.table(trials_of(record, points))
 
     def _of_positions(self, record: SweepRecord, losses: pd.DataFrame, falls: pd.DataFrame) -> Iterator[Block]:
