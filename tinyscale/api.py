@@ -109,7 +109,8 @@ def compare(results: str = "results", *, sweep: str | None = None) -> pd.DataFra
     """The arms of the sweeps of a results folder against the base of each, one row per arm; nothing is written.
 
     Columns: sweep, arm, base, difference (arm minus base, in `unit`), the ends low and high of its 95 % interval, p (by
-    Holm), pairs, and verdict, a sentence. sweep: only this one. ResultsError without runs; FitError if no arms compare.
+    Holm), pairs, more_seeds (that would settle what is open), and verdict, a sentence; the best arms stand first.
+    sweep: only this one. ResultsError without runs; FitError if no arms compare.
     """
     groups = [group for group in read_groups(results) if sweep in (None, group.sweep)]
     found = list(contrasts_of(groups))

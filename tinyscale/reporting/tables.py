@@ -182,13 +182,14 @@ def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
     frame = contrasts_table([each.as_json() for each in contrasts])
     columns = {
         "arm": "arm", "base": "against", "difference": "difference", "low": "95 % low", "high": "95 % high",
-        "unit": "unit", "p": "p", "pairs": "pairs", "compute": "worth in compute", "compute_low": "95 % low",
-        "compute_high": "95 % high",
+        "unit": "unit", "p": "p", "pairs": "pairs", "more_seeds": "more seeds", "compute": "worth in compute",
+        "compute_low": "95 % low", "compute_high": "95 % high",
     }  # fmt: skip
     caption = (
         "Arms against the base: runs of the same size, tokens and seed are paired; below zero the arm is better. "
-        "Intervals and p are corrected for the number of arms. Worth in compute: the factor of compute that the base "
-        "would need to do as well, by a law with shared exponents; empty where the sizes are too few for one."
+        "Intervals and p are corrected for the number of arms. More seeds: how many would settle at 95 % what is open, "
+        "if the difference is the one seen. Worth in compute: the factor of compute that the base would need to do as "
+        "well, by a law with shared exponents; empty where the sizes are too few for one."
     )
     return Table(f"{sweep}-contrasts", frame, {k: v for k, v in columns.items() if k in frame}, caption)
 
@@ -205,7 +206,7 @@ def multipliers_by_size(sweep: str, contrasts: Sequence[Contrast]) -> Table:
     caption = (
         "Compute multipliers by size: what the base would spend for the arm's loss, by the base's law, over what the "
         "arm spends. FLOPs: what the loss alone is worth. Seconds: that times the tokens per second of the arm over "
-        "those of the base, which compare where both ran on like machines."
+        "those of the base, which compare where both ran on like machines. No interval is corrected for their number."
     )
     trends = "".join(f" {arm}, {kind}: {one.said}." for arm, kind, one in found if one.said)
     return Table(f"{sweep}-multipliers", pd.DataFrame(rows), columns, caption + trends)
