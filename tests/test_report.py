@@ -233,7 +233,11 @@ def test_arms_are_drawn_in_the_order_of_their_worth_and_one_not_seen_to_differ_i
     arms = [contrast("same", 0.01, -0.02, 0.04), contrast("worse", 0.2, 0.1, 0.3)]
     better = contrast("better", -0.3, -0.4, -0.2, compute=Estimate(1.5, 1.2, 1.9))
     ax = plot_contrasts([*arms, better])
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["worse", "same", "better\nworth 1.50 x compute"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "worse",
+        "same",
+        "better\n1.50 x compute (1.20 to 1.90)",
+    ]
     intervals = [line for line in ax.lines if line.get_linewidth() > 2]
     assert [line.get_color() for line in intervals] == [ORANGE, GREY, BLUE]
     assert [np.asarray(line.get_xdata()).tolist() for line in intervals] == [[0.1, 0.3], [-0.02, 0.04], [-0.4, -0.2]]

@@ -18,6 +18,7 @@ from tinyscale.errors import ConfigError, FitError
 from tinyscale.fitting.design import Suggestion
 from tinyscale.machine import cache_folder
 from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.rounds import refuse_rounds
 from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import Options, Sweep, load_sweep
@@ -69,40 +70,41 @@ def launch(
     patience: int | None = None,
     quiet: bool = False,
     log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
+    until_settled: int | None = None,
 ) -> Summary:
     """Train the trials of a sweep that the results lack; returns the state of each trial and the timings.
 
     sweep, overrides, select: as of `plan_launch`. address: a running Ray cluster (host:port or auto); None: Ray is
     started here and stopped at the end. keep_weights: keep the final weights of each trial. keep_every: also the
     weights along training, at every so many tokens. patience: stop a trial whose loss was not lower in so many
-    evaluations; no fit reads it. quiet: print nothing. log: log progress and losses there as well.
-    ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot be reached or the package of the log
-    is not installed.
+    evaluations; no fit reads it. quiet: print nothing. log: log progress and losses there as well. until_settled: add
+    one seed at a time until each arm is settled against the base at 95 %, or there are so many seeds; the summary is of
+    the last round. ConfigError or DataError if the sweep is not legal, LaunchError if Ray cannot be reached or the
+    package of the log is not installed.
     """
     from tinyscale.orchestration.launch import launch as launch_plan
     from tinyscale.orchestration.logs import require_package
+    from tinyscale.orchestration.rounds import launch_until_settled
     from tinyscale.orchestration.session import ray_session
     from tinyscale.reporting.terminal import PlainConsole
 
     if log:
         require_package(log)
     read = _loaded(sweep, overrides, select)
+    if until_settled:
+        refuse_rounds(read, until_settled)
     store = Results(results)
     store.folder.require_writable()
     with ray_session(address) as cluster:
         made = make_plan(read, store, cluster.capacity, measure=False)
         console = PlainConsole(quiet=quiet)
-        return launch_plan(
-            made,
-            store,
-            cluster,
-            console=console,
-            keep_weights=keep_weights,
-            keep_every=keep_every,
-            patience=patience,
-            quiet=quiet,
-            log=log,
-        )
+        options: dict[str, Any] = {
+            "console": console, "keep_weights": keep_weights, "keep_every": keep_every, "patience": patience,
+            "quiet": quiet, "log": log,
+        }  # fmt: skip
+        if until_settled:
+            return launch_until_settled(made, store, cluster, until_settled, **options)[1]
+        return launch_plan(made, store, cluster, **options)
 
 
 def status(results: str = "results") -> Status:
@@ -128,7 +130,8 @@ def compare(results: str = "results", *, sweep: str | None = None) -> pd.DataFra
     """The arms of the sweeps of a results folder against the base of each, one row per arm; nothing is written.
 
     Columns: sweep, arm, base, difference (arm minus base, in `unit`), the ends low and high of its 95 % interval, p (by
-    Holm), pairs, and verdict, a sentence. sweep: only this one. ResultsError without runs; FitError if no arms compare.
+    Holm), pairs, more_seeds (that would settle what is open), and verdict, a sentence; the best arms stand first.
+    sweep: only this one. ResultsError without runs; FitError if no arms compare.
     """
     groups = [group for group in read_groups(results) if sweep in (None, group.sweep)]
     found = list(contrasts_of(groups))

@@ -7,25 +7,29 @@ Pairs of the same size, tokens (else FLOPs) and seed, so that what they share ca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
 from tinyscale.analysis.efficiency import MATCH, efficiency_of
+from tinyscale.analysis.multipliers import Multiplier, multipliers_of
+from tinyscale.analysis.power import LEVEL, MOST, evidence, more_needed
 from tinyscale.analysis.runs import Group
 from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Index
 from tinyscale.fitting.estimate import Estimate, estimates_json
 from tinyscale.fitting.points import COLUMNS, group_sizes
 from tinyscale.fitting.uncertainty import LACK_OF_FIT_LEVEL
-from tinyscale.formatting import compact
+from tinyscale.formatting import compact, plural
 from tinyscale.spec.cell import DEFAULT_ARM
 
 LEAST_SAMPLE = 4  # sizes from which on they can be a sample of sizes
 SAME_LENGTH = 0.05  # numbers of tokens whose logarithms differ by less are one: whole steps do not hit one exactly
+
+_Test = tuple[float, float, float, int]  # mean, its standard error, p, degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,9 @@ class Contrast:
 
     difference: arm minus base in `unit`, mean over pairs, its interval corrected for the number of arms; p: by Holm;
     by_size: size -> mean difference; efficiency: rho_N, rho_D and compute by the shared law, empty where it could not
-    be fitted (then `efficiency_refused` says why); verdict: one sentence.
+    be fitted (then `efficiency_refused` says why); verdict: one sentence; multipliers: compute multiplier by size, by
+    kind; more_seeds, more_sizes: how many would settle a difference whose interval holds zero, if it is the one seen
+    (both None: it is settled, or MOST would not do); evidence: e-value, corrected for the number of arms.
     """
 
     sweep: str
@@ -48,11 +54,21 @@ class Contrast:
     efficiency: Mapping[str, Estimate]
     efficiency_refused: str
     verdict: str
+    multipliers: Mapping[str, Multiplier] = field(default_factory=dict)
+    more_seeds: int | None = None
+    more_sizes: int | None = None
+    evidence: float = 1.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the difference is shown, however often it was looked at while seeds were added."""
+        return self.evidence >= 1 / LEVEL
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an open end is null."""
         ends = dict(zip(("difference", "low", "high"), vars(self.difference).values(), strict=True))
         values = {**vars(self), "by_size": dict(self.by_size), "efficiency": estimates_json(self.efficiency)}
+        values["multipliers"] = {kind: each.as_json() for kind, each in self.multipliers.items()}
         parts = [ends if name == "difference" else {name: value} for name, value in values.items()]
         return {name: value for part in parts for name, value in part.items()}
 
@@ -63,7 +79,7 @@ def base_of(groups: Sequence[Group]) -> Group:
 
 
 def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
-    """Every arm of one sweep against its base. FitError when no runs pair."""
+    """Every arm of one sweep against its base, the best first. FitError when no runs pair."""
     reference = base_of(groups)
     others = [group for group in groups if group is not reference]
     unit, column = "nats per token", COLUMNS["loss"]
@@ -72,41 +88,59 @@ def compare_arms(groups: Sequence[Group]) -> list[Contrast]:
     paired = {group.arm: _pairs(reference, group, column) for group in others}
     raw = {arm: _mean_test(pairs) for arm, pairs in paired.items()}
     corrected = dict(zip(raw, _holm([test[2] for test in raw.values()]), strict=True))
-    contrasts = []
-    for group in others:
-        pairs, (mean, sd, _, dof) = paired[group.arm], raw[group.arm]
-        difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - 0.025 / len(others))) * sd)
-        efficiency, refused = efficiency_of(reference.frame, group.frame, column)
-        contrasts.append(
-            Contrast(
-                sweep=group.sweep,
-                arm=group.arm,
-                base=reference.arm,
-                unit=unit,
-                pairs=len(pairs),
-                difference=difference,
-                p=corrected[group.arm],
-                by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
-                efficiency=efficiency,
-                efficiency_refused=refused,
-                verdict=_verdict(group.arm, reference.arm, difference, unit, efficiency) + _trend(pairs),
-            )
-        )
-    return contrasts
+    contrasts = [
+        _contrast(reference, group, paired[group.arm], raw[group.arm], corrected[group.arm], len(others), unit, column)
+        for group in others
+    ]
+    return sorted(contrasts, key=lambda each: each.difference.value)
+
+
+def _contrast(
+    base: Group, arm: Group, pairs: pd.DataFrame, test: _Test, p: float, arms: int, unit: str, column: str
+) -> Contrast:
+    """What is said of one arm of so many. p: that of the test, corrected."""
+    mean, sd, _, dof = test
+    difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - LEVEL / 2 / arms)) * sd)
+    efficiency, refused = efficiency_of(base.frame, arm.frame, column)
+    verdict, more, by = _verdict(arm.arm, base.arm, difference, unit, efficiency), None, _unit_of_more(pairs)
+    if difference.low <= 0 <= difference.high:
+        count = pairs["n"].nunique() if by == "sizes" else arm.frame["seed"].nunique()
+        more = more_needed(mean / sd, count, dof, level=LEVEL / arms)
+        verdict += _needed(arm.arm, mean, more, by)
+    return Contrast(
+        sweep=arm.sweep,
+        arm=arm.arm,
+        base=base.arm,
+        unit=unit,
+        pairs=len(pairs),
+        difference=difference,
+        p=p,
+        by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
+        efficiency=efficiency,
+        efficiency_refused=refused,
+        verdict=verdict + _trend(pairs),
+        multipliers=multipliers_of(_with_spent(base.frame), pairs, column),
+        more_seeds=more if by == "seeds" else None,
+        more_sizes=more if by == "sizes" else None,
+        evidence=_evidence(pairs) / arms,
+    )
 
 
 def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
-    """One row per pair: n of the base, difference. Pairs share size and seed; without common seeds, means of a size.
+    """One row per pair: n of the base, difference, and what each spent. Pairs share size and seed; without common
+    seeds, means of a size.
 
     They share the tokens, or the FLOPs where arms that spend these alike read other numbers of tokens.
     """
-    both = pd.concat([base.frame.assign(side=0), arm.frame.assign(side=1)], ignore_index=True)
-    for spent in (name for name in (MATCH[1], COLUMNS["c"]) if name in both):
+    frames = [_with_spent(group.frame).assign(side=side) for side, group in enumerate((base, arm))]
+    both = pd.concat(frames, ignore_index=True)
+    means = ["n", "value", "tokens", "flops", "seconds"]
+    for spent in (name for name in (MATCH[1], COLUMNS["c"]) if name in base.frame or name in arm.frame):
         size, length = _sizes(both, spent)
         named = both.assign(size=size, length=length, n=both[MATCH[0]], value=both[column])
         first, second = (named[named["side"] == side] for side in (0, 1))
         for keys in (["size", "length", "seed"], ["size", "length"]):
-            sides = [side.groupby(keys, as_index=False)[["n", "value"]].mean() for side in (first, second)]
+            sides = [side.groupby(keys, as_index=False)[means].mean() for side in (first, second)]
             pairs = sides[0].merge(sides[1], on=keys, suffixes=("", "_arm"))
             if pairs["size"].nunique() >= 2:
                 return pairs.assign(difference=pairs["value_arm"] - pairs["value"])
@@ -114,6 +148,14 @@ def _pairs(base: Group, arm: Group, column: str) -> pd.DataFrame:
         f"{arm.sweep}: arms {base.arm} and {arm.arm} share fewer than 2 sizes of equal tokens or FLOPs, so nothing "
         "compares; launch both at the same sizes if they should"
     )
+
+
+def _with_spent(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the FLOPs of each, 6 N D where the rows do not hold them, and seconds where they hold a speed."""
+    held = pd.to_numeric(frame.get("flops", pd.Series(np.nan, frame.index)), errors="coerce")
+    flops = held if (held > 0).all() else 6.0 * frame[MATCH[0]] * frame["tokens"]
+    speed = pd.to_numeric(frame.get("tokens_per_second", pd.Series(np.nan, frame.index)), errors="coerce")
+    return frame.assign(flops=flops, seconds=frame["tokens"] / speed)
 
 
 def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
@@ -137,7 +179,7 @@ def _sizes(both: pd.DataFrame, spent: str) -> tuple[Index, Index]:
     return size, within.rank(method="dense").to_numpy(np.intp)
 
 
-def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
+def _mean_test(pairs: pd.DataFrame) -> _Test:
     """Mean difference, its standard error, two-sided p and degrees of freedom.
 
     Where the difference changes with size, the sizes are the sample. Fewer than four do not show how it scatters over
@@ -151,6 +193,21 @@ def _mean_test(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
     sd = float(np.sqrt(max(variance / number, 1e-24)))
     p = float(2 * special.stdtr(dof, -abs(values.mean()) / sd))
     return float(values.mean()), sd, p, dof
+
+
+def _unit_of_more(pairs: pd.DataFrame) -> Literal["seeds", "sizes"]:
+    """What has to be added to narrow the interval of the mean difference: what it takes for its sample."""
+    of_sizes = pairs["n"].nunique() >= LEAST_SAMPLE and _changes_with_size(pairs)
+    return "sizes" if of_sizes else "seeds"
+
+
+def _evidence(pairs: pd.DataFrame) -> float:
+    """The e-value of a mean difference of just these sizes, by the scatter of the pairs of each."""
+    number, dof = len(pairs), len(pairs) - pairs["n"].nunique()
+    if dof == 0 or pairs["n"].nunique() < 2:
+        return 1.0
+    sd = np.sqrt(max(_mean_squares(pairs)[1] / number, 1e-24))
+    return float(evidence(np.array(pairs["difference"].mean() / sd), np.array(number), np.array(dof)))
 
 
 def _changes_with_size(pairs: pd.DataFrame) -> bool:
@@ -193,6 +250,14 @@ def _verdict(arm: str, base: str, difference: Estimate, unit: str, efficiency: M
         worth = efficiency["compute"]
         text += f", worth {worth.value:.2f} times the compute ({worth.low:.2f} to {worth.high:.2f})"
     return text
+
+
+def _needed(arm: str, mean: float, more: int | None, by: str) -> str:
+    """How many more seeds or sizes would show the difference that was seen."""
+    if more is None:
+        return f"; more than {MOST} more {by} would be needed to settle a difference as small as the one seen"
+    side = "ahead" if mean < 0 else "behind"
+    return f"; {arm} is {side} by {abs(mean):.4f}, and about {plural(more, 'more ' + by[:-1])} would settle it at 95 %"
 
 
 def _trend(pairs: pd.DataFrame) -> str:

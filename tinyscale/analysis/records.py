@@ -14,6 +14,7 @@ import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
+from tinyscale.analysis.ranks import ranks_table
 from tinyscale.analysis.record_checks import Ends, WrittenFit, checked, fits_points, require_intact
 from tinyscale.errors import ResultsError
 from tinyscale.fitting.choose import AnyFit
@@ -127,7 +128,7 @@ def _reason(error: Exception) -> str:
 
 
 def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
-    """Write fits/contrasts.json and tables/contrasts.csv when there are arms to compare; the paths written.
+    """Write fits/contrasts.json, tables/contrasts.csv and, where a sweep has several arms, tables/ranks.csv; the paths.
 
     Contrasts of other sweeps stay.
     """
@@ -136,11 +137,9 @@ def write_contrasts(folder: Folder, contrasts: Sequence[Contrast]) -> list[str]:
     sweeps = {each.sweep for each in contrasts}
     others = [entry for entry in _other_contrasts(folder / "fits") if entry["sweep"] not in sweeps]
     entries = [*others, *(each.as_json() for each in contrasts)]
-    table = contrasts_table(entries).to_csv(index=False)
-    return [
-        *_write(folder / "fits", {CONTRASTS: _json(entries).encode()}),
-        *_write(folder / "tables", {"contrasts.csv": table.encode()}),
-    ]
+    tables = {"contrasts.csv": contrasts_table(entries), "ranks.csv": ranks_table(entries)}
+    written = {name: table.to_csv(index=False).encode() for name, table in tables.items() if len(table)}
+    return [*_write(folder / "fits", {CONTRASTS: _json(entries).encode()}), *_write(folder / "tables", written)]
 
 
 def contrasts_table(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -162,6 +161,8 @@ def _json(entries: Sequence[Mapping[str, Any]]) -> str:
 class _WrittenContrast:
     sweep: str
     arm: str
+    base: str
+    by_size: dict[str, float]
     efficiency: dict[str, Ends]
 
 

@@ -138,6 +138,8 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     one fit: 95 % intervals, the error on the held-out largest size, a plot. Writes fits/fits.json, tables/ and plots/
     under the results folder.
     """
+    from tinyscale.analysis.multipliers import in_words
+    from tinyscale.analysis.ranks import ranks_in_words
     from tinyscale.fitting.text import describe
     from tinyscale.reporting.write import analyse
 
@@ -148,7 +150,12 @@ def fit(path: str | None, results: str | None, as_json: bool, **options: Any) ->
     if as_json:
         click.echo(json.dumps([record.as_json() for record in records], indent=1))
     else:
-        verdicts = [f"{each.sweep}: {each.verdict}" for each in done.contrasts]
+        verdicts = [
+            "\n  ".join([f"{each.sweep}: {each.verdict}", *in_words(each.multipliers)]) for each in done.contrasts
+        ]
+        for sweep in dict.fromkeys(each.sweep for each in done.contrasts):
+            arms = [each for each in done.contrasts if each.sweep == sweep]
+            verdicts += [f"{sweep}: {text}" for text in ranks_in_words(arms)]
         wrote = [f"wrote {name}" for name in done.written]
         echo("\n\n".join([*map(describe, records), *verdicts, "\n".join(wrote)]))
     if done.replaced:

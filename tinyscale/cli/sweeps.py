@@ -126,6 +126,12 @@ def plan(price: float | None, as_json: bool, **chosen: Any) -> None:
     type=click.Choice(["tensorboard", "wandb", "mlflow"]),
     help="Also log progress and losses to one of these; wandb and mlflow must be installed.",
 )
+@click.option(
+    "--until-settled",
+    type=click.IntRange(2),
+    metavar="SEEDS",
+    help="Add one seed at a time until each arm is settled against the base at 95 %, or there are so many seeds.",
+)
 def launch(
     price: float | None,
     yes: bool,
@@ -135,6 +141,7 @@ def launch(
     keep_every: int | None,
     patience: int | None,
     log: str | None,
+    until_settled: int | None,
     **chosen: Any,
 ) -> None:
     """Train the missing trials of SWEEP, as a Ray Tune grid.
@@ -144,6 +151,7 @@ def launch(
     Exit status: 0 all done, 1 an error, 2 wrong usage, 3 some trials failed, 130 stopped.
     """
     from tinyscale.cli.tables import best_samples, launch_summary, results_table
+    from tinyscale.planning.rounds import refuse_rounds
     from tinyscale.reporting.terminal import open_console
     from tinyscale.results.store import sweep_points
 
@@ -156,25 +164,26 @@ def launch(
         require_package(log)
     with ExitStack() as stack:
         made, store, cluster = _plan(stack, console, **chosen)
+        if until_settled:
+            refuse_rounds(made.sweep, until_settled)
         _show(console, made, price, table=not quiet)
         if dry_run:
             return
         store.folder.require_writable()
         _confirm(made, yes)
         from tinyscale.orchestration.launch import launch as launch_plan
+        from tinyscale.orchestration.rounds import launch_until_settled
 
-        cluster = _cluster_for(made, cluster, stack, console)
-        summary = launch_plan(
-            made,
-            store,
-            cluster,
-            console=console,
-            keep_weights=keep == "weights",
-            keep_every=keep_every,
-            patience=patience,
-            quiet=quiet,
-            log=log,
-        )
+        cluster = _cluster_for(made, cluster, stack, console, rounds=until_settled is not None)
+        options: dict[str, Any] = {
+            "console": console, "keep_weights": keep == "weights", "keep_every": keep_every, "patience": patience,
+            "quiet": quiet, "log": log,
+        }  # fmt: skip
+        if until_settled:
+            assert cluster is not None, "rounds have one"
+            made, summary = launch_until_settled(made, store, cluster, until_settled, **options)
+        else:
+            summary = launch_plan(made, store, cluster, **options)
     record = store.read_sweep(made.sweep.name)
     assert record is not None, "the launch has written it"
     points = sweep_points(store.read()[0], record)
@@ -261,11 +270,16 @@ def _confirm(made: Plan, yes: bool) -> None:
         click.confirm("Launch?", abort=True, default=True)
 
 
-def _cluster_for(made: Plan, cluster: Cluster | None, stack: ExitStack, console: PlainConsole) -> Cluster | None:
-    """The cluster; without one, and where there is something to train, a Ray on this machine until the stack ends."""
+def _cluster_for(
+    made: Plan, cluster: Cluster | None, stack: ExitStack, console: PlainConsole, *, rounds: bool = False
+) -> Cluster | None:
+    """The cluster; without one, and where there is something to train, a Ray on this machine until the stack ends.
+
+    rounds: there may be something to train after this plan.
+    """
     from tinyscale.orchestration.session import ray_session
 
-    if cluster is None and made.has_work:
+    if cluster is None and (made.has_work or rounds):
         console.print("starting Ray on this machine", style="dim")
         cluster = stack.enter_context(ray_session(None))
     if cluster is not None and cluster.dashboard_url:

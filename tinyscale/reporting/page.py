@@ -16,6 +16,7 @@ from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import EDITED, Registration, forecasts_table, read_registrations
 from tinyscale.analysis.measured import measurement_rows
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
+from tinyscale.analysis.ranks import ranks_in_words
 from tinyscale.analysis.score import score_all
 from tinyscale.analysis.study import Analysis, Refusal, find_laws
 from tinyscale.errors import FitError
@@ -28,6 +29,7 @@ from tinyscale.reporting.plot_bits import plot_delta, plot_front
 from tinyscale.reporting.plot_contrasts import plot_contrasts
 from tinyscale.reporting.plot_forecasts import plot_forecasts
 from tinyscale.reporting.plot_memory import plot_memory
+from tinyscale.reporting.plot_rates import plot_rates, rates_tried
 from tinyscale.reporting.plot_runs import plot_positions, plot_runs
 from tinyscale.reporting.tables import (
     Table,
@@ -41,9 +43,11 @@ from tinyscale.reporting.tables import (
     frontier_of,
     launches_of,
     measured_of,
+    multipliers_by_size,
     parameters_of,
     positions_of,
     provenance_of,
+    ranks_of,
     setup_of,
     trials_of,
 )
@@ -88,6 +92,11 @@ MEMORY = {
 CONTRASTS = (
     "Arms against the base, the best on top: the mean difference over runs of the same size, tokens and seed, with its "
     "95 % interval, corrected for the number of arms; circles are the means at each size. Grey: no difference seen."
+)
+RATES = (
+    "Loss against the learning rate, for each arm and size (three of the sizes at most): means over seeds, at the best "
+    "of other settings that vary. A ring is the best rate; where it is the lowest or the highest tried, a better one "
+    "may lie outside."
 )
 POSITIONS = (
     "Loss by position, of each arm's largest size: targets with so many tokens of their document before them in the "
@@ -281,6 +290,7 @@ class _Page:
         refused = [each for each in self.done.refused if each.sweep == record.name]
         named = [f"{found.origin.title}: " if len(fits) > 1 else "" for found in fits]
         verdicts = [f"{each.verdict[:1].upper()}{each.verdict[1:]}." for each in contrasts]
+        verdicts += [f"{text[:1].upper()}{text[1:]}." for text in ranks_in_words(contrasts)]
         verdicts += [name + verdict(found.record) for name, found in zip(named, fits, strict=True)]
         by_position = position_losses(points)
         falls = falls_beyond(by_position)
@@ -325,6 +335,11 @@ class _Page:
         """Each arm against the base."""
         yield self._draw(f"{record.name}-contrasts", partial(plot_contrasts, contrasts), CONTRASTS)
         yield self.table(contrasts_of(record.name, contrasts))
+        if any(each.multipliers for each in contrasts):
+            yield self.table(multipliers_by_size(record.name, contrasts))
+        ranks = ranks_of(record.name, contrasts)
+        if len(ranks.frame):
+            yield self.table(ranks)
 
     def _of_runs(self, record: SweepRecord, points: pd.DataFrame) -> Iterator[Block]:
         """Losses at the end, and on the way against tokens, FLOPs and time."""
@@ -339,6 +354,13 @@ class _Page:
             if (points[x] > 0).any():
                 draw = partial(plot_runs, points, x, by, title=record.title)
                 yield self._draw(f"{record.name}-loss-{x}", draw, f"{caption} Data: tables/{record.name}-points.csv.")
+        tried = rates_tried(points, record.axis_columns)
+        if len(tried):
+            self._write(f"{record.name}-rates", tried)
+            caption = f"{RATES} Data: tables/{record.name}-rates.csv."
+            yield self._draw(
+                f"{record.name}-rates", partial(plot_rates, tried, searched=bool(record.searched)), caption
+            )
         yield self.table(trials_of(record, points))
 
     def _of_positions(self, record: SweepRecord, losses: pd.DataFrame, falls: pd.DataFrame) -> Iterator[Block]:

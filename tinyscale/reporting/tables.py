@@ -15,6 +15,7 @@ from pandas.api.types import is_numeric_dtype
 
 from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import Registration, calibration_table, forecasts_table
+from tinyscale.analysis.ranks import ranks_table
 from tinyscale.analysis.records import contrasts_table, parameters_table
 from tinyscale.fitting.curve import Curve
 from tinyscale.fitting.frontier import frontier
@@ -181,15 +182,47 @@ def contrasts_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
     frame = contrasts_table([each.as_json() for each in contrasts])
     columns = {
         "arm": "arm", "base": "against", "difference": "difference", "low": "95 % low", "high": "95 % high",
-        "unit": "unit", "p": "p", "pairs": "pairs", "compute": "worth in compute", "compute_low": "95 % low",
-        "compute_high": "95 % high",
+        "unit": "unit", "p": "p", "pairs": "pairs", "more_seeds": "more seeds", "compute": "worth in compute",
+        "compute_low": "95 % low", "compute_high": "95 % high",
     }  # fmt: skip
     caption = (
         "Arms against the base: runs of the same size, tokens and seed are paired; below zero the arm is better. "
-        "Intervals and p are corrected for the number of arms. Worth in compute: the factor of compute that the base "
-        "would need to do as well, by a law with shared exponents; empty where the sizes are too few for one."
+        "Intervals and p are corrected for the number of arms. More seeds: how many would settle at 95 % what is open, "
+        "if the difference is the one seen. Worth in compute: the factor of compute that the base would need to do as "
+        "well, by a law with shared exponents; empty where the sizes are too few for one."
     )
     return Table(f"{sweep}-contrasts", frame, {k: v for k, v in columns.items() if k in frame}, caption)
+
+
+def multipliers_by_size(sweep: str, contrasts: Sequence[Contrast]) -> Table:
+    """Compute multipliers of each arm by size, with the trends that are seen."""
+    found = [(each.arm, kind, one) for each in contrasts for kind, one in each.multipliers.items()]
+    rows = [
+        {"arm": arm, "kind": kind, "n": float(size), **vars(value)}
+        for arm, kind, one in found
+        for size, value in one.by_size.items()
+    ]
+    columns = {"arm": "arm", "kind": "spent", "n": "N", "value": "multiplier", "low": "95 % low", "high": "95 % high"}
+    caption = (
+        "Compute multipliers by size: what the base would spend for the arm's loss, by the base's law, over what the "
+        "arm spends. FLOPs: what the loss alone is worth. Seconds: that times the tokens per second of the arm over "
+        "those of the base, which compare where both ran on like machines. No interval is corrected for their number."
+    )
+    trends = "".join(f" {arm}, {kind}: {one.said}." for arm, kind, one in found if one.said)
+    return Table(f"{sweep}-multipliers", pd.DataFrame(rows), columns, caption + trends)
+
+
+def ranks_of(sweep: str, contrasts: Sequence[Contrast]) -> Table:
+    """Whether the order of the arms at each smaller size is that at the largest; no rows below three arms."""
+    columns = {
+        "n": "N", "arms": "arms", "kendall": "Kendall's tau", "spearman": "Spearman's rho", "best": "best arm",
+        "regret": "regret",
+    }  # fmt: skip
+    caption = (
+        "The order of the arms at each smaller size against that at the largest: 1 is the same order, -1 the reverse. "
+        "Regret: how much more loss the best arm there has at the largest size than the best one there."
+    )
+    return Table(f"{sweep}-ranks", ranks_table([each.as_json() for each in contrasts]), columns, caption)
 
 
 def final_losses(sweep: SweepRecord, points: pd.DataFrame) -> Table:
