@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib.axes import Axes
 
 from helpers.runs import runs_of_sizes
 from tinyscale.analysis.study import find_laws, fit_to_draw
 from tinyscale.cli import cli
 from tinyscale.errors import FitError, ResultsError
 from tinyscale.fitting.fit import Fit
+from tinyscale.reporting.figures import write_figure
+from tinyscale.storage import Folder
 
 
 def plot(*arguments: str | Path) -> Result:
@@ -63,6 +66,17 @@ def test_a_size_or_a_style_that_is_none_is_refused_with_what_there_is(fitted: st
     assert isinstance(done.exception, ResultsError)
     assert re.search("--style nope: no file, and none of .*ggplot", str(done.exception))
     assert not out.exists()
+
+
+def test_numbers_in_the_words_of_a_drawing_keep_their_digits(tmp_path: Path) -> None:
+    def draw(ax: Axes) -> None:
+        ax.plot([0, 1 / 3], [0, 1 / 7])
+        ax.set_xlabel("at 0.0078125, N = 1.58K")
+
+    write_figure(Folder.at(tmp_path), "law", draw)
+    text = (tmp_path / "plots" / "law.svg").read_text()
+    assert ">at 0.0078125, N = 1.58K<" in text
+    assert not re.search(r'd="M \d+\.\d\d', text), "coordinates do not"
 
 
 def test_every_figure_of_the_report_is_there_by_its_name(fitted: str, tmp_path: Path) -> None:

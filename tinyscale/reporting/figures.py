@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = ("law", "curves", "residuals", "excess", "batch_tokens", "weight_decay")
+COORDINATE = re.compile(r"(?<=[ \"MLQCz\n-])\d+\.\d\d+")
 # The same fit gives the same file: what to leave out of its description, by kind of file.
 UNDATED: dict[str, dict[str, None] | None] = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
@@ -120,10 +121,16 @@ def write_figure(folder: Folder, stem: str, draw: Callable[..., object]) -> list
 
 
 def _shortened(svg: bytes) -> bytes:
-    """The drawing with coordinates to a hundredth of a point, links on its own page, and no word of the program."""
+    """The drawing with coordinates to a tenth of a point, links on its own page, no word of the program, and of the
+    twelve fonts that each text could have the first and the last.
+    """
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", svg.decode(), flags=re.DOTALL)
+    text = re.sub(r"(font-family: [^,;]+), [^;]*sans-serif", r"\1, sans-serif", text)
+    text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
     text = re.sub(r"\n +", "\n", text.replace(' target="_blank"', ""))
-    return re.sub(r"(?<=[ ,(\"MLQCz\n-])(\d+\.\d\d)\d+", r"\1", text).encode()
+    return re.sub(
+        r' (?:d|x|y)="[^"]*"', lambda tag: COORDINATE.sub(lambda at: f"{float(at[0]):.1f}", tag[0]), text
+    ).encode()
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def plot_runs(
         style = _style(arms.index(run["arm"].iloc[0]) if arms else 0)
         link = f"#{anchor(run['sweep'].iloc[0], run['trial'].iloc[0])}" if "sweep" in run else None
         colour = colours[run[by].iloc[0]]
-        ax.plot(run[x], run["val_loss"], **style, ms=3, lw=1.1, alpha=0.85, color=colour, url=link)
+        ax.plot(run[x], run["val_loss"], **style, ms=3, lw=1.1, color=colour, url=link)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(AXES[x])
