@@ -16,7 +16,7 @@ from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.distilled import distilled_groups, worth
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.measured import measured_groups
-from tinyscale.analysis.parts import with_parts
+from tinyscale.analysis.parts import parts_of_table, with_parts
 from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import (
     Group,
@@ -109,6 +109,8 @@ def find_laws(
         students = list(distilled_groups(groups))
         groups = [each for group in groups for each in with_parts(group, law)]
         groups += [*students, *_chosen_of(measured_groups(Results(location)), chosen)]
+    elif source != TRIALS:
+        groups = [each for group in groups for each in parts_of_table(group, law)]
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = [] if chosen else list(contrasts_of(groups))
@@ -268,7 +270,10 @@ def fit_frame(
         "delta": delta, "intervals": intervals, "draws": draws, "holdout": holdout, "seed": seed, "hold": hold,
         "prior": prior, "one_sided": one_sided, "average": law is None,
     }  # fmt: skip
-    whole = _one_group(frame, _with_loss(law, columns))
+    whole, *others = parts_of_table(_one_group(frame, _with_loss(law, columns)), law)
+    if others:
+        titles = ", ".join(each.title for each in (whole, *others))
+        raise FitError(f"the frame has a law of each part, {titles}: fit the file of it, or give law='mixture'")
     refuse_mixed(whole)
     parts = _parts_of(whole, law)
     if len(parts) > 1:
@@ -278,7 +283,7 @@ def fit_frame(
             f"one size was run under several values of {', '.join(free)}, which are {len(parts)} curves: fit the rows "
             f"of one, for example frame[frame[{free[0]!r}] == {first!r}], or law='lr' for the best rate"
         )
-    main = law or laws_for(whole.frame, whole.columns)[0]
+    main = law or whole.law or laws_for(whole.frame, whole.columns)[0]
     (found,) = fit_group(whole, main, every_convention=False, **options)
     if isinstance(found, Optima) and law is None:
         with suppress(FitError):  # the optima stand without it
