@@ -123,6 +123,31 @@ def test_a_table_of_runs_has_its_transfer_in_the_interval() -> None:
     assert high - low < 0.1
 
 
+@pytest.mark.parametrize("named", [{}, {"total": "all of it"}], ids=["by its header", "named"])
+def test_a_table_with_the_tokens_of_all_parts_beside_those_of_one_has_its_transfer(
+    tmp_path: Any, named: dict[str, str]
+) -> None:
+    rows = table([1.0, 2.0, 5.0]).rename(columns={"d": "tokens", "total": named.get("total", "total")})
+    rows.to_csv(tmp_path / "own.csv", index=False)
+    done = find_laws(str(tmp_path / "own.csv"), law="transfer", columns=named)
+    (found,) = done.fits
+    low, high = found.interval("tau")
+    assert low < 0.25 < high
+    assert "not used" not in " ".join(done.reading)
+
+
+def test_the_number_of_languages_keeps_runs_of_equal_sizes_apart_in_other_laws(tmp_path: Any) -> None:
+    rows = pd.DataFrame(
+        {"n": n, "tokens": d, "languages": k, "loss": cursed(n, d, dict.fromkeys(PARTS[:k], 1.0), phi=0.5)}
+        for n, d, k in itertools.product((1e6, 3e6, 1e7, 3e7), (2e7, 8e7, 3e8), (1, 2, 4))
+    )
+    rows.to_csv(tmp_path / "own.csv", index=False)
+    (found,) = find_laws(str(tmp_path / "own.csv"), law="languages").fits
+    assert found.record.estimates["phi"].value == pytest.approx(0.5, abs=0.01)
+    (refused,) = find_laws(str(tmp_path / "own.csv"), law="chinchilla").refused
+    assert "languages would separate them" in str(refused)
+
+
 def test_the_losses_of_two_parts_are_never_fitted_together(tmp_path: Any) -> None:
     rows = pd.concat([table([1.0, 2.0]).assign(part=part) for part in ("de", "el")])
     path = tmp_path / "runs.csv"
@@ -154,8 +179,8 @@ def rows_of_parts(mixtures: Sequence[Mapping[str, float]], loss: Any) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def cursed(n: float, d: float, shares: Mapping[str, float]) -> float:
-    return float(find_law("languages").loss({**TRUTH, "phi": 0.2, "psi": -0.1}, n=n, d=d, languages=len(shares)))
+def cursed(n: float, d: float, shares: Mapping[str, float], phi: float = 0.2) -> float:
+    return float(find_law("languages").loss({**TRUTH, "phi": phi, "psi": -0.1}, n=n, d=d, languages=len(shares)))
 
 
 @pytest.mark.parametrize("asked", [None, "transfer"])

@@ -221,7 +221,8 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     columns, notes = group.columns, []
     main, *others = [law] if law else laws_for(group.frame, columns)
     if group.unread is not None and main not in TUNING:
-        notes = refuse_scattered(group.frame, columns, group.unread)
+        group = _without_idle(group, LAWS[main].variables if main in LAWS else ())
+        notes = refuse_scattered(group.frame, group.columns, group.unread or ())
     # Of results, points that share a run are decay branches, each trained apart from the others for a while.
     options["clustered"] = bool(group.frame.index.name)
     options.setdefault("average", law is None)
@@ -239,6 +240,13 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     fits = [replace(found, origin=_origin(group, found), warnings=(*notes, *found.warnings)) for found in fits]
     fits = [_with_unread(found, group) for found in fits]
     return [_under_conventions(found, group) for found in fits] if every_convention else fits
+
+
+def _without_idle(group: Group, variables: Sequence[str]) -> Group:
+    """The group of a table with its columns of what other laws alone read among the unread."""
+    idle = [name for name in ("total", "languages", "teacher") if name in group.columns and name not in variables]
+    read = {name: column for name, column in group.columns.items() if name not in idle}
+    return replace(group, columns=read, unread=(*(group.unread or ()), *(group.columns[name] for name in idle)))
 
 
 def fit_frame(

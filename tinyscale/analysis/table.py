@@ -35,9 +35,16 @@ VARIABLES = {
     "latents": "latents nlatents numlatents dictsize dictionarysize",
     "active": "active nactive activelatents topk",
     "bits": "bits nbits weightbits numbits bitwidth bitsperweight wbits",
+    "total": "total alltokens tokensallparts tokensofallparts",
+    "languages": "languages nlanguages numlanguages numberoflanguages",
+    "teacher": "teacherloss",
     "loss": "valloss loss validationloss evalloss testloss finalvalloss finalvalidationloss finalevalloss finalloss "
     "heldoutloss devloss lossval losseval losstest lossfinal crossentropy crossentropyloss celoss ce valce valnll nll "
     "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain fvu",
+}  # fmt: skip
+OF_ONE_LAW = {
+    "width": "width-depth", "depth": "width-depth",
+    "total": "transfer", "languages": "languages", "teacher": "distilled",
 }  # fmt: skip
 PERPLEXITY = "perplexity ppl valppl valperplexity validationperplexity evalppl evalperplexity testppl testperplexity"
 SETTINGS = {
@@ -111,13 +118,14 @@ def read_table(frame: pd.DataFrame, named: Mapping[str, str], known: Sequence[st
     used = {*found.values(), *renamed.values(), *of_mixtures}
     tasks = tuple(name for name in _named_as(frame, TASKS, used) if _splits(frame, name, found))
     unused = tuple(name for name in original if name not in (*used, *renamed, *tasks, *known) and name in frame)
-    shape = [f"{name} = {found[name]}" for name in ("width", "depth") if name in found and name not in named]
+    special = {name: f"{name} = {found[name]}" for name in OF_ONE_LAW if name in found and name not in named}
     pairs = [*found.items(), *((name, column) for column, name in renamed.items())]
     read = [f"{name} = {column}" for name, column in pairs if column not in derived]
-    read = [each for each in read if each not in shape]
+    read = [each for each in read if each not in special.values()]
+    by_law = {law: [said for name, said in special.items() if OF_ONE_LAW[name] == law] for law in OF_ONE_LAW.values()}
     line = "; ".join([
         *([f"read: {', '.join(read)}"] if read else []), *derived.values(),
-        *([f"for the law width-depth only: {', '.join(shape)}"] if shape else []),
+        *(f"for the law {law} only: {', '.join(said)}" for law, said in by_law.items() if said),
         *([f"for the laws mixture, transfer and languages only: {_listed(of_mixtures)}"] if of_mixtures else []),
         *([f"kept apart: {', '.join(tasks)}"] if tasks else []),
         *([f"not used: {_listed(unused)}"] if unused else []),
