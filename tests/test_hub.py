@@ -21,9 +21,8 @@ from helpers.programs import invoke
 from helpers.servers import Hub, running_hub
 from helpers.text import shared_file
 from tinyscale.data import content_hash, documents, hub, prepare
-from tinyscale.data.files import SEPARATOR
 from tinyscale.errors import DataError
-from tinyscale.spec.config import DataConfig, TokenizerConfig
+from tinyscale.spec.config import SEPARATOR, DataConfig, TokenizerConfig
 
 BLOCK = 1 << 16
 

@@ -89,9 +89,6 @@ def test_mixtures_that_took_more_steps_than_their_part_alone_are_warned_of(resul
 
 
 def test_a_sweep_over_the_number_of_parts_has_the_law_of_languages(results: Results) -> None:
-    def cursed(n: float, d: float, shares: Mapping[str, float]) -> float:
-        return float(find_law("languages").loss({**TRUTH, "phi": 0.2, "psi": -0.1}, n=n, d=d, languages=len(shares)))
-
     write_runs(results, [dict.fromkeys(PARTS[:count], 1.0) for count in (1, 2, 3, 4)], cursed)
     (found,) = find_laws(str(results.folder)).fits
     assert found.record.name == "mix-de-languages"
@@ -126,6 +123,31 @@ def test_a_table_of_runs_has_its_transfer_in_the_interval() -> None:
     assert high - low < 0.1
 
 
+@pytest.mark.parametrize("named", [{}, {"total": "all of it"}], ids=["by its header", "named"])
+def test_a_table_with_the_tokens_of_all_parts_beside_those_of_one_has_its_transfer(
+    tmp_path: Any, named: dict[str, str]
+) -> None:
+    rows = table([1.0, 2.0, 5.0]).rename(columns={"d": "tokens", "total": named.get("total", "total")})
+    rows.to_csv(tmp_path / "own.csv", index=False)
+    done = find_laws(str(tmp_path / "own.csv"), law="transfer", columns=named)
+    (found,) = done.fits
+    low, high = found.interval("tau")
+    assert low < 0.25 < high
+    assert "not used" not in " ".join(done.reading)
+
+
+def test_the_number_of_languages_keeps_runs_of_equal_sizes_apart_in_other_laws(tmp_path: Any) -> None:
+    rows = pd.DataFrame(
+        {"n": n, "tokens": d, "languages": k, "loss": cursed(n, d, dict.fromkeys(PARTS[:k], 1.0), phi=0.5)}
+        for n, d, k in itertools.product((1e6, 3e6, 1e7, 3e7), (2e7, 8e7, 3e8), (1, 2, 4))
+    )
+    rows.to_csv(tmp_path / "own.csv", index=False)
+    (found,) = find_laws(str(tmp_path / "own.csv"), law="languages").fits
+    assert found.record.estimates["phi"].value == pytest.approx(0.5, abs=0.01)
+    (refused,) = find_laws(str(tmp_path / "own.csv"), law="chinchilla").refused
+    assert "languages would separate them" in str(refused)
+
+
 def test_the_losses_of_two_parts_are_never_fitted_together(tmp_path: Any) -> None:
     rows = pd.concat([table([1.0, 2.0]).assign(part=part) for part in ("de", "el")])
     path = tmp_path / "runs.csv"
@@ -143,3 +165,54 @@ def test_the_law_of_mixtures_is_made_of_results_where_it_is_asked_for(results: R
     frame = mixture_rows(results.read()[0])
     found = fit(frame.drop(columns=["n_non_embedding", "tokens"]), "mixture")
     assert found.record.estimates["share_of_de"].value > 0.5
+
+
+def rows_of_parts(mixtures: Sequence[Mapping[str, float]], loss: Any) -> pd.DataFrame:
+    """A table of somebody's runs of four sizes and three D_t of `de` in these mixtures, shares in per cent."""
+    rows, rng = [], np.random.default_rng(1)
+    for n, tokens, shares in itertools.product((1e6, 3e6, 1e7, 3e7), (2e7, 8e7, 3e8), mixtures):
+        whole = sum(shares.values())
+        of_parts = {f"share_of_{name}": 100 * shares.get(name, 0) / whole for name in ("de", "en", "fr")}
+        own = loss(n, tokens, shares) * np.exp(0.002 * rng.standard_normal())
+        losses = {"loss_of_de": own, "loss_of_en": 3.0, "loss_of_fr": 3.0}
+        rows.append({"params": n, "train_tokens": tokens * whole / shares["de"], **of_parts, **losses})
+    return pd.DataFrame(rows)
+
+
+def cursed(n: float, d: float, shares: Mapping[str, float], phi: float = 0.2) -> float:
+    return float(find_law("languages").loss({**TRUTH, "phi": phi, "psi": -0.1}, n=n, d=d, languages=len(shares)))
+
+
+@pytest.mark.parametrize("asked", [None, "transfer"])
+def test_a_table_with_shares_and_losses_of_parts_has_the_law_of_transfer(tmp_path: Any, asked: str | None) -> None:
+    pairs = [{"de": 1.0, other: times} for other in ("en", "fr") for times in (1.0, 4.0)]
+    rows_of_parts([{"de": 1.0}, *pairs], transferred).to_csv(tmp_path / "own.csv", index=False)
+    found = {each.record.name: each for each in find_laws(str(tmp_path / "own.csv"), law=asked).fits}
+    assert found.keys() == {"own-de-from-en-transfer", "own-de-from-fr-transfer"}
+    for other in ("en", "fr"):
+        low, high = found[f"own-de-from-{other}-transfer"].interval("tau")
+        assert low <= WORTH[other] <= high, other
+
+
+def test_a_table_with_shares_and_losses_of_parts_has_the_law_of_languages(tmp_path: Any) -> None:
+    mixtures = [dict.fromkeys(("de", "en", "fr")[:count], 1.0) for count in (1, 2, 3)]
+    rows_of_parts(mixtures, cursed).to_csv(tmp_path / "own.csv", index=False)
+    (found,) = find_laws(str(tmp_path / "own.csv"), law="languages").fits
+    for name, true in (("phi", 0.2), ("psi", -0.1)):
+        low, high = found.interval(name)
+        assert low <= true <= high, name
+    with pytest.raises(FitError, match="have the law languages, and transfer is of others"):
+        find_laws(str(tmp_path / "own.csv"), law="transfer")
+
+
+def test_shares_that_are_none_are_refused_with_their_line(tmp_path: Any) -> None:
+    rows = rows_of_parts([{"de": 1.0}, {"de": 1.0, "en": 1.0}], cursed)
+    for value, said in (
+        (-1, "line 4: the columns share_of_NAME must be zero or above"),
+        ("much", "'much' is no number"),
+    ):
+        rows.astype({"share_of_en": object}).assign(
+            share_of_en=[*rows["share_of_en"][:2], value, *rows["share_of_en"][3:]]
+        ).to_csv(tmp_path / "own.csv", index=False)
+        with pytest.raises(FitError, match=said):
+            find_laws(str(tmp_path / "own.csv"), law="mixture")

@@ -287,7 +287,8 @@ def test_a_plan_says_what_is_trained_on_and_held_out_and_warns_of_a_text_that_is
     whole = of("whole.txt")
     (note,) = (note for note in whole.notes if note.startswith("text "))
     assert "one document with 193K tokens to train on; held out: the end of the text with 101K" in note
-    assert any("is one document, so what is held out is its end" in warning for warning in whole.warnings)
+    (warning,) = (each for each in whole.warnings if "is one document, so what is held out is its end" in each)
+    assert r'as data.separator ("\n\n": paragraphs), give a folder, .jsonl or .parquet, or give data.val' in warning
     parts = [f"{number} {words[: 9000 + number]}" for number in range(40)]
     (tmp_path / "parts.txt").write_text("<|endoftext|>".join(parts))
     several = of("parts.txt")

@@ -40,7 +40,9 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "weight_bits": (None, 4), "teacher": (None, TEACHER), "teacher_weight": (0.5, 1), "temperature": (1, 2),
 }  # fmt: skip
 # A field of the data moves one of the facts of the text, or the tokens that are scored.
-DATA_MOVES = dict.fromkeys(("corpus", "max_bytes", "zipf", "repeats"), "corpus_hash") | {"tokenizer": "tokenizer_hash"}
+DATA_MOVES = dict.fromkeys(("corpus", "separator", "max_bytes", "zipf", "repeats"), "corpus_hash") | {
+    "tokenizer": "tokenizer_hash"
+}
 MOVE_NOTHING = {"train.repeats", "seed"}  # a permission; what repeats are
 AXES = [path for path in FIELDS if not path.startswith("resources.") and path not in MOVE_NOTHING]
 

@@ -380,6 +380,7 @@ EXCEPTIONS = {
     "data.tokenizer.vocab_size": "the column is the vocabulary that came of it",
     "data.val_bytes": "the column holds what was held out, not what was asked for",
     "data.max_bytes": "what was read is corpus_hash",
+    "data.separator": "what was read is corpus_hash",
     "data.parts": "what was read is corpus_hash",
     "data.shares": "in words",
     "model.head_dim": "d_model / n_heads",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tinyscale.data import content_hash, prepare, require_enough_validation
 from tinyscale.data import tokenized as cache
@@ -185,6 +187,28 @@ def test_a_validation_text_of_its_own_is_scored_whole_and_neither_trained_on_nor
     assert tokenizer.hash() == prepare(config(corpus, "char")).facts.tokenizer_hash
     with pytest.raises(DataError, match=r"data\.val .*val\.txt has \d+ tokens; evaluation needs at least 100,000"):
         require_enough_validation(made, config(corpus, "char", val=str(tmp_path / "val.txt"), val_bytes=500_000))
+
+
+def test_a_separator_parts_the_validation_text_too_where_that_is_plain(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\n\n".join(TEXTS[:50]))
+    (tmp_path / "val.txt").write_text("\n\n".join(TEXTS[50:80]))
+    (tmp_path / "val.jsonl").write_text(json.dumps({"text": "\n\n".join(TEXTS[50:80])}))
+    for name, count in (("val.txt", 30), ("val.jsonl", 1)):
+        asked = {"val": str(tmp_path / name), "val_bytes": 500_000, "separator": "\n\n"}
+        made = prepare(config(tmp_path / "train.txt", "byte", **asked))
+        assert (made.train_documents, made.val_documents) == (50, count)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"separator": ""}, "separator"),
+        ({"corpus": None, "parts": {"a": "a.txt", "b": "b.txt"}, "separator": "--"}, "separator is of one text"),
+    ],
+)
+def test_a_separator_that_is_empty_or_of_a_mixture_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DataConfig.model_validate({"corpus": "a.txt", "tokenizer": {"kind": "byte"}, **changes})
 
 
 def test_a_validation_text_is_known_by_its_content(corpus: Path, tmp_path: Path) -> None:

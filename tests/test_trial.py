@@ -83,6 +83,7 @@ def test_20_and_20_0_and_2e1_are_one_number(tokens_per_param: int) -> None:
         {"resources": {"cpu": 2, "workers": 4}},
         {"resources": {"gpu": 0.25}},
         {"data": {"corpus": "elsewhere/moved.txt", "tokenizer": {"kind": "byte"}}}, {"data": {**DATA, "val": "v.txt"}},
+        {"data": {**DATA, "separator": "\n\n"}},
         {"d_ff": 64}, {"head_dim": 8}, {"betas": [0.9, 0.95]}, {"weight_decay": 0.1}, {"grad_clip": 1}, {"schedule": "cosine"},
         {"tokens_budget": None, "flops_budget": 5120 * (6 * (2 * 12 * 16 * 16 + 257 * 16) + 12 * 2 * 16 * 32)},
         {"tokens_budget": 5130}, {"repeats": True}, {"decay_fraction": 0.3},

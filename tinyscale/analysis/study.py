@@ -16,7 +16,7 @@ from tinyscale.analysis.compare import Contrast, base_of, compare_arms
 from tinyscale.analysis.distilled import distilled_groups, worth
 from tinyscale.analysis.efficiency import MATCH
 from tinyscale.analysis.measured import measured_groups
-from tinyscale.analysis.parts import with_parts
+from tinyscale.analysis.parts import parts_of_table, with_parts
 from tinyscale.analysis.records import read_fit, read_records
 from tinyscale.analysis.runs import (
     Group,
@@ -109,6 +109,8 @@ def find_laws(
         students = list(distilled_groups(groups))
         groups = [each for group in groups for each in with_parts(group, law)]
         groups += [*students, *_chosen_of(measured_groups(Results(location)), chosen)]
+    elif source != TRIALS:
+        groups = [each for group in groups for each in parts_of_table(group, law)]
     options["every_convention"] = convention == "all"
     outcomes = [outcome for group in groups for outcome in _outcomes_of(group, law, **options)]
     contrasts = [] if chosen else list(contrasts_of(groups))
@@ -219,7 +221,8 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     columns, notes = group.columns, []
     main, *others = [law] if law else laws_for(group.frame, columns)
     if group.unread is not None and main not in TUNING:
-        notes = refuse_scattered(group.frame, columns, group.unread)
+        group = _without_idle(group, LAWS[main].variables if main in LAWS else ())
+        notes = refuse_scattered(group.frame, group.columns, group.unread or ())
     # Of results, points that share a run are decay branches, each trained apart from the others for a while.
     options["clustered"] = bool(group.frame.index.name)
     options.setdefault("average", law is None)
@@ -237,6 +240,13 @@ def fit_group(group: Group, law: str | None, *, every_convention: bool, **option
     fits = [replace(found, origin=_origin(group, found), warnings=(*notes, *found.warnings)) for found in fits]
     fits = [_with_unread(found, group) for found in fits]
     return [_under_conventions(found, group) for found in fits] if every_convention else fits
+
+
+def _without_idle(group: Group, variables: Sequence[str]) -> Group:
+    """The group of a table with its columns of what other laws alone read among the unread."""
+    idle = [name for name in ("total", "languages", "teacher") if name in group.columns and name not in variables]
+    read = {name: column for name, column in group.columns.items() if name not in idle}
+    return replace(group, columns=read, unread=(*(group.unread or ()), *(group.columns[name] for name in idle)))
 
 
 def fit_frame(
@@ -268,7 +278,10 @@ def fit_frame(
         "delta": delta, "intervals": intervals, "draws": draws, "holdout": holdout, "seed": seed, "hold": hold,
         "prior": prior, "one_sided": one_sided, "average": law is None,
     }  # fmt: skip
-    whole = _one_group(frame, _with_loss(law, columns))
+    whole, *others = parts_of_table(_one_group(frame, _with_loss(law, columns)), law)
+    if others:
+        titles = ", ".join(each.title for each in (whole, *others))
+        raise FitError(f"the frame has a law of each part, {titles}: fit the file of it, or give law='mixture'")
     refuse_mixed(whole)
     parts = _parts_of(whole, law)
     if len(parts) > 1:
@@ -278,7 +291,7 @@ def fit_frame(
             f"one size was run under several values of {', '.join(free)}, which are {len(parts)} curves: fit the rows "
             f"of one, for example frame[frame[{free[0]!r}] == {first!r}], or law='lr' for the best rate"
         )
-    main = law or laws_for(whole.frame, whole.columns)[0]
+    main = law or whole.law or laws_for(whole.frame, whole.columns)[0]
     (found,) = fit_group(whole, main, every_convention=False, **options)
     if isinstance(found, Optima) and law is None:
         with suppress(FitError):  # the optima stand without it

@@ -13,6 +13,7 @@ import pandas as pd
 from tinyscale.analysis.table_checks import doubts
 from tinyscale.analysis.table_file import SCALES, has_unit, numbers, powers_raised
 from tinyscale.errors import FitError
+from tinyscale.fitting.mixture import LOSS, SHARE
 from tinyscale.fitting.points import COLUMNS, column_of
 from tinyscale.formatting import plural
 
@@ -34,9 +35,16 @@ VARIABLES = {
     "latents": "latents nlatents numlatents dictsize dictionarysize",
     "active": "active nactive activelatents topk",
     "bits": "bits nbits weightbits numbits bitwidth bitsperweight wbits",
+    "total": "total alltokens tokensallparts tokensofallparts",
+    "languages": "languages nlanguages numlanguages numberoflanguages",
+    "teacher": "teacherloss",
     "loss": "valloss loss validationloss evalloss testloss finalvalloss finalvalidationloss finalevalloss finalloss "
     "heldoutloss devloss lossval losseval losstest lossfinal crossentropy crossentropyloss celoss ce valce valnll nll "
     "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain fvu",
+}  # fmt: skip
+OF_ONE_LAW = {
+    "width": "width-depth", "depth": "width-depth",
+    "total": "transfer", "languages": "languages", "teacher": "distilled",
 }  # fmt: skip
 PERPLEXITY = "perplexity ppl valppl valperplexity validationperplexity evalppl evalperplexity testppl testperplexity"
 SETTINGS = {
@@ -100,20 +108,25 @@ def read_table(frame: pd.DataFrame, named: Mapping[str, str], known: Sequence[st
     refuse_misnamed(frame, named)
     original = list(map(str, frame.columns))
     frame, found, notes = _with_variables(frame.copy(), named)
+    of_mixtures = of_parts(frame)
+    frame, found, mean = _with_mean_loss(frame, found)
     frame, renamed = _with_settings(frame, named, set(found.values()), notes)
     if "loss" not in found and len(frame):
         column_of(frame, "loss", named)  # while the frame has its own columns only
     found, derived = _third_size(frame, found)
-    used = {*found.values(), *renamed.values()}
+    derived |= mean
+    used = {*found.values(), *renamed.values(), *of_mixtures}
     tasks = tuple(name for name in _named_as(frame, TASKS, used) if _splits(frame, name, found))
     unused = tuple(name for name in original if name not in (*used, *renamed, *tasks, *known) and name in frame)
-    shape = [f"{name} = {found[name]}" for name in ("width", "depth") if name in found and name not in named]
+    special = {name: f"{name} = {found[name]}" for name in OF_ONE_LAW if name in found and name not in named}
     pairs = [*found.items(), *((name, column) for column, name in renamed.items())]
     read = [f"{name} = {column}" for name, column in pairs if column not in derived]
-    read = [each for each in read if each not in shape]
+    read = [each for each in read if each not in special.values()]
+    by_law = {law: [said for name, said in special.items() if OF_ONE_LAW[name] == law] for law in OF_ONE_LAW.values()}
     line = "; ".join([
-        f"read: {', '.join(read)}", *derived.values(),
-        *([f"for the law width-depth only: {', '.join(shape)}"] if shape else []),
+        *([f"read: {', '.join(read)}"] if read else []), *derived.values(),
+        *(f"for the law {law} only: {', '.join(said)}" for law, said in by_law.items() if said),
+        *([f"for the laws mixture, transfer and languages only: {_listed(of_mixtures)}"] if of_mixtures else []),
         *([f"kept apart: {', '.join(tasks)}"] if tasks else []),
         *([f"not used: {_listed(unused)}"] if unused else []),
     ])  # fmt: skip
@@ -136,10 +149,47 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def of_parts(frame: pd.DataFrame) -> list[str]:
+    """The columns share_of_NAME and loss_of_NAME, of the parts of mixtures; none where there are not both."""
+    found = {kind: [str(name) for name in frame if str(name).startswith(kind)] for kind in (SHARE, LOSS)}
+    return [*found[SHARE], *found[LOSS]] if all(found.values()) else []
+
+
+def _with_mean_loss(
+    frame: pd.DataFrame, found: Mapping[str, str]
+) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """The frame with the shares and losses of parts as numbers and, where it has no other loss, the mean of these; the
+    variables; and column -> what is said of it. FitError on what is no number, and on shares that are none.
+    """
+    names = of_parts(frame)
+    if not names:
+        return frame, dict(found), {}
+    frame = frame.assign(**{name: numbers(frame[name]) for name in names})
+    for name in names:
+        if frame[name].dtype.kind not in "iuf":
+            first = next(cell for cell in frame[name].dropna() if isinstance(cell, str))
+            raise FitError(f"column {name}: {first!r} is no number; mend it, or leave it blank")
+    shares = frame[[name for name in names if name.startswith(SHARE)]].fillna(0.0)
+    wrong = (shares < 0).any(axis=1) | ~(shares.sum(axis=1) > 0)
+    if wrong.any():
+        raise FitError(
+            f"{frame.index.name or 'row'} {frame.index[wrong][0]}: the columns {SHARE}NAME must be zero or above, and "
+            "one above zero; mend that row or remove it"
+        )
+    if "loss" in found:
+        return frame, dict(found), {}
+    mean = f"mean of {LOSS}NAME"
+    losses = frame[[name for name in names if name.startswith(LOSS)]]
+    said = {mean: f"loss is not given: taken as the mean of the {LOSS}NAME that a run has"}
+    return frame.assign(**{mean: losses.mean(axis=1)}), {**found, "loss": mean}, said
+
+
 def given_columns(columns: Mapping[str, str]) -> dict[str, str]:
     """Those columns of a fit to a table that stand in the table, and were not derived from others."""
     return {
-        name: column for name, column in columns.items() if name in COLUMNS and not re.search(r"^6 |^ln | / 6 ", column)
+        name: column
+        for name, column in columns.items()
+        if name in COLUMNS and not re.search(r"^6 |^ln | / 6 |^mean of ", column)
     }
 
 
@@ -193,6 +243,8 @@ def _named_as(frame: pd.DataFrame, keys: str, taken: set[str]) -> list[str]:
     wanted, found = keys.split(), []
     known = {key for each in (*VARIABLES.values(), *SETTINGS.values(), PERPLEXITY, TASKS) for key in each.split()}
     for place, name in enumerate(frame.columns):
+        if str(name).startswith((SHARE, LOSS)):
+            continue
         full, last, _ = _read_header(str(name))
         key = full if full in known else last
         if key in wanted and name not in taken:

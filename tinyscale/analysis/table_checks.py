@@ -12,6 +12,7 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.arrays import Array
 from tinyscale.fitting.points import COLUMNS, LOSS_OF_CHANCE, group_settings
 
+SIZES = ("n", "d", "c", "t", "u", "bits", "total", "languages", "teacher")  # runs of equal sizes differ by noise alone
 UNIT_MISTAKE = 300.0  # C over 6 N D from which on no way of counting explains it
 SAME_RATIO = 1.5  # spread of C over 6 N D that still is one factor
 SCATTER = 0.03  # of log loss at one size; seeds of language models scatter by less
@@ -121,7 +122,7 @@ def separating(frame: pd.DataFrame, columns: Mapping[str, str], names: Sequence[
 
     0 where no size was run twice, or the loss is not known.
     """
-    sizes = [columns[name] for name in ("n", "d", "c", "t", "u", "bits") if name in columns]
+    sizes = [columns[name] for name in SIZES if name in columns]
     used = [*sizes, *([columns["loss"]] if "loss" in columns else [])]
     if not sizes or len(used) == len(sizes) or any(frame[name].dtype.kind not in "iuf" for name in used):
         return 0.0, []
@@ -138,7 +139,7 @@ def separating(frame: pd.DataFrame, columns: Mapping[str, str], names: Sequence[
 
 def following(frame: pd.DataFrame, columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
     """Those columns of numbers with which the loss of runs of equal sizes goes up or down."""
-    sizes = [columns[name] for name in ("n", "d", "c", "t", "u", "bits") if name in columns]
+    sizes = [columns[name] for name in SIZES if name in columns]
     y = np.log(frame[columns["loss"]])
     found = []
     for name in names:

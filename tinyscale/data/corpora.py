@@ -16,7 +16,7 @@ from tinyscale.data.mixture import Mixture
 from tinyscale.data.source import Source
 from tinyscale.data.synthetic import Generated, Repeats, ZipfRecords
 from tinyscale.errors import DataError
-from tinyscale.spec.config import REPEATS, SOURCES, ZIPF_RECORDS, DataConfig, RepeatsConfig, ZipfConfig
+from tinyscale.spec.config import REPEATS, SEPARATOR, SOURCES, ZIPF_RECORDS, DataConfig, RepeatsConfig, ZipfConfig
 
 SOTU = "sotu"
 
@@ -73,20 +73,24 @@ def open_source(
     max_bytes: int | None = None,
     zipf: ZipfConfig | None = None,
     repeats: RepeatsConfig | None = None,
+    separator: str = SEPARATOR,
 ) -> Source:
     """The source that `data.corpus` names: a named corpus, or a path to .txt, .jsonl, .parquet or a folder of those.
 
     max_bytes: read only the first documents of a hub corpus that fit in so many bytes. zipf, repeats: the settings of
-    zipf_records and of repeats. DataError when there is no such corpus.
+    zipf_records and of repeats. separator: between the documents of .txt. DataError when there is no such corpus.
     """
     named = {each.name: each for each in named_corpora(max_bytes, zipf, repeats)}
     if corpus in named:
+        if separator != SEPARATOR:
+            message = f"data.separator is for your own .txt, and {corpus} comes in documents: remove it"
+            raise DataError(message, field="data.separator")
         return named[corpus].open()
     _refuse_limit(corpus, max_bytes)
     path = Path(corpus).expanduser()
     if not path.exists():
         raise DataError(_unknown(corpus, list(named)))
-    return Files(path)
+    return Files(path, separator)
 
 
 def open_mixture(parts: Mapping[str, str], max_bytes: int | None = None) -> Mixture:

@@ -16,18 +16,21 @@ import pyarrow.parquet as pq
 from tinyscale.data.source import Split
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
+from tinyscale.spec.config import SEPARATOR
 from tinyscale.storage import Folder
-
-SEPARATOR = "<|endoftext|>"  # between documents in plain text
 
 Page = tuple[str | None, str]  # what names a document in every text that it is part of, if anything, and its text
 
 
 @dataclass(frozen=True)
 class Files:
-    """The source made of a file, or of the files in a folder. They are read once."""
+    """The source made of a file, or of the files in a folder. They are read once.
+
+    separator: what stands between the documents of a .txt file.
+    """
 
     path: Path
+    separator: str = SEPARATOR
 
     def hash(self) -> str:
         """The content hash of the documents."""
@@ -51,7 +54,7 @@ class Files:
 
     @cached_property
     def _pages(self) -> list[Page]:
-        return read_pages(self.path)
+        return read_pages(self.path, self.separator)
 
 
 def read_files(path: Path) -> list[str]:
@@ -59,17 +62,44 @@ def read_files(path: Path) -> list[str]:
     return [text for _, text in read_pages(path)]
 
 
-def read_pages(path: Path) -> list[Page]:
+def read_pages(path: Path, separator: str = SEPARATOR) -> list[Page]:
     """The documents of a file, or of every .txt, .jsonl and .parquet file in a folder and its subfolders.
 
-    Linked folders are entered, each once. DataError names the file and the line that cannot be read as text.
+    Linked folders are entered, each once. separator: between the documents of .txt. DataError names the file and the
+    line that cannot be read as text, and a separator other than the usual one that stands in no .txt file.
     """
-    if not path.is_dir():
-        return _file(path)
-    paths = sorted(_files_in(path))
+    paths = sorted(_files_in(path)) if path.is_dir() else [path]
     if not paths:
         raise DataError(f"{path}: no {', '.join(_READERS)} file in this folder or its subfolders")
-    return [page for found in paths for page in _file(found)]
+    pages = [page for found in paths for page in _file(found, separator)]
+    if separator != SEPARATOR:
+        _require_separator(path, [found for found in paths if _is_plain(found)], separator)
+    return pages
+
+
+def has_plain_text(path: Path) -> bool:
+    """Whether a path is a .txt file, or a folder with one."""
+    return any(map(_is_plain, _files_in(path) if path.is_dir() else [path]))
+
+
+def _is_plain(path: Path) -> bool:
+    return path.suffix.lower() == ".txt"
+
+
+def _require_separator(path: Path, plain: list[Path], separator: str) -> None:
+    if not plain:
+        raise DataError(
+            f"data.separator is for .txt, and {path} is none: its rows are its documents; remove it",
+            field="data.separator",
+        )
+    if not any(separator in _decoded(each) for each in plain):
+        other = separator.replace("\n", "\r\n")
+        crlf = other != separator and any(other in _decoded(each) for each in plain)
+        remedy = f"its lines end in \\r\\n: give {json.dumps(other)}" if crlf else "give what does, in double quotes"
+        raise DataError(
+            f"data.separator {json.dumps(separator)} stands nowhere in {path}; {remedy}, or remove it",
+            field="data.separator",
+        )
 
 
 def _files_in(path: Path) -> Iterator[Path]:
@@ -106,17 +136,18 @@ def _document(number: int, given: object) -> str:
     return valid_unicode(given, "text", f"document {number}")
 
 
-def between_separators(text: str) -> list[str]:
+def between_separators(text: str, separator: str = SEPARATOR) -> list[str]:
     """The documents of plain text, stripped of surrounding white space."""
-    return [document for part in text.split(SEPARATOR) if (document := part.strip())]
+    return [document for part in text.split(separator) if (document := part.strip())]
 
 
-def _file(path: Path) -> list[Page]:
+def _file(path: Path, separator: str) -> list[Page]:
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: a file of type {path.suffix or '(none)'} cannot be read; use {', '.join(_READERS)}")
     # Empty documents are left out: they have no tokens and no bytes.
     try:
-        pages = [page for page in _READERS[path.suffix.lower()](path) if page[1]]
+        found = _txt(path, separator) if _is_plain(path) else _READERS[path.suffix.lower()](path)
+        pages = [page for page in found if page[1]]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); make it readable or remove it") from error
     if not pages:
@@ -139,10 +170,10 @@ def _decoded(path: Path) -> str:
         ) from error
 
 
-def _txt(path: Path) -> list[Page]:
+def _txt(path: Path, separator: str = SEPARATOR) -> list[Page]:
     """The documents between separators, stripped; without separators the whole file, unchanged."""
     text = _decoded(path)
-    return [(None, each) for each in (between_separators(text) if SEPARATOR in text else [text])]
+    return [(None, each) for each in (between_separators(text, separator) if separator in text else [text])]
 
 
 def json_lines(path: Path, example: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from tinyscale.data.files import SEPARATOR, between_separators, read_text_column
+from tinyscale.data.files import between_separators, read_text_column
 from tinyscale.data.source import Split
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
+from tinyscale.spec.config import SEPARATOR
 
 _BLOCK = 16 << 20  # bytes per request
 _RETRIES = 3  # of a failed request; the waits between them double from 1 s

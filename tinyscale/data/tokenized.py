@@ -23,13 +23,14 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from tinyscale.data.corpora import open_mixture, open_source
+from tinyscale.data.files import has_plain_text
 from tinyscale.data.mixture import PAGE_RULE, Mixture, equal_bytes
 from tinyscale.data.source import Source, Split
 from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE, content_hash, in_order
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.config import SEPARATOR, DataConfig
 from tinyscale.spec.facts import TextFacts
 from tinyscale.storage import sync
 
@@ -152,7 +153,13 @@ def prepare(config: DataConfig) -> TokenizedCorpus:
 
 def _prepare(config: DataConfig) -> TokenizedCorpus:
     mixture = open_mixture(dict(config.parts), config.max_bytes) if config.parts else None
-    source = mixture or open_source(config.corpus, max_bytes=config.max_bytes, zipf=config.zipf, repeats=config.repeats)
+    source = mixture or open_source(
+        config.corpus,
+        max_bytes=config.max_bytes,
+        zipf=config.zipf,
+        repeats=config.repeats,
+        separator=config.separator,
+    )
     corpus_hash, val = source.hash(), _given_validation(config)
     rule = PAGE_RULE if config.parts else f"given-{content_hash(val)}" if val else SPLIT_RULE
     folder = cache_folder() / "tokens" / _key(config, corpus_hash, rule)
@@ -176,8 +183,11 @@ def _prepare(config: DataConfig) -> TokenizedCorpus:
 
 def _given_validation(config: DataConfig) -> list[str]:
     """The documents of `data.val`, in the order of their hashes; none where validation is held out."""
+    if not config.val:
+        return []
+    separator = config.separator if has_plain_text(Path(config.val).expanduser()) else SEPARATOR
     try:
-        return in_order(open_source(config.val).documents()) if config.val else []
+        return in_order(open_source(config.val, separator=separator).documents())
     except DataError as error:
         raise DataError(f"validation text: {error}", field="data.val") from error
 

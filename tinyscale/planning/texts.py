@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tinyscale.data import TokenizedCorpus
-from tinyscale.data.files import SEPARATOR
 from tinyscale.formatting import compact, plural
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.config import SEPARATOR, DataConfig
 
 MUCH = 0.1  # share of lines in common above which transfer between two parts is mostly their being one text
 
@@ -44,7 +43,8 @@ def warnings_of(texts: Mapping[DataConfig, TokenizedCorpus]) -> Iterator[str]:
         if _holds_out_its_end(data, text):
             yield (
                 f"{named(data)} is one document, so what is held out is its end, which need not be like the rest: put "
-                f"{SEPARATOR} between its documents, give a folder, .jsonl or .parquet, or give data.val"
+                f"{SEPARATOR} between its documents, name what stands there as data.separator "
+                r'("\n\n": paragraphs), give a folder, .jsonl or .parquet, or give data.val'
             )
     alike = [pair for text in texts.values() for pair in text.in_common if pair.lines > MUCH]
     if alike:

@@ -35,6 +35,7 @@ ALTERNATIVES = (
     ("data.val", "data.val_bytes"),
 )
 
+SEPARATOR = "<|endoftext|>"  # between documents in plain text, where nothing else is named
 BASE_WIDTH, BASE_DEPTH = 64, 2  # the size whose lr `mup` and `completep` take
 ZIPF_RECORDS, REPEATS = "zipf_records", "repeats"  # the corpora that ZipfConfig and RepeatsConfig describe
 NAMED_CORPORA = (
@@ -207,6 +208,12 @@ class DataConfig(BaseModel):
         description="the validation text, in place of a part held out of corpus: .txt, .jsonl, .parquet or a folder; "
         "at least 100,000 tokens. The tokenizer is trained on corpus alone",
     )
+    separator: str = Field(
+        default=SEPARATOR,
+        min_length=1,
+        description='what stands between the documents of a .txt file, of corpus and of val; "\\n\\n" makes paragraphs '
+        "documents",
+    )
     max_bytes: Count | None = Field(
         default=None, ge=1000, description="read only this many bytes, from the start, of a corpus of the hub"
     )
@@ -256,6 +263,8 @@ class DataConfig(BaseModel):
             raise refuse("parts", "a mixture has two parts or more: give one text as data.corpus")
         if unknown := [name for name, _ in self.shares if name not in names]:
             raise refuse("shares", f"there is no part {unknown[0]!r}; the parts are {', '.join(names)}")
+        if self.separator != SEPARATOR:
+            raise refuse("separator", "separator is of one text; give the parts of a mixture as .jsonl, and remove it")
         if self.unique_tokens is not None:
             raise refuse("unique_tokens", "unique_tokens takes the first tokens of one text; shorten the parts instead")
         return self

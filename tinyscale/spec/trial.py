@@ -186,7 +186,15 @@ def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None,
         raise ConfigError(f"the budget allows {tokens:.3g} tokens, more than a trial may train on; lower it") from error
     left_out: Any = {
         "resources": True,
-        "data": {"corpus", "parts", "val", "max_bytes", *SOURCES.values(), "tokenizer"},  # hashes say what these hold
+        "data": {
+            "corpus",
+            "parts",
+            "val",
+            "separator",
+            "max_bytes",
+            *SOURCES.values(),
+            "tokenizer",
+        },  # hashes say what these hold
         "train": _idle(resolved.train),
     }
     described = resolved.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
