@@ -167,10 +167,10 @@ def _draw_family(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_xlabel(f"{symbol}: {unit}")
     ax.set_yscale("log")
     _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.14)
-    _name_family(ax, law_text(fit))
+    name_family(ax, law_text(fit))
 
 
-def _name_family(ax: Axes, title: str) -> None:
+def name_family(ax: Axes, title: str) -> None:
     """The law above the axes, and a legend to their right, where it covers no run."""
     ax.legend(fontsize="small", frameon=False, borderaxespad=0, loc="upper left", bbox_to_anchor=(1.01, 1))
     ax.text(
@@ -214,7 +214,7 @@ def _draw_students(fit: Fit, points: pd.DataFrame, ax: Axes) -> None:
     ax.set_xlabel("D: training tokens")
     ax.set_yscale("log")
     _widen(ax, points["loss"].to_numpy(float), below=0.06, above=0.14)
-    _name_family(ax, _worth(fit))
+    name_family(ax, _worth(fit))
 
 
 def _worth(fit: Fit) -> str:

@@ -26,6 +26,7 @@ from tinyscale.reporting.plot_law import (
     ORANGE,
     entitle,
     literal,
+    name_family,
     new_axes,
     plot_reaching,
     shades,
@@ -250,7 +251,10 @@ def plot_tuning(
     entitle(ax, fit.origin.question, fit.origin.title)
     ax.set_ylim(best.min() / 3, best.max() * 8)  # a factor is what matters in a setting: do not magnify less
     text = _tuning_text(fit, setting)
-    ax.legend(**LEGEND, fontsize="small", loc="upper right", title=text, title_fontsize="medium", alignment="left")
+    if len(sizes) > 3:  # a legend inside would cover them
+        name_family(ax, text)
+    else:
+        ax.legend(**LEGEND, fontsize="small", loc="upper right", title=text, title_fontsize="medium", alignment="left")
     tidy(ax)
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     return ax
