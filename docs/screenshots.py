@@ -59,13 +59,13 @@ def main() -> None:
         console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
         console.print(Text.from_ansi(last.replace("\r\n", "\n")))
         console.save_svg(str(ROOT / "docs" / "launch.svg"), title="tinyscale launch sweeps/quickstart.yaml")
-        shutil.copytree(ROOT / "results" / "sotu", Path(folder) / "sotu")
-        subprocess.run([sys.executable, "-m", "tinyscale", "report", f"{folder}/sotu"], cwd=ROOT, check=True)
+        shutil.copytree(ROOT / "results" / "sotu", Path(folder) / "results" / "sotu")
+        subprocess.run([sys.executable, "-m", "tinyscale", "report", "results/sotu"], cwd=folder, check=True)
         chromium = shutil.which("chromium") or "google-chrome"
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,900"]
         picture = f"--screenshot={ROOT}/docs/report.png"
         subprocess.run(
-            [chromium, *options, picture, f"file://{folder}/sotu/report.html"], check=True, capture_output=True
+            [chromium, *options, picture, f"file://{folder}/results/sotu/report.html"], check=True, capture_output=True
         )
 
 

@@ -3,9 +3,9 @@
 #
 #   bash results/study.sh [NAME...]
 #
-# Without names, all of them but `transfer` and `languages`, which read the LibreOffice help: results/help_texts.py says
-# how its folder is made, and HELP=FOLDER names another. Launched again, a study trains only what is missing. What results
-# hold is fitted at the end.
+# Without names, all of them but `transfer` and `languages`, which read the LibreOffice help (results/help_texts.py says
+# how its folder is made, HELP=FOLDER names another), and `novels`, whose texts NOVELS=FOLDER names. Launched again, a
+# study trains only what is missing. What results hold is fitted at the end.
 set -euo pipefail
 
 text=(--results results/sotu) # the speeches, as the files have it, unless a study reads another text
@@ -43,6 +43,19 @@ ladder() { # forecasts of large runs, written down before these are made
             tinyscale register $results --sweep sweeps/ladder/far.yaml --fit $at-chinchilla --name from_$at
     done
     tinyscale launch -y --keep none --results $results sweeps/ladder/far.yaml
+    tinyscale score $results
+}
+
+novels() { # the same on the folder of novels that NOVELS names, with runs that begin where the law holds
+    local results=results/novels at
+    for at in rates small; do
+        tinyscale launch -y --keep none --results $results sweeps/novels/$at.yaml --set corpus="${NOVELS:-sweeps/novels/texts}"
+        tinyscale fit $results
+    done
+    [[ -e $results/forecasts/far.json ]] ||
+        tinyscale register $results --sweep sweeps/novels/far.yaml --set corpus="${NOVELS:-sweeps/novels/texts}" \
+            --fit novels-chinchilla --name far
+    tinyscale launch -y --keep none --results $results sweeps/novels/far.yaml --set corpus="${NOVELS:-sweeps/novels/texts}"
     tinyscale score $results
 }
 
@@ -91,7 +104,7 @@ known_floor() {
     known_floor quantize features induction distill
 for study in "$@"; do
     case $study in
-        lr | width | ladder | stories | known_floor | distill | transfer | languages) "$study" ;;
+        lr | width | ladder | novels | stories | known_floor | distill | transfer | languages) "$study" ;;
         quantize | features | induction) measured "$study" ;;
         *) launch "$study" ;;
     esac
