@@ -356,7 +356,7 @@ def plot(
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--out", help="Folder of the page about two folders.  [default: side-by-side]")
 def report(folder: str, other: str | None, show: bool, out: str | None) -> None:
-    """Write one HTML page about a results folder, or about the laws of two.
+    """Write one HTML page about a results folder or two.
 
     The page, report.html, has each sweep's verdict, law, plots, tables and costs. The command fits as `tinyscale fit`
     without options does, and writes the same files. The page opens from disk and loads nothing; its tables are in
