@@ -1,4 +1,4 @@
-"""Export a trained trial as a folder that the transformers library loads, as a GPT-2, Llama or Qwen3 model."""
+"""Export a trained trial for the transformers library: a folder with a GPT-2, GPT-NeoX, Llama or Qwen3 model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from tinyscale.spec.config import ModelConfig
 from tinyscale.training.parametrization import scales
 
 END_OF_TEXT = "<|endoftext|>"
-ARCHITECTURES = {("learned", "layernorm", "gelu"): "gpt2", ("rotary", "rmsnorm", "swiglu"): "llama"}
+ARCHITECTURES = {
+    ("learned", "layernorm", "gelu"): "GPT-2",
+    ("rotary", "layernorm", "gelu"): "GPT-NeoX",
+    ("rotary", "rmsnorm", "swiglu"): "Llama",
+}
 
 Tensors = dict[str, Tensor]
 
@@ -31,12 +35,15 @@ def export(trained: Trained, folder: Path) -> list[Path]:
         raise ResultsError(f"trial {trained.identity} is a model of your own, which transformers does not have")
     architecture = _architecture(model)
     state = _folded({name: tensor.detach().float() for name, tensor in trained.gpt.state_dict().items()}, model)
-    tensors = _gpt2_tensors(state, model) if architecture == "gpt2" else _llama_tensors(state, model)
-    describe = _gpt2_config if architecture == "gpt2" else _llama_config
+    named, describe = {
+        "GPT-2": (_gpt2_tensors, _gpt2_config),
+        "GPT-NeoX": (_neox_tensors, _neox_config),
+        "Llama": (_llama_tensors, _llama_config),
+    }[architecture]
     eot = trained.tokenizer.eot
     special = {"bos_token_id": eot, "eos_token_id": eot, "vocab_size": trained.tokenizer.vocab_size}
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    kept = {name: tensor.contiguous() for name, tensor in named(state, model).items()}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     _write(folder / "config.json", {**describe(model), **special, "tie_word_embeddings": model.tie_embeddings})
     _write(folder / "tokenizer.json", _tokenizer(trained))
@@ -54,20 +61,22 @@ def export(trained: Trained, folder: Path) -> list[Path]:
 
 
 def _architecture(model: ModelConfig) -> str:
-    """The model's name in transformers. ResultsError if it has none."""
+    """Which model of transformers it is; with qk_norm, Llama is called Qwen3. ResultsError if it is none."""
     found = ARCHITECTURES.get((model.positions, model.norm, model.activation))
     if found is None:
         raise ResultsError(
             f"transformers has no model with {model.positions} positions, {model.norm} and {model.activation}; "
             f"it has models with {' and with '.join(', '.join(parts) for parts in ARCHITECTURES)}"
         )
-    if found == "gpt2" and (model.qk_norm or model.n_kv_heads):
-        raise ResultsError("GPT-2 of transformers has neither qk_norm nor n_kv_heads; models with rotary positions do")
+    if found != "Llama" and (model.qk_norm or model.n_kv_heads):
+        raise ResultsError(
+            f"{found} of transformers has neither qk_norm nor n_kv_heads; models with rotary, rmsnorm, swiglu do"
+        )
     if model.qk_norm and model.bias:
         raise ResultsError(
             "Qwen3, the model of transformers with qk_norm, has no biases in its MLP; train without bias"
         )
-    return "qwen3" if model.qk_norm else found
+    return found
 
 
 def _folded(state: Tensors, model: ModelConfig) -> Tensors:
@@ -111,6 +120,23 @@ def _gpt2_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _neox_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "hidden_size": model.d_model,
+        "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads,
+        "intermediate_size": model.d_ff,
+        "max_position_embeddings": model.context_length,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "use_parallel_residual": False,
+        "attention_bias": True,
+    }
+
+
 def _llama_config(model: ModelConfig) -> dict[str, Any]:
     qwen3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": model.bias}
@@ -142,6 +168,27 @@ def _gpt2_tensors(state: Tensors, model: ModelConfig) -> Tensors:
         tensors[f"{theirs}.weight"] = weight.T if weight.dim() == 2 else weight
         tensors[f"{theirs}.bias"] = state.get(f"{ours}.bias", torch.zeros(len(weight)))
     return tensors if model.tie_embeddings else {**tensors, "lm_head.weight": state["head.weight"]}
+
+
+def _neox_tensors(state: Tensors, model: ModelConfig) -> Tensors:
+    """Tensors by GPT-NeoX's names. It always has biases, and holds q, k and v of a head next to each other."""
+    names = {"attention_norm": "input_layernorm", "attention.out": "attention.dense"}
+    names |= {"mlp_norm": "post_attention_layernorm", "mlp.into": "mlp.dense_h_to_4h", "mlp.out": "mlp.dense_4h_to_h"}
+    parts = {f"blocks.{layer}.{ours}": f"gpt_neox.layers.{layer}.{theirs}"
+             for layer in range(model.n_layers) for ours, theirs in names.items()}  # fmt: skip
+    tensors = {"gpt_neox.embed_in.weight": state["embedding.weight"]}
+    for ours, theirs in {**parts, "norm": "gpt_neox.final_layer_norm"}.items():
+        weight = state[f"{ours}.weight"]
+        tensors[f"{theirs}.weight"] = weight
+        tensors[f"{theirs}.bias"] = state.get(f"{ours}.bias", torch.zeros(len(weight)))
+    for layer in range(model.n_layers):
+        theirs = f"gpt_neox.layers.{layer}.attention.query_key_value"
+        weight = state[f"blocks.{layer}.attention.qkv.weight"]
+        bias = state.get(f"blocks.{layer}.attention.qkv.bias", torch.zeros(len(weight)))
+        for kind, part in (("weight", weight), ("bias", bias)):
+            by_part = part.reshape(3, model.n_heads, model.head_dim, *part.shape[1:])
+            tensors[f"{theirs}.{kind}"] = by_part.transpose(0, 1).reshape(part.shape)
+    return tensors if model.tie_embeddings else {**tensors, "embed_out.weight": state["head.weight"]}
 
 
 def _llama_tensors(state: Tensors, model: ModelConfig) -> Tensors:
