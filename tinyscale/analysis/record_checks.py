@@ -145,6 +145,8 @@ def _check_loss(record: Record, law: Law) -> None:
     _check_params("params", law, params)
     if record.objective.get("value") is None:
         raise ValueError("objective.value is missing")
+    if "delta" not in record.objective:
+        raise ValueError("objective.delta is missing")
     if not all(0 < low <= high < np.inf for low, high in record.range.values()):
         raise ValueError("range: not a smallest and a largest size")
     for part in ("held", "prior"):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
+from pydantic import PositiveFloat
 
 from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.ranks import ranks_table
@@ -162,7 +163,7 @@ class _WrittenContrast:
     sweep: str
     arm: str
     base: str
-    by_size: dict[str, float]
+    by_size: dict[PositiveFloat, float]
     efficiency: dict[str, Ends]
 
 
