@@ -156,38 +156,44 @@ def _llama_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _with_biases(state: Tensors, model: ModelConfig, names: dict[str, str], last_norm: str) -> Tensors:
+    """Weights and biases by their names, those of a block's parts with {} for its number; zeros for biases not ours."""
+    parts = {f"blocks.{layer}.{ours}": theirs.format(layer)
+             for layer in range(model.n_layers) for ours, theirs in names.items()}  # fmt: skip
+    tensors = {}
+    for ours, theirs in {**parts, "norm": last_norm}.items():
+        weight = state[f"{ours}.weight"]
+        tensors[f"{theirs}.weight"] = weight
+        tensors[f"{theirs}.bias"] = state.get(f"{ours}.bias", torch.zeros(len(weight)))
+    return tensors
+
+
 def _gpt2_tensors(state: Tensors, model: ModelConfig) -> Tensors:
     """Tensors by GPT-2's names. Its matrices are [inputs, outputs], and it always has biases."""
     names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj"}
     names |= {"mlp_norm": "ln_2", "mlp.into": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
-    parts = {f"blocks.{layer}.{ours}": f"transformer.h.{layer}.{theirs}"
-             for layer in range(model.n_layers) for ours, theirs in names.items()}  # fmt: skip
-    tensors = {"transformer.wte.weight": state["embedding.weight"], "transformer.wpe.weight": state["positions.weight"]}
-    for ours, theirs in {**parts, "norm": "transformer.ln_f"}.items():
-        weight = state[f"{ours}.weight"]
-        tensors[f"{theirs}.weight"] = weight.T if weight.dim() == 2 else weight
-        tensors[f"{theirs}.bias"] = state.get(f"{ours}.bias", torch.zeros(len(weight)))
+    named = {ours: f"transformer.h.{{}}.{theirs}" for ours, theirs in names.items()}
+    tensors = {name: tensor.T if tensor.dim() == 2 else tensor
+               for name, tensor in _with_biases(state, model, named, "transformer.ln_f").items()}  # fmt: skip
+    tensors |= {
+        "transformer.wte.weight": state["embedding.weight"],
+        "transformer.wpe.weight": state["positions.weight"],
+    }
     return tensors if model.tie_embeddings else {**tensors, "lm_head.weight": state["head.weight"]}
 
 
 def _neox_tensors(state: Tensors, model: ModelConfig) -> Tensors:
     """Tensors by GPT-NeoX's names. It always has biases, and holds q, k and v of a head next to each other."""
-    names = {"attention_norm": "input_layernorm", "attention.out": "attention.dense"}
+    qkv = "attention.query_key_value"
+    names = {"attention_norm": "input_layernorm", "attention.qkv": qkv, "attention.out": "attention.dense"}
     names |= {"mlp_norm": "post_attention_layernorm", "mlp.into": "mlp.dense_h_to_4h", "mlp.out": "mlp.dense_4h_to_h"}
-    parts = {f"blocks.{layer}.{ours}": f"gpt_neox.layers.{layer}.{theirs}"
-             for layer in range(model.n_layers) for ours, theirs in names.items()}  # fmt: skip
-    tensors = {"gpt_neox.embed_in.weight": state["embedding.weight"]}
-    for ours, theirs in {**parts, "norm": "gpt_neox.final_layer_norm"}.items():
-        weight = state[f"{ours}.weight"]
-        tensors[f"{theirs}.weight"] = weight
-        tensors[f"{theirs}.bias"] = state.get(f"{ours}.bias", torch.zeros(len(weight)))
-    for layer in range(model.n_layers):
-        theirs = f"gpt_neox.layers.{layer}.attention.query_key_value"
-        weight = state[f"blocks.{layer}.attention.qkv.weight"]
-        bias = state.get(f"blocks.{layer}.attention.qkv.bias", torch.zeros(len(weight)))
-        for kind, part in (("weight", weight), ("bias", bias)):
+    named = {ours: f"gpt_neox.layers.{{}}.{theirs}" for ours, theirs in names.items()}
+    tensors = _with_biases(state, model, named, "gpt_neox.final_layer_norm")
+    for name, part in tensors.items():
+        if qkv in name:
             by_part = part.reshape(3, model.n_heads, model.head_dim, *part.shape[1:])
-            tensors[f"{theirs}.{kind}"] = by_part.transpose(0, 1).reshape(part.shape)
+            tensors[name] = by_part.transpose(0, 1).reshape(part.shape)
+    tensors["gpt_neox.embed_in.weight"] = state["embedding.weight"]
     return tensors if model.tie_embeddings else {**tensors, "embed_out.weight": state["head.weight"]}
 
 

@@ -437,10 +437,8 @@ class _Page:
         return table
 
     def _write(self, name: str, frame: pd.DataFrame) -> None:
-        if not self.writes:
-            return
-        (self.folder / "tables").write(f"{name}.csv", frame.to_csv(index=False).encode())
-        self.written.append(f"{self.folder / 'tables'}/{name}.csv")
+        if self.writes:
+            self.written.append(write_csv(self.folder, name, frame))
 
     def _draw(self, stem: str, draw: Callable[..., object], caption: str) -> Figure:
         self.drawn[stem] = draw
@@ -450,6 +448,12 @@ class _Page:
 
     def _figure(self, stem: str, caption: str) -> Figure:
         return shown_figure(self.folder, stem, caption) if self.writes else Figure(stem, Markup(), caption)
+
+
+def write_csv(folder: Folder, name: str, frame: pd.DataFrame) -> str:
+    """Write a table under tables/; the path."""
+    (folder / "tables").write(f"{name}.csv", frame.to_csv(index=False).encode())
+    return f"{folder / 'tables'}/{name}.csv"
 
 
 def shown_figure(folder: Folder, stem: str, caption: str) -> Figure:

@@ -19,7 +19,7 @@ from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.text import verdict
 from tinyscale.formatting import plural
 from tinyscale.reporting.figures import write_figure
-from tinyscale.reporting.page import PAGE, Block, Section, render, shown_figure
+from tinyscale.reporting.page import PAGE, Block, Section, render, shown_figure, write_csv
 from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, entitle, literal, new_axes, plot_reaching, tidy
 from tinyscale.reporting.tables import Table, facts
 from tinyscale.storage import Folder
@@ -58,19 +58,13 @@ def write_side_by_side(
         for name, where, found in zip(names, locations, fits, strict=True)
     ]
     origin = facts("folders", fitted, "The folders that were fitted; the laws that only one has are not shown.")
-    written.append(_write(folder, origin))
+    written.append(write_csv(folder, origin.name, origin.frame))
     page = render(
         location=" and ".join(locations), notes=[], lead=None, sections=sections, forecasts=[], forecast_answer="",
         origin=[origin],
     )  # fmt: skip
     folder.write(PAGE, page.encode())
     return [*written, f"{folder}/{PAGE}"]
-
-
-def _write(folder: Folder, table: Table) -> str:
-    """The path of the table's CSV, written."""
-    (folder / "tables").write(f"{table.name}.csv", table.frame.to_csv(index=False).encode())
-    return f"{folder / 'tables'}/{table.name}.csv"
 
 
 def _names(locations: tuple[str, str]) -> tuple[str, str]:
@@ -101,7 +95,7 @@ def _section(folder: Folder, names: tuple[str, str], pair: Pair, written: list[s
         written += write_figure(folder, record.name, draw)
         blocks.append(shown_figure(folder, record.name, "The runs and the law of each folder, with 95 % bands."))
     table = _parameters(record.name, pair, names)
-    written.append(_write(folder, table))
+    written.append(write_csv(folder, table.name, table.frame))
     said = tuple(f"{where}: {verdict(each.record)}" for where, each in zip(names, pair, strict=True))
     apart = [row["parameter"] for row in table.frame.to_dict("records") if row["apart"]]
     differ = f"Apart by more than chance: {', '.join(apart)}." if apart else "No parameter differs by more than chance."
