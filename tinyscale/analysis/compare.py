@@ -103,7 +103,7 @@ def _contrast(
     difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - LEVEL / 2 / arms)) * sd)
     efficiency, refused = efficiency_of(base.frame, arm.frame, column)
     verdict, more, by = _verdict(arm.arm, base.arm, difference, unit, efficiency), None, _unit_of_more(pairs)
-    if difference.low <= 0 <= difference.high:
+    if difference.holds_zero:
         count = pairs["n"].nunique() if by == "sizes" else arm.frame["seed"].nunique()
         more = more_needed(mean / sd, count, dof, level=LEVEL / arms)
         verdict += _needed(arm.arm, mean, more, by)
@@ -238,7 +238,7 @@ def _holm(values: Sequence[float]) -> list[float]:
 
 def _verdict(arm: str, base: str, difference: Estimate, unit: str, efficiency: Mapping[str, Estimate]) -> str:
     mean, (near, far) = difference.value, sorted(map(abs, difference.ends))
-    if difference.low <= 0 <= difference.high:
+    if difference.holds_zero:
         return (
             f"no difference seen at this noise: {arm} against {base} is {mean:+.4f} {unit}, "
             f"and less than {far:.4f} either way"

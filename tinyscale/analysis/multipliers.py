@@ -163,7 +163,7 @@ def _slope(x: Array, y: Array, refits: Array, noise: Array, dof: int) -> Estimat
 
 def _said(trend: Estimate, by_size: Mapping[str, Estimate]) -> str:
     """The trend in words, where there is one: a gain that shrinks is the one that misleads."""
-    if trend.low <= 0 <= trend.high:
+    if trend.holds_zero:
         return ""
     first, *_, last = by_size.values()
     if trend.value < 0:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from tinyscale.analysis.runs import Group, by_setting
-from tinyscale.analysis.table import of_parts
+from tinyscale.analysis.table import MEAN_LOSS, of_parts
 from tinyscale.errors import FitError
 from tinyscale.fitting.laws.optima import MIXTURE
 from tinyscale.fitting.mixture import LOSS, SHARE
@@ -53,7 +53,7 @@ def parts_of_table(group: Group, law: str | None) -> list[Group]:
     no such law.
     """
     names = of_parts(group.frame)
-    own_loss = not group.columns.get("loss", "").startswith("mean of ")
+    own_loss = group.columns.get("loss") != MEAN_LOSS
     wanted = law in (MIXTURE.name, *OF_OTHERS) or (law is None and not own_loss)
     if not wanted or not varying(group.frame, [name for name in names if name.startswith(SHARE)]):
         return [group]

@@ -32,7 +32,7 @@ def _by_worth(contrasts: Sequence[Contrast]) -> str:
 
 def _place(each: Contrast) -> str:
     low, high = each.difference.ends
-    same = ", no difference seen" if low <= 0 <= high else ""
+    same = ", no difference seen" if each.difference.holds_zero else ""
     return f"{each.arm} {each.difference.value:+.4f} ({low:+.4f} to {high:+.4f}){same}"
 
 

@@ -42,6 +42,7 @@ VARIABLES = {
     "heldoutloss devloss lossval losseval losstest lossfinal crossentropy crossentropyloss celoss ce valce valnll nll "
     "smoothedloss smoothloss trainloss trainingloss finaltrainloss losstrain fvu",
 }  # fmt: skip
+MEAN_LOSS = f"mean of {LOSS}NAME"  # the column that is made of them where a table has no other loss
 OF_ONE_LAW = {
     "width": "width-depth", "depth": "width-depth",
     "total": "transfer", "languages": "languages", "teacher": "distilled",
@@ -178,10 +179,9 @@ def _with_mean_loss(
         )
     if "loss" in found:
         return frame, dict(found), {}
-    mean = f"mean of {LOSS}NAME"
     losses = frame[[name for name in names if name.startswith(LOSS)]]
-    said = {mean: f"loss is not given: taken as the mean of the {LOSS}NAME that a run has"}
-    return frame.assign(**{mean: losses.mean(axis=1)}), {**found, "loss": mean}, said
+    said = {MEAN_LOSS: f"loss is not given: taken as the mean of the {LOSS}NAME that a run has"}
+    return frame.assign(**{MEAN_LOSS: losses.mean(axis=1)}), {**found, "loss": MEAN_LOSS}, said
 
 
 def given_columns(columns: Mapping[str, str]) -> dict[str, str]:

@@ -42,6 +42,11 @@ class Estimate:
         """Low and high."""
         return self.low, self.high
 
+    @property
+    def holds_zero(self) -> bool:
+        """Whether the interval does: of a difference, none is seen."""
+        return self.low <= 0 <= self.high
+
     def map(self, function: Callable[[float], Any]) -> Estimate:
         """The estimate of a monotone function of this number."""
         low, high = sorted(float(function(end)) for end in self.ends)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from tinyscale.analysis.compare import Contrast
+from tinyscale.analysis.power import LEVEL
 from tinyscale.analysis.runs import read_groups
 from tinyscale.analysis.study import Refusal, contrasts_of
 from tinyscale.errors import ConfigError, FitError
@@ -58,7 +59,7 @@ def _state(each: Contrast) -> str:
     """One arm in words."""
     mean = each.difference.value
     where = f"{each.arm} is {'ahead of' if mean < 0 else 'behind'} {each.base} by {abs(mean):.4f} {each.unit}"
-    return f"{where}, {'settled' if each.settled else 'not settled'} (evidence {each.evidence:.3g} of 20)"
+    return f"{where}, {'settled' if each.settled else 'not settled'} (evidence {each.evidence:.3g} of {1 / LEVEL:.0f})"
 
 
 def with_next_seed(sweep: Sweep) -> Sweep:

@@ -44,7 +44,7 @@ class Slope:
     @property
     def is_flat(self) -> bool:
         """Whether zero is inside the interval."""
-        return self.power.low <= 0 <= self.power.high
+        return self.power.holds_zero
 
     def __str__(self) -> str:
         inside = "0 inside" if self.is_flat else "0 outside"
