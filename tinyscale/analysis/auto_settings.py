@@ -9,7 +9,6 @@ from tinyscale.errors import FitError
 from tinyscale.fitting.laws.optima import SETTINGS, TUNING
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.tuning import HOLDS_FOR, best_setting, setting_beside
-from tinyscale.formatting import compact
 from tinyscale.results.schema import trial_columns
 from tinyscale.results.store import Results
 from tinyscale.spec.trial import Trial
@@ -99,7 +98,7 @@ def _by_law(trial: Trial, setting: str, laws: Sequence[Record], others: Mapping[
     else:
         value = setting_beside(law.estimates, setting, n, d)
     doubts = [_beyond(law, n, d), _other_batch(law, setting, others)]
-    return value, ", ".join([f"N = {compact(n)}, by the law {law.name}", *filter(None, doubts)])
+    return value, ", ".join([f"by the law {law.name}", *filter(None, doubts)])
 
 
 def _beyond(law: Record, n: float, d: float) -> str | None:

@@ -7,12 +7,13 @@ whatever has been measured or fitted since.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyscale.errors import ConfigError, FitError, ForecastError
+from tinyscale.formatting import compact
 from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.results.store import Results
@@ -20,13 +21,19 @@ from tinyscale.spec.costs import HEADROOM, smallest_share
 from tinyscale.spec.sweep import Variant
 from tinyscale.spec.trial import Trial
 
+LISTED = 8  # values of a field that a line names one by one
+
 
 @dataclass(frozen=True)
 class AutoValue:
-    """A value for a field that was open, and the reason for it; an empty reason is not reported."""
+    """A value for a field that was open, and the reason for it; an empty reason is not reported.
+
+    n: the parameters of the trial, where the value depends on them.
+    """
 
     value: Any
     why: str
+    n: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,28 @@ def resolve_autos(variants: Sequence[Variant], context: PlanningContext) -> list
 
 
 def auto_notes(auto_values: Sequence[Mapping[str, AutoValue]]) -> list[str]:
-    """What was chosen, one line for each field, value and reason."""
-    counted = Counter((path, auto) for each in auto_values for path, auto in each.items())
+    """What was chosen, one line for each field and reason."""
+    chosen: defaultdict[tuple[str, str], list[AutoValue]] = defaultdict(list)
+    for each in auto_values:
+        for path, auto in each.items():
+            chosen[path, auto.why].append(auto)
     return [
-        f"{path} auto is {auto.value} for {number} of {len(auto_values)} trials: {auto.why}"
-        for (path, auto), number in counted.items()
-        if auto.why
+        f"{path} auto is {_values(chosen[path, why])} of {len(auto_values)} trials: {why}"
+        for path, why in chosen
+        if why
     ]
+
+
+def _values(autos: Sequence[AutoValue]) -> str:
+    """Such as `0.02, 0.01 at N = 1.2K, 4.5K for 4`: each value once, in the order of the trials."""
+    each = {(auto.value, auto.n): None for auto in autos}
+    values = _listed([str(value) for value, _ in each])
+    sizes = _listed([compact(n) for _, n in each if n is not None])
+    return f"{values}{f' at N = {sizes}' if sizes else ''} for {len(autos)}"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts) if len(texts) <= LISTED else f"{texts[0]} ... {texts[-1]} ({len(texts)} values)"
 
 
 PRECISION, COMPILE, SHARE = "train.precision", "resources.compile", "resources.gpu"
@@ -112,16 +134,26 @@ def choose_speed(variants: Sequence[Variant], context: PlanningContext) -> list[
     if not measured:
         precision = AutoValue(min(recorded, default="bf16" if gpu else "fp32"), "not measured here")
         return [{PRECISION: precision, COMPILE: AutoValue(False, "")} for _ in variants]
-    totals = {precision: sum(seconds for seconds, _ in fastest) for precision, fastest in measured.items()}
+    totals = {precision: sum(each.seconds for each in fastest) for precision, fastest in measured.items()}
     best = min(totals, key=totals.__getitem__)
     others = [f"{totals[other] / totals[best]:.2f} times as long in {other}" for other in totals if other != best]
     precision = AutoValue(best, f"the sweep takes {', '.join(others)}" if others else "as the rest of the sweep")
-    compiled = {True: AutoValue(True, "saves more time than it costs"), False: AutoValue(False, "")}
-    return [{PRECISION: precision, COMPILE: compiled[compile_]} for _, compile_ in measured[best]]
+    gains = [each for each in measured[best] if each.compiled]
+    slower = sum(each.eager for each in gains) / sum(each.seconds for each in gains) if gains else 1.0
+    compiled = {True: AutoValue(True, f"{slower:.2f} times as long without"), False: AutoValue(False, "")}
+    return [{PRECISION: precision, COMPILE: compiled[each.compiled]} for each in measured[best]]
 
 
-def _fastest(variants: Sequence[Variant], precision: str, context: PlanningContext) -> list[tuple[float, bool]] | None:
-    """Seconds of each variant in a precision, and whether that is compiled; None where nothing can be measured.
+class _Fastest(NamedTuple):
+    """Seconds of a trial, whether that is compiled, and its seconds without."""
+
+    seconds: float
+    compiled: bool
+    eager: float
+
+
+def _fastest(variants: Sequence[Variant], precision: str, context: PlanningContext) -> list[_Fastest] | None:
+    """The fastest way to train each variant in a precision; None where nothing can be measured.
 
     Compiled code is measured only of shapes that train long enough for the measurement itself, which has to compile.
     """
@@ -137,7 +169,7 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
     seconds = _measured(trials(False), at_once, context) if context.measure and at_once else None
     if seconds is None or math.inf in seconds:
         return None
-    fastest, compiled = [(each, False) for each in seconds], trials(True)
+    fastest, compiled = [_Fastest(each, False, each) for each in seconds], trials(True)
     of_shape: defaultdict[str, float] = defaultdict(float)
     for trial, each in zip(compiled, seconds, strict=True):
         of_shape[forecast.shape_key(trial, at_once)] += each / at_once
@@ -147,7 +179,7 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
         if trial.config.resources.compile and of_shape[forecast.shape_key(trial, at_once)] > 10 * COMPILE_SECONDS
     ]
     for index, each in zip(worth, _measured([compiled[i] for i in worth], at_once, context) or [], strict=False):
-        fastest[index] = min(fastest[index], (each, True))
+        fastest[index] = min(fastest[index], _Fastest(each, True, seconds[index]))
     return fastest
 
 
@@ -171,11 +203,13 @@ def choose_settings(variants: Sequence[Variant], context: PlanningContext) -> li
     for variant in variants:
         open_ = [path.removeprefix("train.") for path in TUNED if path in variant.autos]
         try:
-            found = best_settings(context.resolve(variant), open_, laws)
+            trial = context.resolve(variant)
+            found = best_settings(trial, open_, laws)
         except FitError as error:
             paths = [f"train.{name}" for name in open_]
             raise ConfigError(f"{variant.where(*paths)}: {' and '.join(paths)} = 'auto': {error}") from error
-        chosen.append({f"train.{name}": AutoValue(*each) for name, each in found.items()})
+        n = float(trial.parameters.n_non_embedding)
+        chosen.append({f"train.{name}": AutoValue(*each, n) for name, each in found.items()})
     return chosen
 
 
