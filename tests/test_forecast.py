@@ -24,10 +24,15 @@ from tinyscale.errors import ForecastError, ResultsError
 from tinyscale.machine import Capacity
 from tinyscale.planning import calibrate, forecast
 from tinyscale.planning.calibrate import lighten, measure
-from tinyscale.planning.forecast import learn, makespan, shape_key, slots, trial_seconds
+from tinyscale.planning.forecast import learn, makespan, shape_key, slots, spreads, trial_seconds
+from tinyscale.planning.plan import make_plan
+from tinyscale.results.store import Results
 from tinyscale.spec.config import DataConfig
+from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
+
+EVEN = {"step": 1.0, "evaluation": 1.0, "start": 0.0, "least": 1.0, "most": 1.0}  # a measurement
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,7 @@ def test_a_measurement_is_positive_kept_and_grows_with_the_steps(tiny_corpus: Da
     steps = [b - a for a, b in pairwise(first)]
     assert steps[1] == pytest.approx(2 * steps[0]), "one measurement serves all lengths"
     known = json.loads((own_cache / "calibration.json").read_text())
-    assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation", "start"}
+    assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation", "start", "least", "most"}
     assert trial_seconds(trials, 1) == first, "measured once"
 
 
@@ -107,8 +112,21 @@ def test_what_trials_took_corrects_the_forecast_of_their_shape(tiny_corpus: Data
     trial, _ = make_trial(trial_config(tiny_corpus))
     expected = trial_seconds([trial], 1)
     assert expected is not None
+    spread = spreads([trial], 1)
     learn([(trial, 3 * expected[0])], 1)
     assert trial_seconds([trial], 1) == [pytest.approx(3 * expected[0])]
+    assert spreads([trial], 1) == spread
+
+
+def test_steps_that_ran_unevenly_make_a_wide_range_of_the_expected_time(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "_measure", lambda trials, *_: [EVEN | {"least": 0.9, "most": 1.5}] * len(trials))
+    plan = make_plan(load_sweep(write_sweep(tmp_path)), Results(str(tmp_path / "results")))
+    assert plan.seconds is not None
+    training = plan.seconds - forecast.LAUNCH_SECONDS
+    between = pytest.approx((0.9 * training + forecast.LAUNCH_SECONDS, 1.5 * training + forecast.LAUNCH_SECONDS))
+    assert plan.seconds_between == between
 
 
 def test_a_damaged_cache_of_measurements_is_made_anew(tiny_corpus: DataConfig, own_cache: Path) -> None:
@@ -138,7 +156,7 @@ def test_a_trial_that_runs_out_of_memory_is_measured_as_one_that_never_ends(
     def measure(trial: Trial) -> dict[str, float]:
         if trial.config.seed:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        return {"step": 1.0, "evaluation": 1.0, "start": 0.0}
+        return EVEN
 
     trials = json.dumps([known_trial(seed=1).as_json(), known_trial().as_json()])
     monkeypatch.setattr(calibrate, "measure", measure)
@@ -155,7 +173,7 @@ def test_as_many_trials_are_measured_at_once_as_will_run_each_on_a_gpu_of_its_ow
     class Measured:
         def __init__(self, *_: Any, env: dict[str, str], **__: Any) -> None:
             seen.append(env.get("CUDA_VISIBLE_DEVICES"))
-            self.stdin, self.stdout = io.BytesIO(), io.BytesIO(b'{"step": 1, "evaluation": 1, "start": 0}\n')
+            self.stdin, self.stdout = io.BytesIO(), io.BytesIO(json.dumps(EVEN).encode() + b"\n")
 
         def wait(self) -> int:
             return 0
@@ -227,7 +245,7 @@ def test_a_cache_without_room_for_what_was_measured_stops_nothing(
 
     (own_cache / "calibration.json").write_text("[1]")
     monkeypatch.setattr(Folder, "write", full)
-    monkeypatch.setattr(forecast, "_measure", lambda *_: [{"step": 1.0, "evaluation": 0.0, "start": 0.0}])
+    monkeypatch.setattr(forecast, "_measure", lambda *_: [EVEN | {"evaluation": 0.0}])
     trial = known_trial()
     assert trial_seconds([trial], 1) == [trial.steps]
     assert (own_cache / "calibration.json").read_text() == "[1]"

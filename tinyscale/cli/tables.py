@@ -118,9 +118,8 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
     lines += _measuring_lines(plan)
     if plan.has_work:
         tokens, flops = sum(p.trial.tokens for p in to_run), sum(p.trial.flops for p in to_run)
-        time = "unknown (not measured here)" if plan.seconds is None else f"about {duration(plan.seconds)}"
         work = f"{compact(tokens)} tokens, {compact(flops)} FLOPs; " if to_run else ""
-        lines.append(f"{work}expected time {time}")
+        lines.append(f"{work}expected time {_expected_time(plan)}")
     if to_run and plan.device_hours:
         hours, device = plan.device_hours
         cost = f", ${hours * price:,.2f} at ${price:g} per {device}-hour" if price is not None else ""
@@ -132,6 +131,15 @@ def plan_summary(plan: Plan, price: float | None = None) -> list[str]:
             f"{plural(max(map(len, sets)), 'trial')}; the expected time is that of training them one after another"
         )
     return [*lines, *plan.notes[:MAX_REASONS], *(f"warning: {warning}" for warning in plan.warnings)]
+
+
+def _expected_time(plan: Plan) -> str:
+    """Such as `about 1m50s (1m38s to 2m20s)`; without the range where it would not be seen."""
+    if plan.seconds is None or plan.seconds_between is None:
+        return "unknown (not measured here)"
+    least, most = map(duration, plan.seconds_between)
+    between = f" ({least} to {most})" if least != most else ""
+    return f"about {duration(plan.seconds)}{between}"
 
 
 def _measuring_lines(plan: Plan) -> list[str]:

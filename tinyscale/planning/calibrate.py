@@ -15,13 +15,15 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 
+import numpy as np
+
 from tinyscale.data import TokenizedCorpus, prepare
 from tinyscale.errors import lack_of_memory
 from tinyscale.spec.trial import Trial
 from tinyscale.training.loop import Run
 from tinyscale.training.own import build_model
 
-SECONDS = 0.4  # of timed steps per trial, in at least three measurements
+SECONDS = 1.0  # of timed steps per trial, in at least three measurements
 LONG_SECONDS = 5.0  # of timed steps, after which fewer measurements suffice
 STEP_SECONDS = 0.5  # if a step takes longer, a part of the batch is timed and scaled up
 FLOPS = 3e10  # of the first step that is tried, which takes any device a second at most
@@ -49,16 +51,28 @@ def _with_rows(trial: Trial, rows: int) -> Trial:
 
 
 def measure(trial: Trial) -> dict[str, float]:
-    """Seconds of one whole step, of one whole evaluation, and of a trial's start (loading compiled code)."""
+    """Mean seconds of one whole step, of one whole evaluation, and of a trial's start (loading compiled code).
+
+    least and most: the first and the last decile of the steps, in units of their mean.
+    """
     corpus, start = prepare(trial.config.data), 0.0
     light = lighten(trial, lambda part: _second_step(part, corpus))
     if trial.config.resources.compile:
         _begin(light, corpus)  # compiles, and caches the code for the run below and for the trials
         start = _begin(light, corpus)[1]
     run, _ = _begin(light, corpus)
-    step = _step_seconds(run) * trial.config.train.batch_tokens / light.config.train.batch_tokens
-    evaluation = statistics.median(_evaluation_seconds(run) for _ in range(EVALUATIONS))
-    return {"step": step, "evaluation": evaluation, "start": start}
+    steps = _step_seconds(run)
+    step = statistics.fmean(steps)
+    least, most = np.quantile(steps, (0.1, 0.9)).tolist()
+    whole = trial.config.train.batch_tokens / light.config.train.batch_tokens
+    evaluation = statistics.fmean(_evaluation_seconds(run) for _ in range(EVALUATIONS))
+    return {
+        "step": step * whole,
+        "evaluation": evaluation,
+        "start": start,
+        "least": min(1.0, least / step),
+        "most": max(1.0, most / step),
+    }
 
 
 def _second_step(trial: Trial, corpus: TokenizedCorpus) -> float:
@@ -86,8 +100,8 @@ def _begin(trial: Trial, corpus: TokenizedCorpus) -> tuple[Run, float]:
     return run, time.monotonic() - begun
 
 
-def _step_seconds(run: Run) -> float:
-    """Median seconds of a step; a median, because other processes may slow single steps.
+def _step_seconds(run: Run) -> list[float]:
+    """Seconds of each step that is timed.
 
     On a GPU, steps are timed in groups that end with a reading of losses: a step returns before its kernels have run.
     """
@@ -98,7 +112,7 @@ def _step_seconds(run: Run) -> float:
             run.update()
         run.read_losses()  # waits for the last step
         seconds.append(time.monotonic() - begun)
-    return statistics.median(seconds) / run.losses_at_once
+    return [each / run.losses_at_once for each in seconds]
 
 
 def _evaluation_seconds(run: Run) -> float:
@@ -126,7 +140,7 @@ def main() -> None:
         except RuntimeError as error:
             if not lack_of_memory(error):
                 raise
-            measured = {"step": math.inf, "evaluation": math.inf, "start": 0.0}
+            measured = {"step": math.inf, "evaluation": math.inf, "start": 0.0, "least": 1.0, "most": 1.0}
         print(json.dumps(measured), flush=True)
 
 

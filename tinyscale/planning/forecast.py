@@ -76,6 +76,16 @@ def evaluation_seconds(trials: Sequence[Trial], at_once: int) -> list[float] | N
     return None if measured is None else [each["evaluation"] for each in measured]
 
 
+def spreads(trials: Sequence[Trial], at_once: int) -> list[tuple[float, float]]:
+    """Least and most seconds of each trial in units of the expected ones: as if all steps took the time of few.
+
+    They are those of the first and of the last decile of the steps measured; (1, 1) where nothing is.
+    """
+    with _kept_measurements() as known:
+        measured = [known.get(shape_key(trial, at_once), {}) for trial in trials]
+    return [(each.get("least", 1.0), each.get("most", 1.0)) for each in measured]
+
+
 def _measured(
     trials: Sequence[Trial], at_once: int, notify: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, float]] | None:
@@ -94,7 +104,7 @@ def _measured(
 def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
     """Scale the cached measurement of each shape by the measured over the expected seconds of whole trials.
 
-    trained: trials with the seconds that each took. A calibration times half a second only, so this is more accurate.
+    trained: trials with the seconds that each took. A calibration times a second only, so this is more accurate.
     """
     by_shape: dict[str, list[tuple[Trial, float]]] = {}
     for trial, seconds in trained:
@@ -104,19 +114,26 @@ def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
             expected = sum(_seconds(trial, known[key]) for trial, _ in each) if key in known else math.inf
             if math.isfinite(expected):
                 ratio = sum(seconds for _, seconds in each) / expected
-                known[key] = {what: value * ratio for what, value in known[key].items()}
+                known[key] |= {what: known[key][what] * ratio for what in SCALED}
 
 
 @dataclass(frozen=True)
 class _Measured:
+    """As `calibrate.measure` returns it."""
+
     step: float
     evaluation: float
     start: float
+    least: float
+    most: float
+
+
+SCALED = ("step", "evaluation", "start")  # of a measurement: the seconds
 
 
 @contextmanager
 def _kept_measurements() -> Iterator[dict[str, dict[str, float]]]:
-    """The cached measurements: shape key -> seconds of a step, an evaluation and a start. Changes are written back."""
+    """The cached measurements by shape key, as `calibrate.measure` returns them. Changes are written back."""
     folder = Folder.at(cache_folder())
 
     def say(holder: str) -> None:

@@ -57,6 +57,7 @@ class PlannedTrial:
     auto_values: Mapping[str, AutoValue] = field(default_factory=dict)  # what planning chose for open fields
     sample: Sample | None = None  # of a search
     seconds: float | None = None  # expected, of training; None: not forecast
+    spread: tuple[float, float] = (1.0, 1.0)  # the least and most that it may take, in units of `seconds`
 
     @property
     def entry(self) -> SweepEntry:
@@ -163,13 +164,23 @@ class Plan:
 
         Of a batched set it is the time of its trials one after another, the most that it should take.
         """
+        return self._launch_seconds(lambda _: 1.0)
+
+    @property
+    def seconds_between(self) -> tuple[float, float] | None:
+        """The least and most seconds of the launch, by how unevenly the steps ran that were measured."""
+        least = self._launch_seconds(lambda planned: planned.spread[0])
+        most = self._launch_seconds(lambda planned: planned.spread[1])
+        return None if least is None or most is None else (least, most)
+
+    def _launch_seconds(self, times: Callable[[PlannedTrial], float]) -> float | None:
         to_run, to_measure = self.to_run, self.to_measure
         if any(planned.seconds is None for planned in (*to_run, *to_measure)):
             return None
-        known = [sum(planned.seconds or 0.0 for planned in each) for each in batched_sets(to_run, self.sweep.fuse)]
-        measuring = [planned.seconds or 0.0 for planned in to_measure]
-        phases = [forecast.makespan(each, self.at_once) for each in (known, measuring) if each]
-        return sum(phases) + forecast.LAUNCH_SECONDS if phases else 0.0
+        sets = (batched_sets(to_run, self.sweep.fuse), [[planned] for planned in to_measure])
+        phases = [[sum((p.seconds or 0.0) * times(p) for p in each) for each in phase] for phase in sets]
+        total = sum(forecast.makespan(phase, self.at_once) for phase in phases if phase)
+        return total + forecast.LAUNCH_SECONDS if any(phases) else 0.0
 
     @property
     def device_hours(self) -> tuple[float, str] | None:
@@ -196,6 +207,7 @@ class Plan:
         return {
             "sweep": self.sweep.name,
             "seconds": self.seconds,
+            "seconds_between": self.seconds_between,
             "at_once": self.at_once,
             "warnings": list(self.warnings),
             "notes": list(self.notes),
@@ -336,15 +348,16 @@ def _timed(
 ) -> tuple[list[PlannedTrial], list[str]]:
     """The trials with how long each takes, where that can be measured; warnings of what it may be wrong for."""
     load, cores = os.getloadavg()[0], usable_cores()  # before the measurement adds to it
+    each = [planned.trial for planned in trials]
     try:
-        seconds = forecast.trial_seconds([planned.trial for planned in trials], at_once, notify)
+        seconds = forecast.trial_seconds(each, at_once, notify)
     except ForecastError as error:
         return trials, [f"the time is not forecast: {error}"]
     if seconds is None:
         return trials, []
     timed = [
-        replace(planned, seconds=each if math.isfinite(each) else None)
-        for planned, each in zip(trials, seconds, strict=True)
+        replace(planned, seconds=each if math.isfinite(each) else None, spread=spread)
+        for planned, each, spread in zip(trials, seconds, forecast.spreads(each, at_once), strict=True)
     ]
     tight = [planned.label for planned, each in zip(trials, seconds, strict=True) if not math.isfinite(each)]
     large = f"out of memory when measured: {', '.join(tight)}; raise resources.gpu or lower train.batch_tokens"
