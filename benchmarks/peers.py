@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD_DIM = 32
+LEAST_HEAD_DIM = 32  # a narrower model has one head
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class Shape:
     @property
     def n_heads(self) -> int:
         """Number of attention heads."""
-        return self.d_model // HEAD_DIM
+        return max(1, self.d_model // LEAST_HEAD_DIM)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.d_model // self.n_heads
 
 
 SHAPES = {
@@ -38,6 +43,9 @@ SHAPES = {
     "S2": Shape(512, 64, 4, 128, 32),
     "S3": Shape(2048, 128, 4, 128, 32),
     "S4": Shape(4096, 256, 6, 256, 16),
+    "Q6": Shape(512, 6, 2, 64, 16),  # the quickstart's widths
+    "Q16": Shape(512, 16, 2, 64, 16),
+    "Q36": Shape(512, 36, 2, 64, 16),
 }
 
 

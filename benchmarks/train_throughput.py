@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peers import HEAD_DIM, PEERS, SHAPES, Shape
+from peers import PEERS, SHAPES, Shape
 from torch import Tensor, nn
 
 from tinyscale.data import TokenizedCorpus
@@ -123,7 +123,7 @@ def products(shape: Shape, dtype: torch.dtype) -> Step:
     """A step of all matrix products of training, and nothing else."""
     d, layers = shape.d_model, shape.n_layers
     linear = [(d, 3 * d, layers), (d, d, layers), (d, 4 * d, layers), (4 * d, d, layers), (d, shape.vocab_size, 1)]
-    batch, T, K = shape.rows * shape.n_heads, shape.context_length, HEAD_DIM
+    batch, T, K = shape.rows * shape.n_heads, shape.context_length, shape.head_dim
     pairs: list[tuple[Tensor, Tensor, int]] = []
     for width, out, times in linear:
         x, w, g = (

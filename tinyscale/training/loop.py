@@ -365,7 +365,7 @@ def own_loss(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 def single_update(state: TrainState, loss: Callable[[Tensor, Tensor], Tensor]) -> Update:
     """The update of one model: inputs and targets [B, T], rates [1] -> its loss [1]."""
-    clip = state.train.grad_clip
+    clip, weights = state.train.grad_clip, list(state.gpt.parameters())
 
     def update(inputs: Tensor, targets: Tensor, rates: Tensor) -> Tensor:
         state.optimizer.zero_grad(set_to_none=True)
@@ -374,7 +374,7 @@ def single_update(state: TrainState, loss: Callable[[Tensor, Tensor], Tensor]) -
         state.scaler.scale(nats).backward()
         if clip:
             state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.gpt.parameters(), clip)
+            nn.utils.clip_grad_norm_(weights, clip)
         state.step(rates)
         return nats.detach()[None]
 
