@@ -108,16 +108,17 @@ def save_figure(path: Path, draw: Callable[..., object], look: Look | None = Non
 
 def write_figure(folder: Folder, stem: str, draw: Callable[..., object]) -> list[str]:
     """Draw on new axes and save as PNG and SVG under plots/ of a results folder; the paths written."""
-    written = []
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    png, svg = io.BytesIO(), io.BytesIO()
     with _drawn(draw) as figure:
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200, metadata=UNDATED[kind])
-            figure.set_layout_engine("none")  # what is laid out once need not be again
-            written_as = buffer.getvalue() if kind == "png" else _shortened(buffer.getvalue())
-            (folder / "plots").write(f"{stem}.{kind}", written_as)
-            written.append(f"{folder / 'plots'}/{stem}.{kind}")
-    return written
+        figure.savefig(png, dpi=200, metadata=UNDATED["png"])
+        figure.set_layout_engine("none")
+        FigureCanvasSVG(figure).print_svg(svg, metadata=UNDATED["svg"])  # savefig would draw it twice, to lay it out
+    contents = {"png": png.getvalue(), "svg": _shortened(svg.getvalue())}
+    for kind, content in contents.items():
+        (folder / "plots").write(f"{stem}.{kind}", content)
+    return [f"{folder / 'plots'}/{stem}.{kind}" for kind in contents]
 
 
 def _shortened(svg: bytes) -> bytes:
