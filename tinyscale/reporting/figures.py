@@ -114,7 +114,8 @@ def write_figure(folder: Folder, stem: str, draw: Callable[..., object]) -> list
     with _drawn(draw) as figure:
         figure.savefig(png, dpi=200, metadata=UNDATED["png"])
         figure.set_layout_engine("none")
-        FigureCanvasSVG(figure).print_svg(svg, metadata=UNDATED["svg"])  # savefig would draw it twice, to lay it out
+        canvas = FigureCanvasSVG(figure)  # its savefig would draw twice, to lay out again
+        canvas.print_svg(svg, metadata=UNDATED["svg"])  # type: ignore[no-untyped-call]
     contents = {"png": png.getvalue(), "svg": _shortened(svg.getvalue())}
     for kind, content in contents.items():
         (folder / "plots").write(f"{stem}.{kind}", content)
