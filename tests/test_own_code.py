@@ -197,7 +197,10 @@ def test_settings_of_own_code_are_axes_and_arms_change_the_optimizer_as_a_whole(
     [
         ("arms: {a: {model.extra: {window: 3}}}", "extra holds settings of code of your own: give model.code"),
         ("arms: {a: {model.code: my.py, model.extra.window: {x: 1}}}", "it should be a number, a text, true or false"),
-        ("arms: {a: {model.code: my.py, parametrization: mup}}", "mup has rules for the matrices of the built-in GPT"),
+        (
+            "arms: {a: {model.code: my.py, parametrization: completep}}",
+            "completep has rules for the blocks of the",
+        ),
         ("arms: {a: {model.code: my.py, train.optimizer: muon}}", "muon is for the matrices of the built-in GPT's"),
         ("arms: {a: {model.code: my.py, train.weight_bits: 4}}", "only the built-in GPT rounds its blocks"),
         ("arms: {a: {model.code: my.py, resources.compile: true}}", "code of your own runs eagerly"),

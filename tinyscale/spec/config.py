@@ -359,7 +359,7 @@ class ModelConfig(BaseModel):
             raise refuse("n_heads", f"{self.n_heads} heads of {self.head_dim} are not d_model {self.d_model}")
         if self.n_heads % self.kv_heads:
             raise refuse("n_kv_heads", f"n_kv_heads {self.kv_heads} does not divide n_heads {self.n_heads}")
-        if self.parametrization == "mup" and self.tie_embeddings:
+        if self.parametrization == "mup" and self.tie_embeddings and self.code is None:
             own = "mup gives embedding and head learning rates of their own: they cannot tie"
             raise refuse("tie_embeddings", f"{own}; use parametrization: completep")
         if self.positions == "rotary" and self.head_dim % 2:
@@ -370,9 +370,9 @@ class ModelConfig(BaseModel):
     def _own_code_is_whole(self) -> Self:
         if self.extra and self.code is None:
             raise refuse("extra", "extra holds settings of code of your own: give model.code, or remove them")
-        if self.code is not None and self.parametrization != "standard":
-            rules = f"{self.parametrization} has rules for the matrices of the built-in GPT alone"
-            raise refuse("parametrization", f"{rules}; with model.code use standard")
+        if self.code is not None and self.parametrization == "completep":
+            rules = "completep has rules for the blocks of the built-in GPT alone"
+            raise refuse("parametrization", f"{rules}; with model.code use mup or standard")
         return self
 
     @property

@@ -61,21 +61,24 @@ class Parameters:
 class Counted:
     """What was counted of a user's own model, which no formula describes.
 
-    flops: of training, per token; saved: numbers per token that a training step keeps for its backward pass.
+    flops: of training, per token; saved: numbers per token that a training step keeps for its backward pass; summing:
+    names of the parameters that sum over the width, whose learning rate follows it under `mup`, and else none.
     """
 
     parameters: Parameters
     flops: float
     saved: float
+    summing: tuple[str, ...] = ()
 
     @classmethod
     def of_json(cls, written: Mapping[str, Any]) -> Self:
         """What `as_json` wrote."""
-        return cls(Parameters(**written["parameters"]), float(written["flops"]), float(written["saved"]))
+        summing = tuple(written.get("summing", ()))
+        return cls(Parameters(**written["parameters"]), float(written["flops"]), float(written["saved"]), summing)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
 
 def parameters(model: ModelConfig, vocab_size: int, counted: Counted | None = None) -> Parameters:

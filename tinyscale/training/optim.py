@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -85,16 +85,17 @@ def build_optimizer(
 ) -> torch.optim.Optimizer | MuonWithAdamW:
     """The optimizer of the model's parameters. Matrices and embeddings have weight decay, norms and biases do not.
 
-    config: of a GPT, whose parametrization then scales the settings of each parameter. code: of a user's own optimizer.
+    config: of the model, whose parametrization then scales the settings of each parameter. code: of a user's own
+    optimizer.
     """
-    user_sees = model.model if isinstance(model, OwnModel) else model
+    user_sees, summing = (model.model, model.summing) if isinstance(model, OwnModel) else (model, None)
     named = [(name, parameter) for name, parameter in user_sees.named_parameters() if parameter.requires_grad]
     if isinstance(train.optimizer, OwnOptimizer):
         assert code is not None, "a trial has the code that its configuration names"
         return build_own_optimizer(code, named, train)
     if train.optimizer == "muon":
         return MuonWithAdamW(named, train, config)
-    return BUILDERS[train.optimizer](_groups(named, train, config), train)
+    return BUILDERS[train.optimizer](_groups(named, train, config, summing), train)
 
 
 def _lion(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
@@ -110,15 +111,17 @@ def _adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
 BUILDERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "lion": _lion}
 
 
-def _groups(named: Named, train: TrainConfig, config: ModelConfig | None) -> Groups:
+def _groups(
+    named: Named, train: TrainConfig, config: ModelConfig | None, summing: Collection[str] | None = None
+) -> Groups:
     """Groups of parameters with the same settings: first those with weight decay, then those without.
 
-    A group's `scale` multiplies its lr.
+    A group's `scale` multiplies its lr. summing: as `multipliers` takes it.
     """
     groups: dict[tuple[bool, Multipliers], dict[str, Any]] = {}
     for name, parameter in sorted(named, key=lambda each: each[1].dim() < 2):
         decays = parameter.dim() >= 2
-        by = multipliers(name, parameter, config, train.rule) if config else Multipliers()
+        by = multipliers(name, parameter, config, train.rule, summing) if config else Multipliers()
         group = groups.setdefault((decays, by), {"params": []})
         group["params"].append(parameter)
         group |= {"weight_decay": by.weight_decay * train.weight_decay if decays else 0.0}

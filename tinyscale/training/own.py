@@ -5,12 +5,13 @@ Only that text runs, and what it imports from files of its own: the hash in the 
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.abc
 import importlib.util
 import linecache
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
@@ -30,11 +31,12 @@ class OwnModel(LanguageModel):
     """A user's model, called as the GPT is.
 
     Its forward takes tokens [B, T] and returns logits [B, T, V], or these and a loss [] that training adds to its own.
+    summing: names of its parameters that sum over the width, as `Counted` has them.
     """
 
-    def __init__(self, model: nn.Module, config: ModelConfig) -> None:
+    def __init__(self, model: nn.Module, config: ModelConfig, summing: Collection[str] = ()) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.summing = model, config, summing
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """As `GPT.forward`; the loss has the model's own added to it while the model trains."""
@@ -51,7 +53,9 @@ def build_model(trial: Trial) -> GPT | OwnModel:
     config = trial.config.model
     if trial.own.model is None:
         return GPT(config, trial.vocab_size)
-    return OwnModel(named_in(trial.own.model, "Model")(config, trial.vocab_size), config)
+    assert trial.own.counted or config.parametrization == "standard", "the check of a model under mup names what sums"
+    summing = trial.own.counted.summing if trial.own.counted else ()
+    return OwnModel(named_in(trial.own.model, "Model")(config, trial.vocab_size), config, summing)
 
 
 def build_own_optimizer(
@@ -75,6 +79,15 @@ def named_in(code: Code, name: str) -> Any:
         what = "class Model(nn.Module)" if name == "Model" else f"function {name}(named_parameters, config)"
         raise ConfigError(f"{code.name}: defines no {name}; it should define a {what}")
     return found
+
+
+def where_defined(code: Code, name: str, method: str | None = None) -> str | None:
+    """`file, line n` of a class of a user's code, or of a method that it has. None where the code defines no such."""
+    for file, text in zip(code.files, code.sources, strict=True):
+        for found in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name):
+            methods = [node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == method]
+            return f"{file}, line {methods[0].lineno if methods else found.lineno}"
+    return None
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,14 +6,13 @@ from standard input and prints one JSON object per check: what was counted, or w
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +27,8 @@ from tinyscale.spec.code import Code
 from tinyscale.spec.config import ModelConfig, TrainConfig
 from tinyscale.spec.costs import Counted, Parameters
 from tinyscale.training.model import GPT
-from tinyscale.training.own import OwnModel, build_own_optimizer, named_in
+from tinyscale.training.own import OwnModel, build_own_optimizer, named_in, where_defined
+from tinyscale.training.own_widths import check_widths
 
 FAR = 1.0  # nats from ln V, above which an untrained model already believes something
 SAME = 1e-6  # difference between logits, relative to the largest, that may come from rounding
@@ -53,6 +53,8 @@ class ModelCheck:
         self._refuse_far_from_uniform(model)
         counted = self._counted(model)
         self._refuse_leaks(model)
+        if self.config.parametrization == "mup":
+            counted = replace(counted, summing=check_widths(self.code, self.config, model))
         return counted.as_json()
 
     def _built(self) -> nn.Module:
@@ -64,11 +66,7 @@ class ModelCheck:
 
     def _where(self, method: str | None = None) -> str:
         """`file, line n` of the class, or of a method of it."""
-        body = ast.parse(self.code.sources[0]).body
-        for found in (node for node in body if isinstance(node, ast.ClassDef) and node.name == "Model"):
-            methods = [node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == method]
-            return f"{self.code.name}, line {methods[0].lineno if methods else found.lineno}"
-        return self.code.name
+        return where_defined(self.code, "Model", method) or self.code.name
 
     def _tokens(self, rows: int) -> Tensor:
         generator = torch.Generator().manual_seed(1)
@@ -231,6 +229,7 @@ class Reported:
         lines = [frame for frame in traceback.extract_tb(trace) if frame.filename in own.files]
         where = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else own.name
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
+        said = ", ".join([said, *getattr(error, "__notes__", [])])
         return f"{where}: {said}; expected {MODEL if is_model else OPTIMIZER}"
 
 

@@ -23,6 +23,7 @@ every width. That of a Muon step with the RMS of AdamW's grows as the root of th
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,11 +42,17 @@ class Multipliers:
     eps: float = 1.0
 
 
-def multipliers(name: str, parameter: Tensor, config: ModelConfig, rule: Optimizer) -> Multipliers:
-    """The multipliers of a model's parameter, which has this name in it."""
+def multipliers(
+    name: str, parameter: Tensor, config: ModelConfig, rule: Optimizer, summing: Collection[str] | None = None
+) -> Multipliers:
+    """The multipliers of a model's parameter, which has this name in it.
+
+    summing: names of the parameters of a user's own model that sum over the width; None: the model is the GPT.
+    """
     m, hidden = config.d_model / BASE_WIDTH, name.startswith("blocks.")
     if config.parametrization == "mup":
-        return Multipliers(lr=width_scale(config) if is_matrix(name, parameter, "blocks.", "head.") else 1.0)
+        sums = is_matrix(name, parameter, "blocks.", "head.") if summing is None else name in summing
+        return Multipliers(lr=width_scale(config) if sums else 1.0)
     if config.parametrization == "completep":
         lr = m**-rule.width_power if is_matrix(name, parameter, "blocks.") else 1.0
         return Multipliers(lr, 1 / lr, scales(config).branch / m if hidden else 1 / m)
