@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,19 +44,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that share a Ray come last and in one process, where it is started once and after all others.
-
-    The rest stay together file by file.
-    """
+    """Files with tests that share a Ray come last, those with most of them first: each process starts one, late."""
     shares = {item: isinstance(item, pytest.Function) and "cluster" in item.fixturenames for item in items}
-    items.sort(key=shares.__getitem__)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("cluster" if shares[item] else item.path.name))
+    sharing = Counter(item.path for item in items if shares[item])
+    items.sort(key=lambda item: (item.path in sharing, -sharing[item.path], str(item.path), shares[item]))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A Ray with all of this machine, shared by the tests that leave it alive."""
+    """A Ray with all of this machine, shared by the tests of a process that leave it alive.
+
+    A file that uses it starts no other Ray in the process of the tests.
+    """
     with ray_session(None) as running:
         yield running
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,10 +29,26 @@ from tinyscale.orchestration.summary import Summary
 from tinyscale.results.store import Results
 from tinyscale.spec.state import State
 
+Said = Callable[..., subprocess.CompletedProcess[str]]
+
 
 def tinyscale(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "tinyscale", *map(str, arguments)]
     return subprocess.run(program, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
+    """What the program says in the test's folder; run in this process, as most of a short command is its start."""
+
+    def of(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["tinyscale", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), *capsys.readouterr())
+
+    return of
 
 
 @pytest.fixture
@@ -137,9 +154,9 @@ def test_plan_prints_a_table_the_work_and_its_warnings(sweep: Path, tmp_path: Pa
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_one_block_and_exit_status_1(
-    sweep: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
+    sweep: Path, tmp_path: Path, arguments: tuple[str, ...], says: str, said: Said
 ) -> None:
-    done = tinyscale(*arguments, cwd=tmp_path)
+    done = said(*arguments)
     assert done.returncode == 1
     assert done.stderr.startswith(says)
     assert "Traceback" not in done.stderr
@@ -147,14 +164,14 @@ def test_a_mistake_is_one_block_and_exit_status_1(
     assert not (tmp_path / "results").exists()
 
 
-def test_a_wrong_option_is_clicks_own_error(sweep: Path, tmp_path: Path) -> None:
-    done = tinyscale("plan", sweep, "--frobnicate", cwd=tmp_path)
+def test_a_wrong_option_is_clicks_own_error(sweep: Path, said: Said) -> None:
+    done = said("plan", sweep, "--frobnicate")
     assert done.returncode == 2
     assert "No such option" in done.stderr
 
 
-def test_a_traceback_comes_only_with_debug(tmp_path: Path) -> None:
-    done = tinyscale("--debug", "fit", "nowhere", cwd=tmp_path)
+def test_a_traceback_comes_only_with_debug(said: Said) -> None:
+    done = said("--debug", "fit", "nowhere")
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
     assert done.stderr.splitlines()[-1].startswith("error: nowhere: no such folder")
@@ -164,9 +181,9 @@ def test_a_traceback_comes_only_with_debug(tmp_path: Path) -> None:
     ("status",), ("status", "--json"), ("retry", "--state", "failed"),
     ("fit",), ("report",), ("plot", "--out", "a.svg"), ("ls",), ("du",),
 ])  # fmt: skip
-def test_a_results_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_results_folder_that_is_not_there_is_said_to_be_missing(said: Said, command: tuple[str, ...]) -> None:
     name, *options = command
-    done = tinyscale(name, "rseults", *options, cwd=tmp_path)
+    done = said(name, "rseults", *options)
     assert done.returncode == 1
     assert done.stderr == "error: rseults: no such folder; launch a sweep into it first, or name another\n"
 
@@ -191,13 +208,13 @@ def test_the_line_of_the_guide_sets_completion_up_in_bash(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("given", [["results"], ["--results", "results"], []])
-def test_a_results_folder_is_an_argument_or_an_option(tmp_path: Path, given: list[str]) -> None:
+def test_a_results_folder_is_an_argument_or_an_option(tmp_path: Path, given: list[str], said: Said) -> None:
     (tmp_path / "results").mkdir()
-    assert json.loads(tinyscale("status", *given, "--json", cwd=tmp_path).stdout)["sweeps"] == []
+    assert json.loads(said("status", *given, "--json").stdout)["sweeps"] == []
 
 
-def test_two_results_folders_are_refused(tmp_path: Path) -> None:
-    done = tinyscale("status", "one", "--results", "two", cwd=tmp_path)
+def test_two_results_folders_are_refused(said: Said) -> None:
+    done = said("status", "one", "--results", "two")
     assert done.returncode == 2
     assert "name two folders; give one" in done.stderr
 
@@ -261,10 +278,10 @@ def test_no_to_a_question_is_stopped_and_nothing_is_done(results: Results, tmp_p
 
 @pytest.mark.parametrize("where", ["/proc/results", "taken/results", "x" * 300, "s3:/bucket/results"])
 def test_results_that_cannot_be_written_are_one_error_before_ray_starts(
-    sweep: Path, tmp_path: Path, where: str
+    sweep: Path, tmp_path: Path, where: str, said: Said
 ) -> None:
     (tmp_path / "taken").write_text("a file")
-    done = tinyscale("launch", sweep, "-y", "--results", where, cwd=tmp_path)
+    done = said("launch", sweep, "-y", "--results", where)
     assert done.returncode == ERROR
     assert done.stderr.startswith(f"error: {where}: ")
     assert "Traceback" not in done.stderr
@@ -281,15 +298,17 @@ def test_results_that_cannot_be_written_are_one_error_before_ray_starts(
         (("retry", "results", "--state", "failed", "--sweep", "nope"), "no sweep 'nope' in results; there are none"),
     ],
 )
-def test_a_value_that_means_nothing_is_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_a_value_that_means_nothing_is_wrong_usage(
+    tmp_path: Path, arguments: tuple[str, ...], says: str, said: Said
+) -> None:
     (tmp_path / "results").mkdir()
-    done = tinyscale(*arguments, cwd=tmp_path)
+    done = said(*arguments)
     assert done.returncode == 2
     assert says in done.stderr
 
 
-def test_a_folder_without_trials_has_none_to_sample_from(tmp_path: Path) -> None:
-    done = tinyscale("sample", "abc", cwd=tmp_path)
+def test_a_folder_without_trials_has_none_to_sample_from(said: Said) -> None:
+    done = said("sample", "abc")
     assert done.stderr.startswith("error: no trials in results/trials; launch a sweep into it")
 
 
@@ -305,14 +324,14 @@ def test_the_examples_in_the_help_of_a_command_are_that_command_and_parse(name: 
         command.make_context(name, words)
 
 
-def test_a_folder_without_sweeps_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_folder_without_sweeps_is_said_to_be_one(tmp_path: Path, said: Said) -> None:
     (tmp_path / "results").mkdir()
-    assert tinyscale("status", cwd=tmp_path).stdout == "no sweeps in results yet; launch one into it\n"
+    assert said("status").stdout == "no sweeps in results yet; launch one into it\n"
 
 
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
-def test_a_log_that_is_not_installed_is_said_before_anything_is_planned(tmp_path: Path) -> None:
-    done = tinyscale("launch", "nowhere.yaml", "--log", "mlflow", cwd=tmp_path)
+def test_a_log_that_is_not_installed_is_said_before_anything_is_planned(said: Said) -> None:
+    done = said("launch", "nowhere.yaml", "--log", "mlflow")
     assert done.returncode == ERROR
     assert done.stderr.startswith("error: --log mlflow needs a package that is not installed: pip install mlflow")
 

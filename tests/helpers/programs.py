@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,18 @@ def tinyscale(*arguments: str, cwd: Path, **options: object) -> subprocess.Popen
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PYTHONPATH"] = str(ROOT)  # so that it is this copy, installed or not
-    return subprocess.Popen(program, cwd=cwd, env=environment, **pipes, **options)  # type: ignore[call-overload]
+    with _obeying_ctrl_c():
+        return subprocess.Popen(program, cwd=cwd, env=environment, **pipes, **options)  # type: ignore[call-overload]
+
+
+@contextmanager
+def _obeying_ctrl_c() -> Iterator[None]:
+    """Programs started inside end by SIGINT: a process of pytest-xdist ignores it, and its children would, too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def loaded(program: str) -> set[str]:
