@@ -13,7 +13,7 @@ import pytest
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from helpers.launches import RAY, RAY_WARNS, Head, planned, ray_head, run
-from helpers.programs import free_port, tinyscale
+from helpers.programs import PATIENCE, free_port, tinyscale
 from helpers.sweeps import write_sweep
 from tinyscale.orchestration.session import ray_session
 from tinyscale.results.store import Results
@@ -48,14 +48,14 @@ def head(tmp_path, monkeypatch) -> Iterator[Head]:
 def test_a_launch_at_an_address_finds_the_token_and_a_job_needs_none_of_its_own(tmp_path, head):
     path = write_sweep(tmp_path, widths="[8]")
     program = tinyscale("launch", "-y", str(path), "--results", "r", "--address", head.address, cwd=tmp_path)
-    output, _ = program.communicate(timeout=120)
+    output, _ = program.communicate(timeout=PATIENCE)
     assert program.returncode == 0, output
     assert "starting Ray" not in output
     write_sweep(tmp_path, widths="[8, 16]")
     launch = [sys.executable, "-m", "tinyscale", "launch", "-y", str(path), "--results", str(tmp_path / "r")]
     submit = [RAY, "job", "submit", "--address", head.dashboard, "--", *launch]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    job = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=180)
+    job = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert job.returncode == 0, job.stdout + job.stderr
     assert [state for state, _ in Results(str(tmp_path / "r")).states().values()] == ["finished"] * 2
 

@@ -23,7 +23,7 @@ from helpers.launches import (
     run,
     undisturbed,
 )
-from helpers.programs import tinyscale, wait_for
+from helpers.programs import PATIENCE, tinyscale, wait_for
 from helpers.sweeps import write_sweep
 from tinyscale import storage
 from tinyscale.errors import ResultsError
@@ -46,13 +46,13 @@ def test_ctrl_c_and_sigterm_stop_with_a_checkpoint_and_the_next_launch_goes_on_t
     path = write_sweep(tmp_path, tokens=LONG, widths="[8]", seeds="[0, 1, 2]")
     program = tinyscale(*launch_command(path, "interrupted"), cwd=tmp_path)
     interrupted = Results(str(tmp_path / "interrupted"))
-    wait_for(lambda: len(interrupted.trials.names()) > 0, seconds=90, program=program)
+    wait_for(lambda: len(interrupted.trials.names()) > 0, program=program)
     send(program.pid)
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=PATIENCE)
     assert program.returncode == 130, output
     assert "Traceback" not in output
     assert any(interrupted.checkpoints(trial).names() == [RESUME] for trial in interrupted.states())
-    assert tinyscale(*launch_command(path, "interrupted"), cwd=tmp_path).wait(timeout=120) == 0
+    assert tinyscale(*launch_command(path, "interrupted"), cwd=tmp_path).wait(timeout=PATIENCE) == 0
     pd.testing.assert_series_equal(final_losses(tmp_path / "interrupted"), undisturbed(path))
 
 
@@ -60,14 +60,14 @@ def test_ctrl_c_twice_stops_at_once_and_leaves_no_ray_behind(tmp_path):
     path = write_sweep(tmp_path, tokens="600K", widths="[8]", seeds="[0, 1]")
     program = tinyscale(*launch_command(path, "stopped"), cwd=tmp_path)
     stopped = Results(str(tmp_path / "stopped"))
-    wait_for(lambda: bool((stopped.folder / "leases").names(".json")), seconds=90, program=program)
+    wait_for(lambda: bool((stopped.folder / "leases").names(".json")), program=program)
     pids = [each.name for each in Path("/proc").glob("[0-9]*") if _cwd(each.name) == str(tmp_path)]
     os.killpg(program.pid, signal.SIGINT)
     os.killpg(program.pid, signal.SIGINT)
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=PATIENCE)
     assert program.returncode != 0
     assert "Traceback" not in output
-    wait_for(lambda: not any(_cwd(pid) == str(tmp_path) for pid in pids), seconds=90)
+    wait_for(lambda: not any(_cwd(pid) == str(tmp_path) for pid in pids))
 
 
 def _cwd(pid: str) -> str | None:
@@ -120,12 +120,12 @@ def test_launching_again_after_the_launcher_was_killed_finishes_the_sweep(tmp_pa
     path = write_sweep(tmp_path, tokens=LONG, seeds="[0, 1]")
     program = tinyscale(*launch_command(path, "killed"), cwd=tmp_path)
     killed = Results(str(tmp_path / "killed"))
-    wait_for(lambda: any(state == "finished" for state, _ in killed.states().values()), 120, program)
+    wait_for(lambda: any(state == "finished" for state, _ in killed.states().values()), program=program)
     os.kill(program.pid, signal.SIGKILL)
-    program.communicate(timeout=60)
+    program.communicate(timeout=PATIENCE)
     done = {name: (killed.trials.path, name) for name, (state, _) in killed.states().items() if state == "finished"}
     stamps = {name: Path(folder, f"{name}.parquet").stat().st_mtime_ns for name, (folder, _) in done.items()}
-    assert tinyscale(*launch_command(path, "killed"), cwd=tmp_path).wait(timeout=180) == 0
+    assert tinyscale(*launch_command(path, "killed"), cwd=tmp_path).wait(timeout=PATIENCE) == 0
     assert {state for state, _ in killed.states().values()} == {"finished"}
     assert stamps == {name: Path(killed.trials.path, f"{name}.parquet").stat().st_mtime_ns for name in stamps}
     assert (killed.folder / "leases").names(".json") == []
@@ -172,7 +172,7 @@ def test_the_user_sees_that_a_checkpoint_was_damaged_and_its_trial_begins_again(
 def test_two_launches_of_one_sweep_at_once_train_no_trial_twice(tmp_path):
     path = write_sweep(tmp_path, tokens="100K", seeds="[0, 1, 2]")
     both = [tinyscale(*launch_command(path, "shared"), cwd=tmp_path) for _ in range(2)]
-    outputs = [program.communicate(timeout=240)[0] for program in both]
+    outputs = [program.communicate(timeout=PATIENCE)[0] for program in both]
     assert [program.returncode for program in both] == [0, 0], outputs
     shared = Results(str(tmp_path / "shared"))
     assert {state for state, _ in shared.states().values()} == {"finished"}

@@ -41,7 +41,7 @@ def test_the_exponents_of_made_runs_lie_in_their_intervals(p: float, q: float) -
 
 def test_nine_in_ten_intervals_hold_the_truth() -> None:
     held = []
-    for seed in range(60):
+    for seed in range(30):
         found = fit_formation(made(seed=seed, noise=0.2))
         held += [
             found.interval("p")[0] < 0.5 < found.interval("p")[1],

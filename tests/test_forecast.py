@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.programs import tinyscale, trap
+from helpers.programs import PATIENCE, tinyscale, trap
 from helpers.sweeps import write_sweep
 from helpers.trials import known_trial, make_trial, trial_config
 from tinyscale.errors import ForecastError, ResultsError
@@ -232,7 +232,7 @@ def test_a_plan_that_waits_for_another_process_to_measure_says_so_and_ctrl_c_end
         assert program.stdout is not None
         line = program.stdout.readline()
         program.send_signal(signal.SIGINT)
-        rest, _ = program.communicate(timeout=60)
+        rest, _ = program.communicate(timeout=PATIENCE)
     assert f"waiting for process {os.getpid()}, which measures this machine's speed and holds " in line
     assert (program.returncode, rest.strip()) == (130, "stopped")
 

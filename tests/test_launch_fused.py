@@ -66,7 +66,7 @@ def test_a_group_whose_process_is_killed_goes_on_and_ends_as_if_it_had_not_been(
     results, whole = Results(str(tmp_path / "results")), Results(str(tmp_path / "whole"))
     first = planned(path, results).to_run[0].trial.identity
     program = tinyscale("launch", "-y", str(path), "--results", results.location, cwd=tmp_path)
-    wait_for(lambda: has_points(results, first), 240, program)
+    wait_for(lambda: has_points(results, first), program=program)
     kill_process_of(first, results)
     output, _ = program.communicate()
     assert program.returncode == 0, output

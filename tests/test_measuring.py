@@ -4,6 +4,7 @@ phase."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from helpers.launches import RAY_WARNS, planned, run
-from helpers.programs import invoke, tinyscale, wait_for
+from helpers.programs import PATIENCE, invoke, tinyscale, wait_for
 from helpers.sweeps import write_sweep
 from tinyscale.errors import ConfigError, LaunchError
 from tinyscale.orchestration.measuring import LEASE
@@ -37,6 +38,30 @@ def write_measured(folder: Path, asked: str = ASKED, **options: Any) -> Path:
 
 def measured(results: Results) -> pd.DataFrame:
     return results.read_measurements()[0]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Path:
+    """The folder of a launch that trained two trials and measured them: its text, its sweep and its results."""
+    folder = tmp_path_factory.mktemp("launched")
+    results = Results(str(folder / "results"))
+    assert run(planned(write_measured(folder), results), results, cluster).measurements.made == 8
+    return folder
+
+
+@pytest.fixture
+def measured_once(tmp_path: Path, launched: Path) -> Results:
+    """The results of that launch, copied into the test's folder with the text beside them."""
+    shutil.copytree(launched, tmp_path, dirs_exist_ok=True)
+    return Results(str(tmp_path / "results"))
+
+
+@pytest.fixture
+def trained(measured_once: Results) -> Results:
+    """The same before anything was measured."""
+    for name in measured_once.measurements.names():
+        measured_once.measurements.delete(name)
+    return measured_once
 
 
 def test_lists_are_axes_of_their_kind_and_each_combination_is_a_question(tmp_path: Path) -> None:
@@ -94,16 +119,15 @@ def test_measuring_moves_no_trial_and_a_question_that_suits_none_is_refused(tmp_
 
 
 def test_a_launch_measures_what_it_trained_once_and_what_is_added_later_alone(
-    tmp_path: Path, results: Results, cluster: Any
+    tmp_path: Path, measured_once: Results, cluster: Any
 ) -> None:
-    path = write_measured(tmp_path)
-    assert run(planned(path, results), results, cluster).measurements.made == 8
+    results = measured_once
     frame = measured(results)
     assert frame.groupby("trial")["measurement"].nunique().eq(4).all()
     assert (frame["state"] == "finished").all()
     assert (frame["loss"] - frame["unchanged_loss"]).to_numpy() == pytest.approx(frame["delta"], abs=1e-9)
     trained = {name: results.trials.read(name) for name in results.trials.names()}
-    again = planned(path, results)
+    again = planned(tmp_path / "small.yaml", results)
     assert not again.has_work
     more = planned(write_measured(tmp_path, "quantize: {bits: [8, 4, 3], of: [all, blocks]}"), results)
     assert (more.to_run, more.measuring.count, more.measuring.done) == ([], 4, 8)
@@ -126,10 +150,9 @@ def test_a_score_of_another_text_counts_as_made_until_the_text_changes(
 
 
 def test_what_cannot_be_measured_is_said_and_measured_by_the_launch_after_it_is_mended(
-    tmp_path: Path, results: Results, cluster: Any
+    tmp_path: Path, trained: Results, cluster: Any
 ) -> None:
-    path = write_measured(tmp_path, "quantize: {bits: 4}")
-    run(planned(write_sweep(tmp_path), results), results, cluster)
+    results = trained
     lost, *_ = results.states()
     weights = results.checkpoints(lost).read(WEIGHTS)
     results.checkpoints(lost).delete(WEIGHTS)
@@ -145,13 +168,11 @@ def test_what_cannot_be_measured_is_said_and_measured_by_the_launch_after_it_is_
     assert run(planned(path, results), results, cluster).measurements.made == 1
 
 
-def test_a_trial_that_another_launch_is_measuring_is_left_to_it(tmp_path: Path, results: Results, cluster: Any) -> None:
-    run(planned(write_sweep(tmp_path, widths="[8]"), results), results, cluster)
-    (trial,) = results.states()
-    assert Lease(results.leases, LEASE + trial).claim()
-    path = write_measured(tmp_path, widths="[8]")
-    assert run(planned(path, results), results, cluster).measurements.made == 0
-    assert measured(results).empty
+def test_a_trial_that_another_launch_is_measuring_is_left_to_it(tmp_path: Path, trained: Results, cluster: Any) -> None:
+    for trial in trained.states():
+        assert Lease(trained.leases, LEASE + trial).claim()
+    assert run(planned(tmp_path / "small.yaml", trained), trained, cluster).measurements.made == 0
+    assert measured(trained).empty
 
 
 def test_memory_needs_no_weights(tmp_path: Path, results: Results, cluster: Any) -> None:
@@ -172,14 +193,13 @@ def test_a_sweep_that_keeps_no_weights_or_searches_is_not_measured(tmp_path: Pat
         load_sweep(path)
 
 
-def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Path, results: Results, cluster: Any) -> None:
-    path = write_measured(tmp_path, "quantize: {bits: 4}", widths="[8]")
-    run(planned(path, results), results, cluster)
-    (name,) = results.measurements.names()
+def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Path, measured_once: Results, cluster: Any) -> None:
+    results = measured_once
+    name, *_ = results.measurements.names()
     whole = measured(results)
     results.measurements.write(name, results.measurements.read(name)[:-200])
     assert f"{name}: set aside" in invoke("status", results.location).output.replace("\n", "")
-    assert run(planned(path, results), results, cluster).measurements.made == 1
+    assert run(planned(tmp_path / "small.yaml", results), results, cluster).measurements.made == 4
     columns = ["measurement", "loss", "delta", "delta_se"]
     pd.testing.assert_frame_equal(measured(results)[columns], whole[columns])
 
@@ -191,12 +211,12 @@ def test_a_launcher_killed_while_it_measures_is_followed_by_one_that_measures_th
     command = ["launch", "-y", "--quiet", str(path), "--results", "killed"]
     program = tinyscale(*command, cwd=tmp_path)
     results = Results(str(tmp_path / "killed"))
-    wait_for(lambda: len(measured(results)) > 2, seconds=120, program=program)
+    wait_for(lambda: len(measured(results)) > 2, program=program)
     os.killpg(program.pid, signal.SIGKILL)
-    program.communicate(timeout=60)
+    program.communicate(timeout=PATIENCE)
     before = measured(results)
     assert 2 < len(before) < 30
-    assert tinyscale(*command, cwd=tmp_path).wait(timeout=120) == 0
+    assert tinyscale(*command, cwd=tmp_path).wait(timeout=PATIENCE) == 0
     after = measured(results)
     assert after["measurement"].nunique() == len(after) == 30
     kept = after[after["measurement"].isin(before["measurement"])].reset_index(drop=True)

@@ -437,7 +437,6 @@ def test_planning_checks_each_shape_once_and_says_where_a_broken_file_was_named(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_launch_keeps_the_code_that_later_commands_run_and_other_code_is_another_trial(
     tmp_path: Path, cluster: Any
 ) -> None:

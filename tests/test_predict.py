@@ -21,12 +21,13 @@ from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.sweep import load_sweep
 
 
-@pytest.fixture
-def joint(tmp_path: Path) -> str:
-    """A results folder with one Chinchilla fit of 240 simulated runs."""
-    simulated(0.005).to_csv(tmp_path / "runs.csv", index=False)
-    assert invoke("fit", str(tmp_path / "runs.csv"), "--results", str(tmp_path / "out")).exit_code == 0
-    return str(tmp_path / "out")
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A results folder with one Chinchilla fit of 240 simulated runs; to be read only."""
+    folder = tmp_path_factory.mktemp("joint")
+    simulated(0.005).to_csv(folder / "runs.csv", index=False)
+    assert invoke("fit", str(folder / "runs.csv"), "--results", str(folder / "out")).exit_code == 0
+    return str(folder / "out")
 
 
 def test_the_frontier_is_where_no_other_split_of_the_budget_has_less_loss() -> None:

@@ -150,11 +150,11 @@ def test_a_folder_without_results_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_rows_says_so(tmp_path: Path) -> None:
-    results = make_results(str(tmp_path / "results"))
+    results = Results(str(tmp_path / "results"))
+    for name, width in (("width", 32), ("single", 16)):
+        add_sweep(results, name, name, [("base", {"d_model": width, "tokens_budget": 25_600})])
     for trial in next(sweep for sweep in results.read_sweeps() if sweep.name == "single").trials:
         results.forget(trial)
-    for name in ("grid", "budgets", "optimizer", "width"):
-        Results(str(tmp_path / "results")).sweeps.delete(f"{name}.json")
     invoke("report", tmp_path / "results")
     assert "none of its trials has rows yet" in verdict((tmp_path / "results" / "report.html").read_text(), "single")
 
@@ -252,7 +252,8 @@ def test_the_setup_says_what_all_runs_share_and_how_far_they_differ(reported: Pa
 
 
 def test_own_words_stand_on_the_page_and_with_their_sweep(tmp_path: Path) -> None:
-    make_results(str(tmp_path / "results"))
+    cells = [("base", {"d_model": 16, "tokens_budget": 25_600})]
+    add_sweep(Results(str(tmp_path / "results")), "grid", "Loss against parameters and tokens", cells)
     words = "Made in *May*.\n## Not a sweep\nstays\n## grid\n<b>as text</b>\n"
     (tmp_path / "results" / "notes.md").write_text(words)
     assert invoke("report", tmp_path / "results").exit_code == 0

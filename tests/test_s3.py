@@ -12,7 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from helpers.launches import RAY_WARNS, planned, run
-from helpers.programs import tinyscale, wait_for
+from helpers.programs import PATIENCE, tinyscale, wait_for
 from helpers.sweeps import write_search, write_sweep
 from tinyscale import storage
 from tinyscale.errors import ResultsError
@@ -121,14 +121,14 @@ def test_an_interrupted_launch_on_s3_goes_on_from_its_checkpoint(tmp_path, serve
     path, uri = write_sweep(tmp_path, tokens="200K", widths="[8]"), server.uri("interrupted")
     results = Results(uri)
     program = tinyscale("launch", "-y", "--quiet", str(path), "--results", uri, cwd=tmp_path)
-    wait_for(lambda: bool(results.trials.names()), 120, program)
+    wait_for(lambda: bool(results.trials.names()), program=program)
     program.send_signal(signal.SIGINT)
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=PATIENCE)
     assert program.returncode == 130, output
     identity = results.trials.names()[0].removesuffix(".parquet")
     assert results.checkpoints(identity).names() == [RESUME]
     again = tinyscale("launch", "-y", "--quiet", str(path), "--results", uri, cwd=tmp_path)
-    output, _ = again.communicate(timeout=120)
+    output, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, output
     assert results.state(identity) == "finished"
 
@@ -138,7 +138,7 @@ def test_a_launch_says_that_its_store_cannot_be_reached_before_ray_starts(tmp_pa
     program = tinyscale(
         "launch", "-y", str(write_sweep(tmp_path)), "--results", server.uri("r", "nowhere"), cwd=tmp_path
     )
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=PATIENCE)
     assert program.returncode == 1
     assert "there is no bucket nowhere" in output
     assert "starting Ray" not in output

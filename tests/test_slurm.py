@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.programs import ROOT, free_port
+from helpers.programs import PATIENCE, ROOT, free_port
 from helpers.sweeps import write_sweep
 from tinyscale.results.store import Results
 
@@ -31,7 +31,7 @@ def test_the_batch_script_starts_ray_launches_and_stops(tmp_path: Path) -> None:
     rest = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         ["bash", "width.sbatch"], cwd=tmp_path, env={**rest, **mine, **slurm, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert [state for state, _ in Results(str(tmp_path / "results")).states().values()] == ["finished"] * 2

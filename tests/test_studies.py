@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from helpers.launches import RAY_WARNS, planned, run
-from helpers.programs import tinyscale, wait_for
+from helpers.programs import PATIENCE, tinyscale, wait_for
 from helpers.sweeps import write_search
 from tinyscale.analysis.runs import read_groups
 from tinyscale.orchestration.session import Cluster
@@ -123,7 +123,7 @@ def test_a_draw_that_fails_is_told_so_and_trained_again_as_it_was_drawn(tmp_path
 def test_what_a_killed_launch_left_open_is_told_fail_and_goes_on(tmp_path: Path, cluster: Cluster) -> None:
     results, path = Results(str(tmp_path / "results")), write_search(tmp_path, tokens="700K", trials=2)
     program = tinyscale("launch", "-y", str(path), cwd=tmp_path)
-    wait_for(lambda: len(list((tmp_path / "results/trials").glob("*.parquet"))) >= 2, 120, program)
+    wait_for(lambda: len(list((tmp_path / "results/trials").glob("*.parquet"))) >= 2, program=program)
     program.send_signal(signal.SIGKILL)
     program.communicate()
     wait_for(lambda: not held_trials(results.folder / "leases"))  # the processes that trained end a moment later
@@ -142,7 +142,7 @@ def test_what_a_killed_launch_left_open_is_told_fail_and_goes_on(tmp_path: Path,
 def test_two_launches_of_one_search_at_once_train_as_many_trials_as_it_asks_for(tmp_path: Path) -> None:
     path, results = write_search(tmp_path, tokens="50K", trials=4), Results(str(tmp_path / "results"))
     both = [tinyscale("launch", "-y", "--quiet", str(path), cwd=tmp_path) for _ in range(2)]
-    outputs = [program.communicate(timeout=300)[0] for program in both]
+    outputs = [program.communicate(timeout=PATIENCE)[0] for program in both]
     assert [program.returncode for program in both] == [0, 0], outputs
     sampled = record_of(results).trials
     assert len(sampled) == len(set(sampled)) == 8

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from helpers.programs import free_port, listens, wait_for
+from helpers.programs import PATIENCE, free_port, listens, wait_for
 from tinyscale.data import prepare
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.launch import launch
@@ -97,9 +97,9 @@ def ray_head(*options: str, port: int | None = None, **environment: str) -> Iter
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     program = subprocess.Popen(command, env={**os.environ, **environment}, **quiet)  # type: ignore[call-overload]
     try:
-        wait_for(lambda: all(map(listens, (port, dashboard, agent))), 120)
+        wait_for(lambda: all(map(listens, (port, dashboard, agent))))
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
     finally:
         program.terminate()
-        program.wait(timeout=60)
+        program.wait(timeout=PATIENCE)
         shutil.rmtree(scratch, ignore_errors=True)

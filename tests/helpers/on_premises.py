@@ -85,7 +85,7 @@ def start_sshd(folder: Path) -> Path:
     }
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")])  # ends with the namespace
-    wait_for(lambda: listens(22), 30)
+    wait_for(lambda: listens(22))
     return folder / "login"
 
 

@@ -18,6 +18,8 @@ from click.testing import CliRunner, Result
 from helpers import ROOT
 from tinyscale.cli import cli
 
+PATIENCE = 300.0  # seconds for what takes a few on an idle machine: a test that waits in vain ends, none claims a time
+
 HEAVY = {"torch", "ray", "pandas", "pyarrow", "matplotlib", "pydantic", "scipy", "numpy", "ruamel", "rich"}
 
 
@@ -54,9 +56,9 @@ def loaded(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120, program: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], bool], program: subprocess.Popen[str] | None = None) -> None:
     """Wait for something to come true, while a program that is to bring it about runs."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert program is None or program.poll() is None, program.communicate()[0]
         assert time.monotonic() < deadline, "waited in vain"
