@@ -25,7 +25,6 @@ def test_the_code_keeps_its_rules(command: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_the_code_is_typed() -> None:
     assert_passes("mypy")
 

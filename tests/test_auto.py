@@ -42,7 +42,6 @@ def precisions(plan: Plan) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(plan: Callable[..., Plan]) -> None:
     made = plan("precision=auto")
     assert len(set(precisions(made))) == 1
@@ -55,7 +54,6 @@ def test_an_open_precision_is_measured_the_same_for_the_whole_sweep_and_told(pla
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_a_trial_is_named_by_what_was_settled(plan: Callable[..., Plan]) -> None:
     made = plan("precision=auto")
     written_out = plan(f"precision={precisions(made)[0]}")

@@ -111,7 +111,6 @@ def test_fused_trials_in_bf16_have_the_losses_of_trials_trained_alone(tiny_corpu
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler: g++ is not here")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_compiled_batched_model_has_the_losses_of_an_eager_one(tiny_corpus: DataConfig, precision: str) -> None:

@@ -23,7 +23,6 @@ runpy.run_path("benchmarks/gpu_packing.py", run_name="__main__")
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 @pytest.mark.timeout(1200)  # it compiles in four processes
 def test_packing_is_measured_without_ray_and_printed_as_one_table() -> None:
     done = subprocess.run(

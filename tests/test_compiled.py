@@ -38,7 +38,6 @@ def losses(outcome: Outcome) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run: Callable[..., Outcome]) -> None:
     first = losses(run(compiled=True))
     assert losses(run(compiled=True)) == first
@@ -49,7 +48,6 @@ def test_compiled_training_repeats_bit_for_bit_also_when_it_was_interrupted(run:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_training_gives_the_losses_of_eager_training(run: Callable[..., Outcome], precision: str) -> None:
     eager, compiled = (run(compiled=compiled, precision=precision) for compiled in (False, True))
@@ -58,6 +56,7 @@ def test_compiled_training_gives_the_losses_of_eager_training(run: Callable[...,
         assert here == pytest.approx(there, abs=within)
 
 
+@pytest.mark.slow
 def test_compiled_bf16_attention_stays_the_products_it_consists_of(tiny_corpus: DataConfig) -> None:
     """Torch's compiler knows attention by its form and would put back the kernel whose backward pass is slow."""
     resources = {"cpu": 1, "compile": True}

@@ -49,7 +49,6 @@ def loss_of_own(parts: dict[str, str], times: int = 1, other: str | None = None)
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_a_token_of_the_same_source_is_worth_one_and_of_noise_nothing(tmp_path: Path) -> None:
     parts = write_dialects(tmp_path)
     alone = {times: loss_of_own(parts, times) for times in (1, 2, 1 + TIMES, 8)}

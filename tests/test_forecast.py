@@ -222,7 +222,7 @@ def test_a_worker_of_several_is_measured_on_its_part_of_the_batch() -> None:
     assert lighten(known_trial(), lambda _: 0.0).config == known_trial().config
 
 
-@pytest.mark.slow  # and not beside others: a process of pytest-xdist ignores Ctrl-C, and so would its children
+@pytest.mark.slow
 def test_a_plan_that_waits_for_another_process_to_measure_says_so_and_ctrl_c_ends_it(
     tmp_path: Path, own_cache: Path
 ) -> None:

@@ -308,7 +308,6 @@ def test_a_damaged_file_is_read_or_is_an_error_in_words(
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 @pytest.mark.parametrize("name", READERS)
 def test_no_damage_of_hundreds_ends_in_anything_else(
     whole: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

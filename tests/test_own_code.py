@@ -414,7 +414,6 @@ def with_arms(folder: Path, **files: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_planning_checks_each_shape_once_and_says_where_a_broken_file_was_named(
     tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:

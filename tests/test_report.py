@@ -204,7 +204,6 @@ def test_one_answer_of_one_trial_is_a_row() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_a_browser_shows_it_whole_without_network_at_any_width(reported: Path, tmp_path: Path) -> None:
     page = reported / "report.html"
     with browser(tmp_path) as address:
@@ -288,7 +287,6 @@ FILTER = """(() => {
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_trials_sort_filter_name_themselves_and_figures_enlarge_in_a_browser_and_without_scripts_all_is_there(
     reported: Path, tmp_path: Path
 ) -> None:

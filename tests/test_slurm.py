@@ -18,6 +18,7 @@ STAND_INS = {"srun": 'exec "$@"', "scontrol": "echo 127.0.0.1"}
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # the script ends with `ray stop`
 def test_the_batch_script_starts_ray_launches_and_stops(tmp_path: Path) -> None:
     (script,) = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", (ROOT / "docs" / "running.md").read_text(), flags=re.DOTALL)
     for name, body in STAND_INS.items():

@@ -173,7 +173,6 @@ def test_two_cores_train_a_sweep_in_minutes_on_text_that_is_installed_or_generat
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 @on_cores
 def test_a_sweep_is_planned_without_a_gpu_and_without_network(
     path: Path, results: Results, monkeypatch: pytest.MonkeyPatch

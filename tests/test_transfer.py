@@ -81,7 +81,6 @@ def test_width_and_depth_that_grow_in_step_are_one_axis() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_the_check_finds_what_a_step_moves_and_where_the_best_rate_lies(path: Path) -> None:
     sweep, results = load_sweep(path), Results("results")
     write_results(sweep, results, {"standard": -0.6, "mup": 0.0})

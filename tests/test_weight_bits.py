@@ -99,6 +99,7 @@ def test_training_with_few_bits_loses_less_than_rounding_afterwards(tiny_corpus:
     assert points[-1].val_loss < after["loss"]
 
 
+@pytest.mark.slow
 def test_it_works_compiled(tiny_corpus: DataConfig) -> None:
     losses = []
     for resources in ({}, {"compile": True}):
