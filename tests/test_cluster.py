@@ -28,7 +28,7 @@ from tinyscale.training.loop import RESUME
 
 pytestmark = [*RAY_WARNS, pytest.mark.slow]
 
-LONG = "1.5M"  # tokens of a trial that lasts until a slow machine has started the other one as well
+LONG = "900K"  # tokens of a trial that lasts until a slow machine has started the other one as well
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def drain(worker: Node, nodes: Nodes) -> None:
 @pytest.mark.parametrize("fault", [lose, drain])
 def test_trials_of_a_node_that_goes_away_continue_on_the_other_to_the_same_numbers(tmp_path, nodes, fault):
     path, results = write_sweep(tmp_path, tokens=LONG, widths="[8]", seeds="[0, 1]"), Results(str(tmp_path / "results"))
-    path.write_text(path.read_text().replace("eval_points", "repeats: true, eval_points"))
+    path.write_text(path.read_text().replace("eval_points: 2", "repeats: true, eval_points: 6"))
     (worker,) = nodes.worker_nodes
     moved: list[str] = []
 
