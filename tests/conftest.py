@@ -45,10 +45,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that share a Ray come last, those with most of them first: each process starts one, late."""
+    """Files with many tests come early, but those that share a Ray come last: each process starts one, and late."""
     shares = {item: isinstance(item, pytest.Function) and "cluster" in item.fixturenames for item in items}
-    sharing = Counter(item.path for item in items if shares[item])
-    items.sort(key=lambda item: (item.path in sharing, -sharing[item.path], str(item.path), shares[item]))
+    sharing, sizes = {item.path for item in items if shares[item]}, Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path in sharing, -sizes[item.path], str(item.path), shares[item]))
 
 
 @pytest.fixture(scope="session")
