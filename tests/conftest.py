@@ -38,7 +38,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # else each program that a test starts compiles us anew
         # A process keeps the first mode it saw: the Rays that tests start in it, one after another, must share one.
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield folder
