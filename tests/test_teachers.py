@@ -223,6 +223,7 @@ def test_a_student_that_was_interrupted_goes_on_bit_for_bit(
 # the two waves of a launch
 
 
+@pytest.mark.slow
 def test_teachers_are_trained_first_and_their_weights_are_kept_for_students(tmp_path: Path, cluster: Any) -> None:
     path, results = with_teachers(tmp_path), Results(str(tmp_path / "results"))
     plan = planned(path, results)
