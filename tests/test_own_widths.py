@@ -18,8 +18,8 @@ from tinyscale.data import prepare
 from tinyscale.errors import ConfigError
 from tinyscale.results.store import Results
 from tinyscale.spec.code import Code
-from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import Counted
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.trial import Own, resolve
 from tinyscale.storage import Folder
 from tinyscale.training.optim import build_optimizer
@@ -328,7 +328,6 @@ def test_what_own_code_has_no_rule_for_is_refused_with_what_to_use() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_ray
 def test_a_plan_passes_the_rates_on_or_says_where_the_file_fails(
     tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
