@@ -18,7 +18,7 @@ from helpers.text import words
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.reporting.write import analyse
 from tinyscale.results.store import Results
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 
 if TYPE_CHECKING:
     from helpers.servers import S3Server

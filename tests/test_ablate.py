@@ -25,7 +25,7 @@ from tinyscale.measurements.interventions import (
     weights,
 )
 from tinyscale.measurements.subject import Subject
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Ablate
 from tinyscale.training.model import GPT
 

@@ -27,7 +27,7 @@ from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.training.loop import train
 
 

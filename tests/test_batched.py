@@ -13,7 +13,7 @@ import torch
 
 from helpers.trials import make_trial, trial_config
 from tinyscale.data import TokenizedCorpus
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training.batched import Batched, start_runs, train_batched

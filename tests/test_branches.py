@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from helpers.trials import make_trial, train_config, trial_config
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results, read_results
-from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import memory_bytes, parameters
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.storage import Folder
 from tinyscale.training.loop import train
 from tinyscale.training.progress import Outcome

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.trials import make_trial, trial_config
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.storage import Folder
 from tinyscale.training.loop import Run, train
 from tinyscale.training.progress import Outcome

@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from helpers.trials import model_config, train_config, trial_config
-from tinyscale.spec.config import (
-    DataConfig,
-    ModelConfig,
-    Resources,
-    TokenizerConfig,
-    TrainConfig,
-    TrialConfig,
-    quantity,
-)
+from tinyscale.spec.config import ModelConfig, Resources, TrainConfig, TrialConfig
+from tinyscale.spec.data_config import DataConfig, TokenizerConfig
+from tinyscale.spec.values import quantity
 
 DATA = {"corpus": "x", "tokenizer": {"kind": "byte"}}
 

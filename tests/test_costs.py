@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.sweeps import SWEEPS
 from helpers.trials import model_config, train_config
 from tinyscale.errors import ConfigError
-from tinyscale.spec.config import DataConfig, ModelConfig, TrialConfig
+from tinyscale.spec.config import ModelConfig, TrialConfig
 from tinyscale.spec.costs import (
     CONTEXT_BYTES,
     block_matrices,
@@ -27,6 +27,7 @@ from tinyscale.spec.costs import (
     smallest_share,
     training_steps,
 )
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.training.model import GPT, Block
 

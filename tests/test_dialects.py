@@ -10,7 +10,7 @@ import pytest
 
 from helpers.trials import make_trial, trial_config
 from tinyscale.data.synthetic import RECORD, Generated, ZipfRecords
-from tinyscale.spec.config import ZipfConfig
+from tinyscale.spec.data_config import ZipfConfig
 from tinyscale.training.loop import train
 from tinyscale.training.progress import Point
 

@@ -26,8 +26,9 @@ from tinyscale.analysis.records import read_records
 from tinyscale.data import content_hash, corpora, documents, hub, prepare
 from tinyscale.results.schema import COLUMNS, MEASUREMENT_COLUMNS
 from tinyscale.spec.code import Code, read_code
-from tinyscale.spec.config import SOURCES, DataConfig, TrialConfig
+from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.costs import parameters
+from tinyscale.spec.data_config import SOURCES, DataConfig
 from tinyscale.spec.measurement import KINDS
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.training.own_checks import ModelCheck, OptimizerCheck

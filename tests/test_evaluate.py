@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.trials import make_trial, trial_config
 from tinyscale.data import TokenizedCorpus
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.training.batches import NOT_SCORED
 from tinyscale.training.evaluate import Evaluation, clustered_mean, position_buckets, token_losses
 from tinyscale.training.loop import train

@@ -15,7 +15,7 @@ from helpers.text import write_text
 from helpers.trials import known_trial, make_trial, trial_config
 from tinyscale.measurements.features import Site, TopK, measure, token_means, train, unexplained
 from tinyscale.measurements.subject import Subject
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Features
 from tinyscale.storage import Folder
 from tinyscale.training.batches import val_windows

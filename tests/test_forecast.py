@@ -27,7 +27,7 @@ from tinyscale.planning.calibrate import lighten, measure
 from tinyscale.planning.forecast import learn, makespan, shape_key, slots, spreads, trial_seconds
 from tinyscale.planning.plan import make_plan
 from tinyscale.results.store import Results
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder

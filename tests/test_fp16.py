@@ -13,7 +13,7 @@ from tinyscale.errors import ConfigError
 from tinyscale.machine import Capacity
 from tinyscale.planning.plan import make_plan
 from tinyscale.results.store import Results
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder
 from tinyscale.training.loop import Run, train

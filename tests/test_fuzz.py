@@ -45,7 +45,7 @@ from tinyscale.results.parquet import open_parquet, to_parquet
 from tinyscale.results.schema import SCHEMA
 from tinyscale.results.store import Results
 from tinyscale.spec.cell import Cell
-from tinyscale.spec.config import SEPARATOR, DataConfig
+from tinyscale.spec.data_config import SEPARATOR, DataConfig
 from tinyscale.spec.measurement import Quantize, Question
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from helpers.trials import make_trial, trial_config
-from tinyscale.spec.config import DataConfig, Resources
+from tinyscale.spec.config import Resources
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.storage import Folder
 from tinyscale.training import loop as train_module
 from tinyscale.training import recorded as recorded_module

@@ -22,7 +22,7 @@ from helpers.servers import Hub, running_hub
 from helpers.text import shared_file
 from tinyscale.data import content_hash, documents, hub, prepare
 from tinyscale.errors import DataError
-from tinyscale.spec.config import SEPARATOR, DataConfig, TokenizerConfig
+from tinyscale.spec.data_config import SEPARATOR, DataConfig, TokenizerConfig
 
 BLOCK = 1 << 16
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausa
 
 from helpers.trials import make_trial, trial_config
 from tinyscale.inference.export import _gpt2_tensors, _llama_tensors
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.training.batches import TrainBatches
 from tinyscale.training.loop import Run
 from tinyscale.training.model import GPT

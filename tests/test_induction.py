@@ -14,7 +14,7 @@ from tinyscale.errors import DataError
 from tinyscale.measurements.induction import best, head_scores, losses, measure, repeated
 from tinyscale.measurements.interventions import Component, edited
 from tinyscale.measurements.subject import Subject
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Induction
 from tinyscale.training.model import GPT
 

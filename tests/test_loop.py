@@ -22,7 +22,8 @@ from torch import nn
 from helpers.markov import MarkovChain
 from helpers.trials import make_trial, trial_config
 from tinyscale.data import TokenizedCorpus
-from tinyscale.spec.config import DataConfig, TrialConfig
+from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder
 from tinyscale.training import evaluate as evaluate_module

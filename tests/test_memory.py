@@ -13,8 +13,9 @@ from tinyscale.measurements.memory import Kept, measure
 from tinyscale.measurements.subject import Subject
 from tinyscale.reporting.plot_memory import memory_bytes as bytes_of
 from tinyscale.reporting.plot_memory import memory_front, plot_memory
-from tinyscale.spec.config import OPTIMIZERS, DataConfig
+from tinyscale.spec.config import OPTIMIZERS
 from tinyscale.spec.costs import memory_bytes, parameters
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Memory
 from tinyscale.training.model import GPT
 

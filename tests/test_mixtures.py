@@ -20,7 +20,7 @@ from tinyscale.errors import ConfigError, DataError
 from tinyscale.planning.plan import make_plan
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.storage import Folder
 from tinyscale.training.batches import batches_of

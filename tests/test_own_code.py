@@ -37,8 +37,8 @@ from tinyscale.results.store import Results, read_results
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.code import Code, read_code
-from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import flops_per_token, parameters
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Ablate, Induction, Memory, Quantize, Question
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Own, Trial, resolve

@@ -19,7 +19,7 @@ from helpers.text import write_text
 from helpers.trials import make_trial, model_config, trial_config
 from tinyscale.measurements.quantize import linear_layers, matrices, measure, model_bits, round_model
 from tinyscale.measurements.subject import Subject
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Quantize
 from tinyscale.spec.trial import Trial
 from tinyscale.storage import Folder

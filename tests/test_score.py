@@ -20,7 +20,7 @@ from tinyscale.errors import DataError
 from tinyscale.inference.trained import Trained, score
 from tinyscale.measurements.score import choice_nats, measure
 from tinyscale.measurements.subject import Subject
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Question, Score
 from tinyscale.training.model import GPT
 

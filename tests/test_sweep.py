@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from helpers.sweeps import ON_CORES, SWEEP, write_tiny_sweep
 from tinyscale.data.corpora import named_corpora
 from tinyscale.errors import ConfigError
-from tinyscale.spec.config import NAMED_CORPORA
+from tinyscale.spec.data_config import NAMED_CORPORA
 from tinyscale.spec.sweep import Sweep, load_sweep
 
 Loader = Callable[..., Sweep]

@@ -13,7 +13,7 @@ from helpers.markov import MarkovChain
 from tinyscale.data import TokenizedCorpus, prepare, require_whole_records
 from tinyscale.data.synthetic import RECORD, Generated, Repeats, ZipfRecords
 from tinyscale.errors import DataError
-from tinyscale.spec.config import DataConfig, RepeatsConfig, TokenizerConfig, ZipfConfig
+from tinyscale.spec.data_config import DataConfig, RepeatsConfig, TokenizerConfig, ZipfConfig
 from tinyscale.training.batches import NOT_SCORED, TrainBatches, oracle_windows, val_windows
 
 SMALL = ZipfConfig(topics=40, letters=4, train_bytes=40_000)

@@ -31,7 +31,7 @@ from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results, read_results
 from tinyscale.results.sweep_record import SweepEntry, SweepRecord
 from tinyscale.spec.cell import Cell
-from tinyscale.spec.config import DataConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.state import State
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial

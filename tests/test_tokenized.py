@@ -16,7 +16,7 @@ from tinyscale.data import tokenized as cache
 from tinyscale.data.split import split
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
-from tinyscale.spec.config import DataConfig, TokenizerConfig
+from tinyscale.spec.data_config import DataConfig, TokenizerConfig
 from tinyscale.spec.facts import TextFacts
 
 TEXTS = [f"Story {number}: the cat sat on mat {number * 7919}." for number in range(200)]

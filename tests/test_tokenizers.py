@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tinyscale.data import tokenizers
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from tinyscale.spec.config import TokenizerConfig
+from tinyscale.spec.data_config import TokenizerConfig
 
 TEXTS = ["It was the best of times, it was the worst of times.\n", "Ça va?  Fine,\tthank you.\r\n"] * 3
 KINDS = [

@@ -25,7 +25,7 @@ from tinyscale.inference.trained import Trained, load_trained, sample, score
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
 from tinyscale.results.usage import read_usage
-from tinyscale.spec.config import SOURCES, DataConfig
+from tinyscale.spec.data_config import SOURCES, DataConfig
 from tinyscale.training.loop import train
 
 pytestmark = [

@@ -16,7 +16,8 @@ from tinyscale.measurements import load_subject
 from tinyscale.measurements.quantize import measure
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
-from tinyscale.spec.config import DataConfig, Resources
+from tinyscale.spec.config import Resources
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.measurement import Quantize
 from tinyscale.training.batched import start_runs
 from tinyscale.training.checkpoint import of_bytes

@@ -7,8 +7,8 @@ from typing import Any
 from helpers.trials import model_config, trial_config
 from tinyscale.data import prepare
 from tinyscale.spec.code import Code
-from tinyscale.spec.config import DataConfig
 from tinyscale.spec.costs import Counted, parameters
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.trial import Own, Trial, resolve
 from tinyscale.training.loop import train
 from tinyscale.training.own_checks import ModelCheck, Reported

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tinyscale.data import TokenizedCorpus, prepare
-from tinyscale.spec.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
+from tinyscale.spec.config import ModelConfig, TrainConfig, TrialConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.facts import TextFacts
 from tinyscale.spec.trial import Trial, resolve
 

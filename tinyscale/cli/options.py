@@ -47,7 +47,7 @@ def results_argument(name: str, metavar: str) -> Callable[[Command], Command]:
 
 def read_quantity(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
     """10M, 2.5e8 -> a number."""
-    from tinyscale.spec.config import quantity
+    from tinyscale.spec.values import quantity
 
     try:
         value = None if text is None else float(quantity(text))

@@ -16,7 +16,7 @@ from tinyscale.data.mixture import Mixture
 from tinyscale.data.source import Source
 from tinyscale.data.synthetic import Generated, Repeats, ZipfRecords
 from tinyscale.errors import DataError
-from tinyscale.spec.config import REPEATS, SEPARATOR, SOURCES, ZIPF_RECORDS, DataConfig, RepeatsConfig, ZipfConfig
+from tinyscale.spec.data_config import REPEATS, SEPARATOR, SOURCES, ZIPF_RECORDS, DataConfig, RepeatsConfig, ZipfConfig
 
 SOTU = "sotu"
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tinyscale.data.source import Split
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
-from tinyscale.spec.config import SEPARATOR
+from tinyscale.spec.data_config import SEPARATOR
 from tinyscale.storage import Folder
 
 Page = tuple[str | None, str]  # what names a document in every text that it is part of, if anything, and its text

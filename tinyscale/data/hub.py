@@ -23,7 +23,7 @@ from tinyscale.data.source import Split
 from tinyscale.data.split import content_hash, split
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
-from tinyscale.spec.config import SEPARATOR
+from tinyscale.spec.data_config import SEPARATOR
 
 _BLOCK = 16 << 20  # bytes per request
 _RETRIES = 3  # of a failed request; the waits between them double from 1 s

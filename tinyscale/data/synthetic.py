@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from tinyscale.data.source import Oracle, Split
 from tinyscale.errors import DataError
-from tinyscale.spec.config import REPEATS, ZIPF_RECORDS, RepeatsConfig, ZipfConfig
+from tinyscale.spec.data_config import REPEATS, ZIPF_RECORDS, RepeatsConfig, ZipfConfig
 
 RECORD = 16  # characters
 _TAG, _BODY = 3, 12

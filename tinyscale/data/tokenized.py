@@ -30,7 +30,7 @@ from tinyscale.data.split import MIN_VAL_TOKENS, SPLIT_RULE, content_hash, in_or
 from tinyscale.data.tokenizers import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from tinyscale.errors import DataError
 from tinyscale.machine import cache_folder
-from tinyscale.spec.config import SEPARATOR, DataConfig
+from tinyscale.spec.data_config import SEPARATOR, DataConfig
 from tinyscale.spec.facts import TextFacts
 from tinyscale.storage import sync
 

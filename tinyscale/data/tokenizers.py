@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tinyscale.spec.config import TokenizerConfig
+from tinyscale.spec.data_config import TokenizerConfig
 
 # The library uses some 80 bytes per token while it encodes, so long documents are encoded in pieces.
 _PIECE_CHARACTERS = 1 << 15

@@ -13,7 +13,8 @@ from tinyscale.data import (
 )
 from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.planning.own_code import OwnCode, read_own_code
-from tinyscale.spec.config import BUDGETS, DataConfig, TrialConfig
+from tinyscale.spec.config import BUDGETS, TrialConfig
+from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.settings import shares_in_words
 from tinyscale.spec.sweep import Sweep, Variant
 from tinyscale.spec.trial import Trial, resolve

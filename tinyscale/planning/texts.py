@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tinyscale.data import TokenizedCorpus
 from tinyscale.formatting import compact, plural
-from tinyscale.spec.config import SEPARATOR, DataConfig
+from tinyscale.spec.data_config import SEPARATOR, DataConfig
 
 MUCH = 0.1  # share of lines in common above which transfer between two parts is mostly their being one text
 

@@ -17,8 +17,8 @@ from tinyscale.results.status import read_status
 from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepRecord
 from tinyscale.spec.cell import Cell
-from tinyscale.spec.config import quantity
 from tinyscale.spec.state import State
+from tinyscale.spec.values import quantity
 
 SHORTEST = 6  # characters of an identity that are shown, at least
 MOST_NAMED = 5  # trials that an error names

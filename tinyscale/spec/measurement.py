@@ -22,10 +22,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import SOURCES, STRICT, Count, Int, refuse
+from tinyscale.spec.data_config import SOURCES
 from tinyscale.spec.document import Document
 from tinyscale.spec.settings import in_words, relative_to_file
 from tinyscale.spec.trial import Trial
+from tinyscale.spec.values import STRICT, Count, Int, refuse
 
 PATHS = {"text", "prompts"}  # fields that say where another text lies: its hash is in the identity in their place
 MAX_QUESTIONS = 1000  # of one kind, to each trial

@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tinyscale.spec.config import STRICT, Int, Quantity, quantity
+from tinyscale.spec.values import STRICT, Int, Quantity, quantity
 
 DIGITS = 3  # significant ones, of a sampled number
 ASHA_POINTS = 5  # evaluations, the last ones at 1/16, 1/8, 1/4, 1/2 and all of the tokens

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import nearest
-from tinyscale.spec.config import NAMED_CORPORA, OwnOptimizer, TrialConfig, alternatives
+from tinyscale.spec.config import OwnOptimizer, TrialConfig, alternatives
+from tinyscale.spec.data_config import NAMED_CORPORA
 from tinyscale.spec.document import Document, Keys
 
 

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from tinyscale.errors import ConfigError
 from tinyscale.formatting import CONTROL, nearest
 from tinyscale.spec.cell import DEFAULT_ARM, SWEEP_NAME, Cell
-from tinyscale.spec.config import OPTIMIZERS, STRICT, Int, TrialConfig, alternatives, quantity
+from tinyscale.spec.config import OPTIMIZERS, TrialConfig, alternatives
 from tinyscale.spec.document import Document, document_of, load_document, parse_value
 from tinyscale.spec.measurement import Question, read_questions
 from tinyscale.spec.search_space import ASHA_POINTS, MAX_COMBINATIONS, NUMBERS, SEARCHABLE, Search, Values
@@ -36,6 +36,7 @@ from tinyscale.spec.settings import (
     read_config,
     read_layer,
 )
+from tinyscale.spec.values import STRICT, Int, quantity
 
 MAX_TRIALS = 100_000
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.spec.code import Code
-from tinyscale.spec.config import SOURCES, TrainConfig, TrialConfig
+from tinyscale.spec.config import TrainConfig, TrialConfig
 from tinyscale.spec.costs import (
     Counted,
     Parameters,
@@ -23,6 +23,7 @@ from tinyscale.spec.costs import (
     teacher_bytes,
     training_steps,
 )
+from tinyscale.spec.data_config import SOURCES
 from tinyscale.spec.facts import TextFacts
 
 SCIENCE_VERSION = 1  # raised when a default changes, or what the same configuration computes
