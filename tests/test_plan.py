@@ -19,7 +19,8 @@ from tinyscale.planning.plan import Plan, make_plan
 from tinyscale.planning.resolve import resolve_against
 from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
-from tinyscale.spec.sweep import Variant, load_sweep
+from tinyscale.spec.grid import Variant
+from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial
 
 HELD_OUT = ("{kind: byte}", "{kind: byte}, val_bytes: 101K")

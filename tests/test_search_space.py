@@ -18,8 +18,9 @@ from tinyscale.errors import ConfigError
 from tinyscale.planning.auto import Filled
 from tinyscale.planning.samples import Samples, known_samples, with_sample
 from tinyscale.results.sweep_record import SweepEntry
+from tinyscale.spec.grid import Variant
 from tinyscale.spec.search_space import Search, Values
-from tinyscale.spec.sweep import Sweep, Variant, load_sweep
+from tinyscale.spec.sweep import Sweep, load_sweep
 from tinyscale.spec.trial import Trial, resolve
 
 SEARCHED = (

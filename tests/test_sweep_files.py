@@ -20,7 +20,8 @@ from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.document import load_document
 from tinyscale.spec.facts import TextFacts
-from tinyscale.spec.sweep import Sweep, Variant, load_sweep
+from tinyscale.spec.grid import Variant
+from tinyscale.spec.sweep import Sweep, load_sweep
 from tinyscale.spec.trial import Trial, resolve
 
 Cell = tuple[Variant, Trial]

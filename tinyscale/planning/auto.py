@@ -18,7 +18,7 @@ from tinyscale.machine import Capacity, this_machine
 from tinyscale.planning import forecast
 from tinyscale.results.store import Results
 from tinyscale.spec.costs import HEADROOM, smallest_share
-from tinyscale.spec.sweep import Variant
+from tinyscale.spec.grid import Variant
 from tinyscale.spec.trial import Trial
 
 LISTED = 8  # values of a field that a line names one by one

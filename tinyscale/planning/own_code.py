@@ -18,8 +18,8 @@ from tinyscale.machine import cache_folder, own_python
 from tinyscale.spec.code import Code, read_code
 from tinyscale.spec.config import OwnOptimizer, TrialConfig
 from tinyscale.spec.costs import Counted
+from tinyscale.spec.grid import Variant
 from tinyscale.spec.settings import OPTIMIZER
-from tinyscale.spec.sweep import Variant
 from tinyscale.spec.trial import Own
 from tinyscale.storage import Folder
 

@@ -27,11 +27,12 @@ from tinyscale.results.store import Results
 from tinyscale.results.sweep_record import SweepEntry
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.config import TrialConfig
+from tinyscale.spec.grid import Variant
 from tinyscale.spec.measurement import Question
 from tinyscale.spec.search_space import Search
 from tinyscale.spec.settings import CODE
 from tinyscale.spec.state import State
-from tinyscale.spec.sweep import Sweep, Variant, without_collector
+from tinyscale.spec.sweep import Sweep, without_collector
 from tinyscale.spec.trial import Trial, resolve
 
 BUSY = 0.8  # programs per core that ran in the last minute, above which a forecast is in doubt

@@ -15,8 +15,9 @@ from tinyscale.errors import ConfigError, DataError, TinyscaleError
 from tinyscale.planning.own_code import OwnCode, read_own_code
 from tinyscale.spec.config import BUDGETS, TrialConfig
 from tinyscale.spec.data_config import DataConfig
+from tinyscale.spec.grid import Variant
 from tinyscale.spec.settings import shares_in_words
-from tinyscale.spec.sweep import Sweep, Variant
+from tinyscale.spec.sweep import Sweep
 from tinyscale.spec.trial import Trial, resolve
 
 

@@ -12,7 +12,8 @@ from tinyscale.analysis.study import Refusal, contrasts_of
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.formatting import plural
 from tinyscale.results.store import Results
-from tinyscale.spec.sweep import Sweep, Variant
+from tinyscale.spec.grid import Variant
+from tinyscale.spec.sweep import Sweep
 
 
 @dataclass(frozen=True)

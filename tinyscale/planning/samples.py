@@ -8,8 +8,8 @@ from typing import Any
 
 from tinyscale.planning.auto import Filled
 from tinyscale.results.sweep_record import SweepEntry
+from tinyscale.spec.grid import Variant
 from tinyscale.spec.search_space import Search
-from tinyscale.spec.sweep import Variant
 from tinyscale.spec.trial import Trial
 
 

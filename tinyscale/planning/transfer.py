@@ -24,8 +24,9 @@ from tinyscale.fitting.minimum import find_minimum
 from tinyscale.machine import own_python, usable_cores
 from tinyscale.results.store import Results
 from tinyscale.spec.config import ModelConfig, TrialConfig
+from tinyscale.spec.grid import Variant
 from tinyscale.spec.settings import CODE
-from tinyscale.spec.sweep import Sweep, Variant
+from tinyscale.spec.sweep import Sweep
 
 AXES = ("d_model", "n_layers")
 FOLLOWING = ("n_heads", "head_dim", "n_kv_heads", "d_ff")  # fields that the width may bring with it

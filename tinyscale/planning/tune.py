@@ -16,7 +16,8 @@ import pandas as pd
 from tinyscale.errors import ConfigError
 from tinyscale.planning.plan import FEW_STEPS, Plan, PlannedTrial
 from tinyscale.spec.cell import Cell
-from tinyscale.spec.sweep import Sweep, Variant
+from tinyscale.spec.grid import Variant
+from tinyscale.spec.sweep import Sweep
 
 RATE = "train.lr"
 SUFFIX = "-tune"
