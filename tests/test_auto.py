@@ -64,7 +64,7 @@ def test_a_trial_is_named_by_what_was_settled(plan: Callable[..., Plan]) -> None
 def test_what_was_launched_is_chosen_again_also_for_trials_that_are_added(
     plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
 ) -> None:
-    def seconds(trials: list[Trial], at_once: int, notify: object = None) -> list[float]:
+    def seconds(trials: list[Trial], at_once: int, *_: object, **__: object) -> list[float]:
         return [1.0 if trial.config.train.precision == chosen else 2.0 for trial in trials]
 
     with monkeypatch.context() as patch:
@@ -97,7 +97,7 @@ def test_a_shape_is_compiled_where_that_is_faster_by_more_than_compiling_takes(
 ) -> None:
     asked = []
 
-    def seconds(trials: list[Trial], at_once: int, notify: object = None) -> list[float]:
+    def seconds(trials: list[Trial], at_once: int, *_: object, **__: object) -> list[float]:
         asked.extend(trials)
         return [compiled if trial.config.resources.compile else eager for trial in trials]
 
@@ -151,7 +151,7 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(
 ) -> None:
     asked = []
 
-    def seconds(trials: list[Trial], at_once: int, notify: object = None) -> list[float]:
+    def seconds(trials: list[Trial], at_once: int, *_: object, **__: object) -> list[float]:
         """Of two GPUs: two trials at once on each lose nothing, four take nearly twice as long."""
         asked.append((at_once, {trial.config.resources.gpu for trial in trials}))
         return [max(10.0, 4.9 * at_once / 2) for _ in trials]
@@ -168,7 +168,7 @@ def test_a_share_is_no_smaller_than_sharing_makes_a_device_faster(
 def test_a_share_is_no_smaller_than_there_are_cores_for_or_than_fits_when_measured(
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, cpus: int, needs: float, expected: float
 ) -> None:
-    def seconds(trials: list[Trial], at_once: int, notify: object = None) -> list[float]:
+    def seconds(trials: list[Trial], at_once: int, *_: object, **__: object) -> list[float]:
         """Trials that lose nothing by others at the same time, and need so much of the memory."""
         return [10.0 if trial.config.resources.gpu >= needs else math.inf for trial in trials]
 
@@ -179,7 +179,7 @@ def test_a_share_is_no_smaller_than_there_are_cores_for_or_than_fits_when_measur
 
 
 def test_a_plan_says_why_the_time_is_not_forecast(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(trials: list[Trial], at_once: int, notify: object = None) -> list[float]:
+    def fails(trials: list[Trial], at_once: int, *_: object, **__: object) -> list[float]:
         raise ForecastError("measuring this machine's speed failed: no word")
 
     with monkeypatch.context() as patch:
@@ -187,7 +187,7 @@ def test_a_plan_says_why_the_time_is_not_forecast(plan: Callable[..., Plan], mon
         failed = plan()
     assert failed.seconds is None
     assert "the time is not forecast: measuring this machine's speed failed: no word" in failed.warnings
-    monkeypatch.setattr(forecast, "trial_seconds", lambda *_: [math.inf, 1.0])
+    monkeypatch.setattr(forecast, "trial_seconds", lambda *_, **__: [math.inf, 1.0])
     tight = plan("compile=false")
     assert [planned.seconds for planned in tight.trials] == [None, 1.0]
     assert any(line.startswith("out of memory when measured: d_model=16 seed=0;") for line in tight.warnings)

@@ -104,7 +104,7 @@ def test_a_measurement_is_positive_kept_and_grows_with_the_steps(tiny_corpus: Da
     steps = [b - a for a, b in pairwise(first)]
     assert steps[1] == pytest.approx(2 * steps[0]), "one measurement serves all lengths"
     known = json.loads((own_cache / "calibration.json").read_text())
-    assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation", "start", "least", "most"}
+    assert set(known[shape_key(trials[0], 1)]) == {"step", "evaluation", "start", "least", "most", "busy"}
     assert trial_seconds(trials, 1) == first, "measured once"
 
 
@@ -127,6 +127,21 @@ def test_steps_that_ran_unevenly_make_a_wide_range_of_the_expected_time(
     training = plan.seconds - forecast.LAUNCH_SECONDS
     between = pytest.approx((0.9 * training + forecast.LAUNCH_SECONDS, 1.5 * training + forecast.LAUNCH_SECONDS))
     assert plan.seconds_between == between
+
+
+def test_what_was_measured_on_a_busy_machine_serves_until_it_is_not_busy(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def measure(trials: list[Trial], *_: object) -> list[dict[str, float]]:
+        made.append(len(trials))
+        return [EVEN | {"step": float(len(made)), "evaluation": 0.0}] * len(trials)
+
+    monkeypatch.setattr(forecast, "_measure", measure)
+    trial = known_trial()
+    times = [trial_seconds([trial], 1, busy=busy) for busy in (True, True, False, True, False)]
+    assert times == [[trial.steps], [trial.steps], *[[2 * trial.steps]] * 3]
 
 
 def test_a_damaged_cache_of_measurements_is_made_anew(tiny_corpus: DataConfig, own_cache: Path) -> None:

@@ -250,7 +250,7 @@ def whole(fitted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts.to_parquet(folder / "t.parquet")
     (folder / "t.txt").write_text("one<|endoftext|>two \u00e9")
     (folder / "calibration.json").write_text(
-        json.dumps({"s": {"step": 1.0, "evaluation": 1.0, "start": 0.0, "least": 1.0, "most": 1.0}})
+        json.dumps({"s": {"step": 1.0, "evaluation": 1.0, "start": 0.0, "least": 1.0, "most": 1.0, "busy": 0.0}})
     )
     _add_trained(folder)
     footer = results.read_trial(first)[1]

@@ -58,7 +58,7 @@ class PlanningContext:
 
     resolve: a variant as a trial, its open fields at the values of AUTO. recorded: for each variant of the sweep, the
     values that it was launched with. capacity: what the trials may use. measure: whether a chooser may measure this
-    machine's speed.
+    machine's speed; busy: whether other programs use it.
     """
 
     results: Results
@@ -66,6 +66,7 @@ class PlanningContext:
     recorded: Sequence[Mapping[str, Any]]
     capacity: Capacity
     measure: bool
+    busy: bool = False
     notify: Callable[[str], None] = lambda _: None  # called with what takes seconds
 
 
@@ -186,7 +187,7 @@ def _fastest(variants: Sequence[Variant], precision: str, context: PlanningConte
 def _measured(trials: Sequence[Trial], at_once: int, context: PlanningContext) -> list[float] | None:
     """`forecast.trial_seconds`; None where that fails, which the plan says when it comes to its own forecast."""
     try:
-        return forecast.trial_seconds(trials, at_once, context.notify)
+        return forecast.trial_seconds(trials, at_once, context.notify, busy=context.busy)
     except ForecastError:
         return None
 

@@ -59,14 +59,15 @@ def side_by_side(configs: Sequence[TrialConfig], capacity: Capacity) -> int:
 
 
 def trial_seconds(
-    trials: Sequence[Trial], at_once: int, notify: Callable[[str], None] = lambda _: None
+    trials: Sequence[Trial], at_once: int, notify: Callable[[str], None] = lambda _: None, *, busy: bool = False
 ) -> list[float] | None:
     """Expected seconds of each trial while `at_once` trials run; None if they need a GPU and this machine has none.
 
-    A trial that ran out of GPU memory has infinite seconds. notify is called with how much is measured. ForecastError
-    if the measurement fails.
+    A trial that ran out of GPU memory has infinite seconds. notify is called with how much is measured. busy: whether
+    other programs use the machine; what is measured meanwhile serves until it is not. ForecastError if the measurement
+    fails.
     """
-    measured = _measured(trials, at_once, notify)
+    measured = _measured(trials, at_once, notify, busy=busy)
     return None if measured is None else [_seconds(*each) for each in zip(trials, measured, strict=True)]
 
 
@@ -87,18 +88,23 @@ def spreads(trials: Sequence[Trial], at_once: int) -> list[tuple[float, float]]:
 
 
 def _measured(
-    trials: Sequence[Trial], at_once: int, notify: Callable[[str], None] = lambda _: None
+    trials: Sequence[Trial], at_once: int, notify: Callable[[str], None] = lambda _: None, *, busy: bool = True
 ) -> list[dict[str, float]] | None:
     """The measurement of each trial's shape; None if they need a GPU and this machine has none."""
     if any(trial.config.resources.gpu for trial in trials) and not this_machine().gpus:
         return None
     keys = [shape_key(trial, at_once) for trial in trials]
     with _kept_measurements() as known:
-        unknown = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in known}
-        for resources, alike in _by_resources(unknown).items():
+        wanted = {key: trial for key, trial in zip(keys, trials, strict=True) if _is_wanted(known.get(key), busy)}
+        for resources, alike in _by_resources(wanted).items():
             measured = _measure(list(alike.values()), resources, at_once, notify)
-            known |= dict(zip(alike, measured, strict=True))
+            known |= {key: each | {"busy": float(busy)} for key, each in zip(alike, measured, strict=True)}
         return [known[key] for key in keys]
+
+
+def _is_wanted(known: dict[str, float] | None, busy: bool) -> bool:
+    """Whether a shape is to be measured: it never was, or on a machine that was busy and no longer is."""
+    return known is None or (bool(known["busy"]) and not busy)
 
 
 def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
@@ -114,18 +120,19 @@ def learn(trained: Sequence[tuple[Trial, float]], at_once: int) -> None:
             expected = sum(_seconds(trial, known[key]) for trial, _ in each) if key in known else math.inf
             if math.isfinite(expected):
                 ratio = sum(seconds for _, seconds in each) / expected
-                known[key] |= {what: known[key][what] * ratio for what in SCALED}
+                known[key] |= {what: known[key][what] * ratio for what in SCALED} | {"busy": 0.0}
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """As `calibrate.measure` returns it."""
+    """As `calibrate.measure` returns it. busy: 1 where other programs used the machine."""
 
     step: float
     evaluation: float
     start: float
     least: float
     most: float
+    busy: float
 
 
 SCALED = ("step", "evaluation", "start")  # of a measurement: the seconds

@@ -236,7 +236,7 @@ def make_plan(
     is called with what takes seconds. TinyscaleError on text that cannot be used, trials that ask for more than the
     text holds, and axes that move nothing.
     """
-    capacity = capacity or this_machine()
+    capacity, busy = capacity or this_machine(), _other_load()
     notify("reading and tokenizing the text")
     texts = prepare_texts(sweep)
     recorded = [entry for record in results.read_sweeps() if record.name == sweep.name for entry in record.entries]
@@ -249,7 +249,9 @@ def make_plan(
 
     def fill(variants: Sequence[Variant]) -> list[Filled]:
         recorded = [chosen.get(variant.cell.key, {}) for variant in variants]
-        return resolve_autos(variants, PlanningContext(results, once, recorded, capacity, measure, notify))
+        return resolve_autos(
+            variants, PlanningContext(results, once, recorded, capacity, measure, busy is not None, notify)
+        )
 
     states = results.states()
     filled_teachers = fill(list(sweep.teachers.values()))
@@ -272,7 +274,7 @@ def make_plan(
     pass_seconds: dict[str, float] = {}
     if measure and at_once and (measuring.missing or any(planned.will_run for planned in trials)):
         notify("measuring this machine's speed")
-        trials, unmeasured = _timed(trials, at_once, notify)
+        trials, unmeasured = _timed(trials, at_once, notify, busy)
         trials = _without_what_is_done(trials, results)
         pass_seconds = _pass_seconds(
             [each for each in _measurable(trials) if each.identity in measuring.missing], at_once
@@ -344,14 +346,21 @@ def _planned(
     return PlannedTrial(trial, variant.cell, state, reason, each.auto_values, sample)
 
 
+def _other_load() -> str | None:
+    """A warning where other programs use this machine. A measurement adds to its load, so ask before."""
+    load, cores = os.getloadavg()[0], usable_cores()
+    if load <= BUSY * cores:
+        return None
+    return f"this machine is busy (a load of {load:.1f} on {plural(cores, 'core')}): the expected time may be off"
+
+
 def _timed(
-    trials: list[PlannedTrial], at_once: int, notify: Callable[[str], None]
+    trials: list[PlannedTrial], at_once: int, notify: Callable[[str], None], busy: str | None
 ) -> tuple[list[PlannedTrial], list[str]]:
     """The trials with how long each takes, where that can be measured; warnings of what it may be wrong for."""
-    load, cores = os.getloadavg()[0], usable_cores()  # before the measurement adds to it
     each = [planned.trial for planned in trials]
     try:
-        seconds = forecast.trial_seconds(each, at_once, notify)
+        seconds = forecast.trial_seconds(each, at_once, notify, busy=busy is not None)
     except ForecastError as error:
         return trials, [f"the time is not forecast: {error}"]
     if seconds is None:
@@ -362,8 +371,7 @@ def _timed(
     ]
     tight = [planned.label for planned, each in zip(trials, seconds, strict=True) if not math.isfinite(each)]
     large = f"out of memory when measured: {', '.join(tight)}; raise resources.gpu or lower train.batch_tokens"
-    busy = f"this machine is busy (a load of {load:.1f} on {plural(cores, 'core')}): the expected time may be off"
-    return timed, [*([large] if tight else []), *([busy] if load > BUSY * cores else [])]
+    return timed, [*([large] if tight else []), *([busy] if busy else [])]
 
 
 def _without_what_is_done(trials: list[PlannedTrial], results: Results) -> list[PlannedTrial]:
