@@ -1,6 +1,7 @@
 """Arms of a sweep, compared where the truth is known."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,35 @@ def test_equal_arms_are_no_difference_seen_at_this_noise() -> None:
     (found,) = compare_arms([arm("base", 1.0, seed=1), arm("same", 1.0, seed=2)])
     assert found.difference.low < 0 < found.difference.high
     assert found.verdict.startswith("no difference seen at this noise")
+
+
+def grows(seeds: int) -> list[Group]:
+    """A base, and an arm that is behind at the smallest size, ahead at the largest, and its equal on average."""
+    base, other = arm("base", 1.0, seed=1, seeds=seeds), arm("mine", 1.0, seed=2, seeds=seeds)
+    steps = np.repeat(np.linspace(0.1, -0.1, 6), seeds)
+    return [base, Group("t", "mine", "", other.frame.assign(val_loss=other.frame["val_loss"] + steps), {})]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_arm_that_gets_better_with_size_is_not_called_the_same_for_a_mean_of_zero(seeds: int) -> None:
+    (found,) = compare_arms(grows(seeds))
+    assert found.difference.low < 0 < found.difference.high
+    told = re.fullmatch(
+        r"mine against base changes with size, from \+0\.\d+ nats per token at N = 100K to (-0\.\d+) "
+        r"\((-0\.\d+) to (-0\.\d+)\) at N = 5M",
+        found.verdict,
+    )
+    assert told is not None, found.verdict
+    value, low, high = map(float, told.groups())
+    assert low < -0.1 < high
+    assert low < value < high
+    assert (found.more_seeds, found.more_sizes) == (None, None), "neither would settle what changes"
+
+
+def test_equal_arms_of_one_seed_are_rarely_said_to_change_with_size() -> None:
+    others = range(40)
+    called = [compare_arms([arm("base", 1.0, seed=s, seeds=1), arm("s", 1.0, seed=900 + s, seeds=1)]) for s in others]
+    assert sum("changes with size" in found.verdict for (found,) in called) <= 6  # at 5 %: more has a chance of 1 %
 
 
 def test_equal_arms_are_called_different_as_rarely_as_promised() -> None:

@@ -11,7 +11,7 @@ from helpers.arms import arm
 from helpers.programs import invoke
 from helpers.results import write_results
 from tinyscale.analysis.compare import Contrast, compare_arms
-from tinyscale.analysis.multipliers import charged
+from tinyscale.analysis.multipliers import charged, in_words
 from tinyscale.analysis.runs import Group
 
 
@@ -42,6 +42,15 @@ def test_the_multiplier_at_each_size_is_the_true_one_and_an_even_gain_has_no_tre
     assert found.trend is not None
     assert found.trend.low < 0 < found.trend.high
     assert found.said == ""
+
+
+def test_sizes_at_which_the_base_never_comes_so_far_are_named_and_the_others_have_theirs() -> None:
+    lion = arm("lion", 1.3, seed=2)
+    below = np.repeat([0, 0, 0, 0, 0.8, 0.8], 3)  # of the law's floor, which is 1.4
+    found = compared(replace(lion, frame=lion.frame.assign(val_loss=lion.frame["val_loss"] - below))).multipliers
+    assert [each.value for each in found["flops"].by_size.values()] == pytest.approx([1.69] * 4, rel=0.1)
+    assert "none at N = 2.29M, 5M, where the base's law comes to no such loss" in found["flops"].said
+    assert "none at N = 2.29M, 5M" in in_words(found)[0]
 
 
 def test_two_sizes_give_multipliers_and_no_trend() -> None:

@@ -257,6 +257,8 @@ class Model(nn.Module):
     [
         ("tokens)\n        return", "tokens)\n        x = x + 1e-3 * x.roll(-1, 1)\n        return",
          r"x\.py, line 8: a later token changes an earlier logit: with another token at \d+"),
+        ("tokens)\n        return", "tokens)\n        x = torch.cat([x[:, :20], x[:, 20:21] + x[:, 21:22], x[:, 21:]], "
+         "1)\n        return", r"line 8: .* with another token at 21, the logits at 20 differ"),
         ("tokens)\n        return", "tokens)\n        x = x + 1e-3 * x.mean(1, keepdim=True)\n        return",
          r"x\.py, line 8: a later token changes an earlier logit: with another token at 1, the logits at 0 differ"),
         ("return self.head(x)", "return self.head(x)[:, 1:]", r"x\.py, line 8: for tokens \(2, 32\), logits are"),
@@ -286,12 +288,23 @@ def test_a_leak_that_the_first_weights_hide_is_found() -> None:
     assert "a later token changes an earlier logit" in refused({"x.py": hidden})
 
 
+STILL = """\
+import torch
+class Still(torch.optim.SGD):
+    def step(self, closure=None):
+        pass
+def build(named, config):
+    return Still([weight for _, weight in named], lr=0.1)
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("def build(named, config):\n    return 3\n", "build returns a int; it should be a torch.optim.Optimizer"),
         (HEAVY_BALL.replace("lr=config.lr", "lr=config.rate"), "ball.py, line 5: AttributeError"),
-        (HEAVY_BALL.replace("= [", "= [torch.zeros(1, requires_grad=True)] or ["), "moves no weight"),
+        (HEAVY_BALL.replace("= [", "= [torch.zeros(1, requires_grad=True)] or ["), "ball.py: the optimizer has 0 of "),
+        (STILL, "a step of the optimizer moves no weight"),
     ],
 )
 def test_an_optimizer_that_cannot_be_used_is_refused(text: str, message: str) -> None:

@@ -324,6 +324,8 @@ def test_what_own_code_has_no_rule_for_is_refused_with_what_to_use() -> None:
         model_config(code="x.py", parametrization="completep")
     with pytest.raises(ValidationError, match="mup knows no rates for an optimizer of your own; use standard"):
         trial_config(data, code="x.py", parametrization="mup", optimizer={"code": "ball.py"})
+    with pytest.raises(ValidationError, match=r"muon is for the matrices .* use adamw or lion"):
+        trial_config(data, code="x.py", parametrization="mup", optimizer="muon")
     assert trial_config(data, code="x.py", parametrization="mup", tie_embeddings=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import special, stats
 
 from tinyscale.analysis.efficiency import MATCH, efficiency_of
 from tinyscale.analysis.multipliers import Multiplier, multipliers_of
@@ -40,7 +40,8 @@ class Contrast:
     by_size: size -> mean difference; efficiency: rho_N, rho_D and compute by the shared law, empty where it could not
     be fitted (then `efficiency_refused` says why); verdict: one sentence; multipliers: compute multiplier by size, by
     kind; more_seeds, more_sizes: how many would settle a difference whose interval holds zero, if it is the one seen
-    (both None: it is settled, or MOST would not do); evidence: e-value, corrected for the number of arms.
+    (both None: it is settled, changes with size, or MOST would not do); evidence: e-value, corrected for the number of
+    arms.
     """
 
     sweep: str
@@ -103,10 +104,15 @@ def _contrast(
     difference = Estimate.around(mean, float(special.stdtrit(dof, 1 - LEVEL / 2 / arms)) * sd)
     efficiency, refused = efficiency_of(base.frame, arm.frame, column)
     verdict, more, by = _verdict(arm.arm, base.arm, difference, unit, efficiency), None, _unit_of_more(pairs)
-    if difference.holds_zero:
+    trend = _changes_with_size(pairs, LEVEL / arms)
+    if difference.holds_zero and trend:
+        verdict = f"{arm.arm} against {base.arm} changes with size, {_ends(pairs, f' {unit}', LEVEL / arms)}"
+    elif difference.holds_zero:
         count = pairs["n"].nunique() if by == "sizes" else arm.frame["seed"].nunique()
         more = more_needed(mean / sd, count, dof, level=LEVEL / arms)
         verdict += _needed(arm.arm, mean, more, by)
+    elif trend:
+        verdict += f"; it changes with size, {_ends(pairs, '', LEVEL / arms)}"
     return Contrast(
         sweep=arm.sweep,
         arm=arm.arm,
@@ -118,7 +124,7 @@ def _contrast(
         by_size={f"{n:.4g}": float(d) for n, d in pairs.groupby("n")["difference"].mean().items()},
         efficiency=efficiency,
         efficiency_refused=refused,
-        verdict=verdict + _trend(pairs),
+        verdict=verdict,
         multipliers=multipliers_of(_with_spent(base.frame), pairs, column),
         more_seeds=more if by == "seeds" else None,
         more_sizes=more if by == "sizes" else None,
@@ -187,7 +193,7 @@ def _mean_test(pairs: pd.DataFrame) -> _Test:
     """
     values, number, sizes = pairs["difference"].to_numpy(float), len(pairs), pairs["n"].nunique()
     variance, dof = values.var(ddof=1), number - 1
-    if _changes_with_size(pairs):
+    if number > sizes and _changes_with_size(pairs):
         between, within = _mean_squares(pairs)
         variance, dof = (between, sizes - 1) if sizes >= LEAST_SAMPLE else (within, number - sizes)
     sd = float(np.sqrt(max(variance / number, 1e-24)))
@@ -210,13 +216,23 @@ def _evidence(pairs: pd.DataFrame) -> float:
     return float(evidence(np.array(pairs["difference"].mean() / sd), np.array(number), np.array(dof)))
 
 
-def _changes_with_size(pairs: pd.DataFrame) -> bool:
-    """Whether the differences of sizes scatter more than those of pairs of one size do."""
+def _changes_with_size(pairs: pd.DataFrame, level: float = LACK_OF_FIT_LEVEL) -> bool:
+    """Whether the differences of sizes scatter more than those of pairs of one size do.
+
+    Of one pair a size, whether they follow a line in log N. level: the chance to say so where they do not.
+    """
     sizes, number = pairs["n"].nunique(), len(pairs)
-    if not 1 < sizes < number:
+    if sizes == number:
+        return sizes >= LEAST_SAMPLE and bool(_line(pairs).pvalue < level)
+    if sizes < 2:
         return False
     between, within = _mean_squares(pairs)
-    return bool(special.fdtrc(sizes - 1, number - sizes, between / max(within, 1e-300)) < LACK_OF_FIT_LEVEL)
+    return bool(special.fdtrc(sizes - 1, number - sizes, between / max(within, 1e-300)) < level)
+
+
+def _line(pairs: pd.DataFrame) -> Any:
+    """scipy's regression of the difference on log N."""
+    return stats.linregress(np.log(pairs["n"]), pairs["difference"])
 
 
 def _mean_squares(pairs: pd.DataFrame) -> tuple[float, float]:
@@ -260,10 +276,17 @@ def _needed(arm: str, mean: float, more: int | None, by: str) -> str:
     return f"; {arm} is {side} by {abs(mean):.4f}, and about {plural(more, 'more ' + by[:-1])} would settle it at 95 %"
 
 
-def _trend(pairs: pd.DataFrame) -> str:
-    """How the difference changes with size, where it does."""
-    if not _changes_with_size(pairs):
-        return ""
-    by_size = pairs.groupby("n")["difference"].mean()
-    ends = [f"{by_size[n]:+.4f} at N = {compact(n)}" for n in (by_size.index.min(), by_size.index.max())]
-    return f"; it changes with size, from {ends[0]} to {ends[1]}"
+def _ends(pairs: pd.DataFrame, unit: str, level: float) -> str:
+    """The difference at the smallest size, and at the largest with its interval, by pairs or by the line in log N."""
+    by_size, sizes, number = pairs.groupby("n")["difference"], pairs["n"].nunique(), len(pairs)
+    means = by_size.mean()
+    first, last, small, large = *means.iloc[[0, -1]].tolist(), *means.index[[0, -1]].tolist()
+    if number > sizes:
+        sd, dof = np.sqrt(_mean_squares(pairs)[1] / by_size.size().iloc[-1]), number - sizes
+    else:
+        x, line, dof = np.log(pairs["n"]), _line(pairs), number - 2
+        last = float(line.intercept + line.slope * x.max())
+        sd = line.stderr * np.sqrt(((x - x.mean()) ** 2).mean() + (x.max() - x.mean()) ** 2)
+    at_largest = Estimate.around(last, float(special.stdtrit(dof, 1 - level / 2) * sd))
+    between = f"({at_largest.low:+.4f} to {at_largest.high:+.4f})"
+    return f"from {first:+.4f}{unit} at N = {compact(small)} to {last:+.4f} {between} at N = {compact(large)}"

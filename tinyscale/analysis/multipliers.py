@@ -34,7 +34,7 @@ class Multiplier:
     """One kind of multiplier of one arm, of KINDS.
 
     by_size: N of the base -> multiplier; trend: d log multiplier / d log compute, None below 3 sizes; said: how it goes
-    with size, empty where no trend is seen.
+    with size, where a trend is seen, and which sizes have none.
     """
 
     by_size: Mapping[str, Estimate]
@@ -129,10 +129,10 @@ def _noise(values: pd.Series[float], pairs: pd.DataFrame, cells: pd.DataFrame) -
 def _over_sizes(cells: pd.DataFrame, logs: Array, noise: Array, dof: int) -> Multiplier:
     """Log multipliers (1 + refits, cells) with the noise (cells,) of the first -> by size, each the mean of lengths."""
     order = cells["size"].to_numpy()
-    mean = np.equal.outer(np.unique(order), order).astype(float)
-    mean /= mean.sum(axis=1, keepdims=True)
-    first, refits = logs[0] @ mean.T, logs[1:] @ mean.T
-    noise = np.linalg.norm(np.multiply(mean, noise, out=np.zeros_like(mean), where=mean > 0), axis=1)
+    lengths = [order == size for size in np.unique(order)]  # the cells of each size
+    of_size = np.stack([logs[:, own].mean(axis=1) for own in lengths], axis=1)
+    first, refits = of_size[0], of_size[1:]
+    noise = np.array([np.linalg.norm(noise[own]) / own.sum() for own in lengths])
     refits = np.where(np.isnan(refits), first, refits)  # of one that never comes so far
     spread = refits.std(axis=0) if len(refits) else np.zeros(len(first))
     reach = special.stdtrit(dof, 0.975) * np.hypot(noise, spread)
@@ -141,10 +141,19 @@ def _over_sizes(cells: pd.DataFrame, logs: Array, noise: Array, dof: int) -> Mul
         ends = np.exp(np.stack([first, first - reach, first + reach], axis=1))
     kept = np.isfinite(first)
     by_size = {f"{n:.4g}": Estimate(*row) for n, row in zip(sizes[kept], ends[kept].tolist(), strict=True)}
-    if kept.sum() < 3 or not np.isfinite(noise[kept]).all():
-        return Multiplier(by_size, None, "")
-    trend = _slope(np.log(compute[kept]), first[kept], refits[:, kept], noise[kept], dof)
-    return Multiplier(by_size, trend, _said(trend, by_size))
+    trend, beyond = None, _beyond(sizes[~kept])
+    if kept.sum() >= 3 and np.isfinite(noise[kept]).all():
+        trend = _slope(np.log(compute[kept]), first[kept], refits[:, kept], noise[kept], dof)
+    said = [_said(trend, by_size) if trend else "", beyond]
+    return Multiplier(by_size, trend, "; ".join(filter(None, said)))
+
+
+def _beyond(sizes: Array) -> str:
+    """Sizes without a multiplier, in words."""
+    named = ", ".join(map(compact, sizes))
+    return f"none at N = {named}, where the base's law comes to no such loss within 1,000 times the compute" * bool(
+        named
+    )
 
 
 def _slope(x: Array, y: Array, refits: Array, noise: Array, dof: int) -> Estimate:
@@ -174,10 +183,10 @@ def _said(trend: Estimate, by_size: Mapping[str, Estimate]) -> str:
 def in_words(multipliers: Mapping[str, Multiplier]) -> list[str]:
     """A sentence for each kind: the multiplier at the smallest and the largest size, and how it goes with size."""
     ends = {kind: [*each.by_size.items()][:: max(1, len(each.by_size) - 1)] for kind, each in multipliers.items()}
-    return [
-        f"compute multiplier {KINDS[kind]}: "
-        + ", ".join(f"{value} at N = {compact(float(size))}" for size, value in ends[kind])
-        + (f"; {each.said}" if each.said else "")
+    told = {
+        kind: [", ".join(f"{value} at N = {compact(float(size))}" for size, value in ends[kind]), each.said]
         for kind, each in multipliers.items()
-        if each.by_size
+    }
+    return [
+        f"compute multiplier {KINDS[kind]}: {'; '.join(filter(None, said))}" for kind, said in told.items() if any(said)
     ]

@@ -59,8 +59,11 @@ def look(sweep: Sweep, results: Results, most: int) -> Look:
 def _state(each: Contrast) -> str:
     """One arm in words."""
     mean = each.difference.value
-    where = f"{each.arm} is {'ahead of' if mean < 0 else 'behind'} {each.base} by {abs(mean):.4f} {each.unit}"
-    return f"{where}, {'settled' if each.settled else 'not settled'} (evidence {each.evidence:.3g} of {1 / LEVEL:.0f})"
+    where = (
+        f"{'ahead of' if mean < 0 else 'behind'} {each.base} by {abs(mean):.4f} {each.unit} in the mean of these sizes"
+    )
+    state = f"{'settled' if each.settled else 'not settled'} (evidence {each.evidence:.3g} of {1 / LEVEL:.0f})"
+    return f"{each.arm} is {where}, {state}"
 
 
 def with_next_seed(sweep: Sweep) -> Sweep:

@@ -340,12 +340,12 @@ class TrialConfig(BaseModel):
         if self.model.parametrization != "standard" and isinstance(self.train.optimizer, OwnOptimizer):
             rates = f"{self.model.parametrization} knows no rates for an optimizer of your own"
             raise refuse("model.parametrization", f"{rates}; use standard")
+        if self.model.code is not None and self.train.optimizer == "muon":
+            raise refuse("train.optimizer", "muon is for the matrices of the built-in GPT's blocks; use adamw or lion")
         if self.model.parametrization == "mup" and not self.train.rule.mup:
             able = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.mup)
             own = f"{self.train.optimizer} scales its own steps; use completep"
             raise refuse("model.parametrization", f"mup's rates are for {able}; {own}")
-        if self.model.code is not None and self.train.optimizer == "muon":
-            raise refuse("train.optimizer", "muon is for the matrices of the built-in GPT's blocks; use adamw or lion")
         if self.model.code is not None and self.train.weight_bits is not None:
             raise refuse("train.weight_bits", "only the built-in GPT rounds its blocks; remove it, or model.code")
         if self.runs_own_code and self.resources.compile:

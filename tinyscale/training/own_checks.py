@@ -32,7 +32,7 @@ from tinyscale.training.own_widths import check_widths
 
 FAR = 1.0  # nats from ln V, above which an untrained model already believes something
 SAME = 1e-6  # difference between logits, relative to the largest, that may come from rounding
-CHANGED = 5  # places at which another token is tried, besides the first, the middle and the last
+CHANGED = 128  # most places at which another token is tried, the first, the middle and the last among them
 MODEL = "class Model(nn.Module) with __init__(config, vocab_size) and forward(tokens [B, T]) -> logits [B, T, V]"
 OPTIMIZER = "build(named_parameters, config) -> torch.optim.Optimizer"
 
@@ -108,8 +108,8 @@ class ModelCheck:
     def _refuse_leaks(self, model: nn.Module) -> None:
         """A later token may change no earlier logit, whatever the weights: some are zero before training."""
         context, generator = self.config.context_length, torch.Generator().manual_seed(2)
-        some = torch.randint(1, context, (CHANGED,), generator=generator).tolist()
-        places = sorted({1, context // 2, context - 1, *some})
+        some = torch.randperm(context, generator=generator)[: CHANGED - 3].tolist()
+        places = sorted({1, context // 2, context - 1, *some} - {0})
         model.eval()
         with torch.no_grad():
             for weight in model.parameters():
@@ -181,10 +181,17 @@ class OptimizerCheck:
     vocab_size: int
 
     def run(self) -> dict[str, Any]:
-        """Nothing. ConfigError where a step leaves the weights as they are, or not finite."""
+        """Nothing. ConfigError where a step leaves weights as they are, or not finite."""
         torch.manual_seed(0)
         model = (named_in(self.model, "Model") if self.model else GPT)(self.config, self.vocab_size)
         optimizer = build_own_optimizer(self.code, list(model.named_parameters()), self.train)
+        given = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        if left := [name for name, weight in weights.items() if id(weight) not in given]:
+            raise ConfigError(
+                f"{self.code.name}: the optimizer has {len(weights) - len(left)} of {len(weights)} parameters, so that "
+                f"{left[0]} never trains; give it all, or set requires_grad to False where the model is to keep one"
+            )
         before = [weight.detach().clone() for weight in model.parameters()]
         for weight in model.parameters():
             weight.grad = torch.full_like(weight, 1e-3)

@@ -31,7 +31,7 @@ from tinyscale.training.own import OwnModel, named_in, where_defined
 WIDER = 4  # the wide model's width, in widths of the narrow one
 EPS = 1e-16  # Adam's, so small that the sizes of the gradients do not matter
 SIZE_FOLLOWS = 0.35  # a larger power of the width, of an untrained output, is the reason of a fault; most are 0.5
-SIZES = "weights of std 1/sqrt(inputs) where they sum over the width, and 1/inputs in the head"
+SIZES = "std 1/sqrt(inputs) for weights that sum over the width, or 1/inputs in the output head"
 
 Powers = dict[str, float]  # by name: the power of the width with which something grows
 
@@ -240,7 +240,11 @@ def _of_size(growing: Sequence[str], sizes: Powers) -> Fault | None:
         return None
     path = [*larger, *smaller][0]
     what = f"the untrained output of {path or 'the model'} {_grows(sizes[path])}"
-    return Fault(path, what, f"give it {SIZES}, or a factor in forward" if larger else "give it weights of a fixed std")
+    return Fault(
+        path,
+        what,
+        f"initialise it with {SIZES}, or give it a factor in forward" if larger else "give it weights of a fixed std",
+    )
 
 
 def _of_gradient(growing: Sequence[str], ordered: Sequence[str], work: Powers, unknown: Sequence[str]) -> Fault:
@@ -256,7 +260,7 @@ def _of_gradient(growing: Sequence[str], ordered: Sequence[str], work: Powers, u
         remedy = "its learning rate does not follow the width; if it sums over it, make it the weight of an nn.Linear"
         return Fault(_owner(last), _does(last, work), remedy)
     what = f"{_does(last, work)}, and that of {after[0]}, which comes next, does not"
-    return Fault(_owner(after[0]), what, f"give {_owner(after[0])} {SIZES}")
+    return Fault(_owner(after[0]), what, f"initialise {_owner(after[0])} with {SIZES}")
 
 
 def _does(name: str, work: Powers) -> str:
