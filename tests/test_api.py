@@ -78,7 +78,7 @@ def test_a_fit_to_results_is_that_of_the_command_line_and_says_what_it_dropped(t
     found, (written,) = ts.fit(ts.read_results(str(tmp_path))), find_laws(str(tmp_path)).fits
     assert found.params == pytest.approx(written.params)
     assert found.record.origin.dropped == written.origin.dropped != {}
-    assert "12 dropped: before the end of its schedule" in found._repr_html_()
+    assert "12 rows dropped: before the end of its schedule" in found._repr_html_()
     final = ts.fit(ts.read_results(str(tmp_path), final=True, sweep="width", arm="base"))
     assert final.params == pytest.approx(found.params)
 

@@ -90,7 +90,7 @@ def test_rows_whose_delta_is_not_seen_are_left_out_and_counted() -> None:
     found = fitted(frame)
     assert len(found.points) == (~unseen).sum()
     assert list(found.origin.dropped.values()) == [int(unseen.sum())]
-    assert f"{int(unseen.sum())} dropped: delta below 2 of its standard errors" in describe(found.record)
+    assert f"{int(unseen.sum())} rows dropped: delta below 2 of its standard errors" in describe(found.record)
     with pytest.raises(FitError, match="no row has a delta of twice its standard error"):
         fit(frame.assign(delta_se=1e9), "bits")
 

@@ -12,7 +12,7 @@ from scipy import special
 from tinyscale.fitting.estimate import estimates_json
 from tinyscale.fitting.holdout import HeldOut
 from tinyscale.fitting.record import Record
-from tinyscale.formatting import compact, distinct, number
+from tinyscale.formatting import compact, distinct, number, plural
 
 
 def describe(record: Record) -> str:
@@ -129,7 +129,7 @@ def _forecast(record: Record) -> list[str]:
 
 def _rows(record: Record) -> str:
     dropped = record.origin.dropped
-    why = "; ".join(f"{rows} dropped: {reason}" for reason, rows in dropped.items()) or "none dropped"
+    why = "; ".join(f"{plural(rows, 'row')} dropped: {reason}" for reason, rows in dropped.items()) or "no row dropped"
     read = ", ".join(f"{name} = {column}" for name, column in record.columns.items())
     return f"points: {record.points} runs ({why}); {read}"
 
