@@ -103,7 +103,7 @@ def test_a_corpus_of_one_document_holds_out_its_tail(corpus: Path) -> None:
 def test_many_processes_make_the_tokens_once(corpus: Path, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from tinyscale.spec.config import DataConfig\n"
+        "from tinyscale.spec.data_config import DataConfig\n"
         "from tinyscale.data import tokenized as cache\n"
         "build = cache._build\n"
         "def counted(*args):\n"

@@ -101,7 +101,7 @@ def test_the_hash_tells_tokenizers_apart() -> None:
 
 def test_order_processes_and_threads_do_not_change_the_tokenizer() -> None:
     code = (
-        "from tinyscale.spec.config import TokenizerConfig\n"
+        "from tinyscale.spec.data_config import TokenizerConfig\n"
         "from tinyscale.data import documents\n"
         "from tinyscale.data.tokenizers import train_tokenizer\n"
         "import sys\n"
