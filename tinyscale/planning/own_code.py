@@ -23,7 +23,7 @@ from tinyscale.spec.settings import OPTIMIZER
 from tinyscale.spec.trial import Own
 from tinyscale.storage import Folder
 
-CHECKS = 1  # version of the checks: another one checks again
+CHECKS = 2  # version of the checks: another one checks again
 KEPT = "own_code.json"  # in the cache: key of a check that passed -> what was counted
 SECONDS = 300.0  # that a check may take
 
