@@ -150,10 +150,9 @@ def _over_sizes(cells: pd.DataFrame, logs: Array, noise: Array, dof: int) -> Mul
 
 def _beyond(sizes: Array) -> str:
     """Sizes without a multiplier, in words."""
-    named = ", ".join(map(compact, sizes))
-    return f"none at N = {named}, where the base's law comes to no such loss within 1,000 times the compute" * bool(
-        named
-    )
+    if not len(sizes):
+        return ""
+    return f"none at N = {', '.join(map(compact, sizes))}, where the base's law comes to no such loss"
 
 
 def _slope(x: Array, y: Array, refits: Array, noise: Array, dof: int) -> Estimate:
