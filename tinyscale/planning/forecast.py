@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import importlib.metadata
@@ -177,9 +178,15 @@ def shape_key(trial: Trial, at_once: int) -> str:
         "at_once": at_once,
         **({"teacher": trial.teacher.config.model.model_dump()} if trial.teacher else {}),
         "own": trial.own.as_json(sources=False),
-        "machine": [platform.node(), platform.machine(), usable_cores(), importlib.metadata.version("torch")],
+        "machine": [platform.node(), platform.machine(), usable_cores(), _torch_version()],
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _torch_version() -> str:
+    """Read from its files once: a plan asks for each of its trials."""
+    return importlib.metadata.version("torch")
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:

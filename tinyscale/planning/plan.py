@@ -358,16 +358,16 @@ def _timed(
     trials: list[PlannedTrial], at_once: int, notify: Callable[[str], None], busy: str | None
 ) -> tuple[list[PlannedTrial], list[str]]:
     """The trials with how long each takes, where that can be measured; warnings of what it may be wrong for."""
-    each = [planned.trial for planned in trials]
+    resolved = [planned.trial for planned in trials]
     try:
-        seconds = forecast.trial_seconds(each, at_once, notify, busy=busy is not None)
+        seconds = forecast.trial_seconds(resolved, at_once, notify, busy=busy is not None)
     except ForecastError as error:
         return trials, [f"the time is not forecast: {error}"]
     if seconds is None:
         return trials, []
     timed = [
         replace(planned, seconds=each if math.isfinite(each) else None, spread=spread)
-        for planned, each, spread in zip(trials, seconds, forecast.spreads(each, at_once), strict=True)
+        for planned, each, spread in zip(trials, seconds, forecast.spreads(resolved, at_once), strict=True)
     ]
     tight = [planned.label for planned, each in zip(trials, seconds, strict=True) if not math.isfinite(each)]
     large = f"out of memory when measured: {', '.join(tight)}; raise resources.gpu or lower train.batch_tokens"
