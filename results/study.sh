@@ -4,8 +4,9 @@
 #   bash results/study.sh [NAME...]
 #
 # Without names, all of them but `transfer` and `languages`, which read the LibreOffice help (results/help_texts.py says
-# how its folder is made, HELP=FOLDER names another), and `novels`, whose texts NOVELS=FOLDER names. Launched again, a
-# study trains only what is missing. What results hold is fitted at the end.
+# how its folder is made, HELP=FOLDER names another), `novels`, whose texts NOVELS=FOLDER names, and `dictionary`, made
+# of the package that `apt-get download dict-gcide` brings. Launched again, a study trains only what is missing. What
+# results hold is fitted at the end.
 set -euo pipefail
 
 text=(--results results/sotu) # the speeches, as the files have it, unless a study reads another text
@@ -46,17 +47,29 @@ ladder() { # forecasts of large runs, written down before these are made
     tinyscale score $results
 }
 
-novels() { # the same on the folder of novels that NOVELS names, with runs that begin where the law holds
-    local results=results/novels at
+far() { # RESULTS TEXT: the same on the text of a folder, with runs that begin where the law holds
+    local on=(--set corpus="$2") at
     for at in rates small; do
-        tinyscale launch -y --keep none --results $results sweeps/novels/$at.yaml --set corpus="${NOVELS:-sweeps/novels/texts}"
-        tinyscale fit $results
+        tinyscale launch -y --keep none --results "$1" sweeps/far/$at.yaml "${on[@]}"
+        tinyscale fit "$1"
     done
-    [[ -e $results/forecasts/far.json ]] ||
-        tinyscale register $results --sweep sweeps/novels/far.yaml --set corpus="${NOVELS:-sweeps/novels/texts}" \
-            --fit novels-chinchilla --name far
-    tinyscale launch -y --keep none --results $results sweeps/novels/far.yaml --set corpus="${NOVELS:-sweeps/novels/texts}"
-    tinyscale score $results
+    [[ -e $1/forecasts/far.json ]] ||
+        tinyscale register "$1" --sweep sweeps/far/large.yaml "${on[@]}" --fit small-chinchilla --name far
+    tinyscale launch -y --keep none --results "$1" sweeps/far/large.yaml "${on[@]}"
+    tinyscale score "$1"
+}
+
+novels() {
+    far results/novels "${NOVELS:-sweeps/far/novels}"
+}
+
+dictionary() { # entries of the dictionary GCIDE, from the Debian package that DICTIONARY names
+    local text=sweeps/far/dictionary
+    mkdir -p $text
+    dpkg --fsys-tarfile "${DICTIONARY:-dict-gcide_0.48.5+nmu2_all.deb}" | tar -xO ./usr/share/dictd/gcide.dict.dz |
+        gzip -dc | iconv -c -f ascii -t ascii |
+        awk 'last == "" && /^[^ ]/ { print "<|endoftext|>" } { print; last = $0 }' >$text/gcide.txt
+    far results/dictionary $text
 }
 
 measured() { # SWEEP: what is measured keeps its weights, which are not committed
@@ -104,7 +117,7 @@ known_floor() {
     known_floor quantize features induction distill
 for study in "$@"; do
     case $study in
-        lr | width | ladder | novels | stories | known_floor | distill | transfer | languages) "$study" ;;
+        lr | width | ladder | novels | dictionary | stories | known_floor | distill | transfer | languages) "$study" ;;
         quantize | features | induction) measured "$study" ;;
         *) launch "$study" ;;
     esac
