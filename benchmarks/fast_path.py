@@ -20,7 +20,7 @@ import pandas as pd
 from tinyscale.data import prepare
 from tinyscale.fitting.fit import fit_law
 from tinyscale.machine import Capacity
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.training.loop import train

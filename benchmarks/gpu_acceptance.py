@@ -191,7 +191,7 @@ def launch_here(path: str, results: str) -> None:
 
     from tinyscale.orchestration.launch import launch
     from tinyscale.orchestration.session import ray_session
-    from tinyscale.planning.plan import make_plan
+    from tinyscale.planning.make_plan import make_plan
     from tinyscale.results.store import Results
     from tinyscale.spec.sweep import load_sweep
 

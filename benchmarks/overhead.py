@@ -27,7 +27,7 @@ from scale import write_many
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster, ray_session
 from tinyscale.orchestration.summary import Summary
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.training.progress import Outcome

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.reporting.page import write_report
 from tinyscale.results.status import read_status
 from tinyscale.results.store import Results, read_results

@@ -14,7 +14,8 @@ from tinyscale.errors import ConfigError, ForecastError
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
 from tinyscale.planning import auto, forecast
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial

@@ -16,7 +16,8 @@ from tinyscale.cli.tables import plan_summary
 from tinyscale.errors import ConfigError
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.reporting.page import write_report
 from tinyscale.reporting.write import analyse
 from tinyscale.results.status import read_status

@@ -15,7 +15,8 @@ from helpers.text import words
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sampled, record_sweep
 from tinyscale.orchestration.studies import CellStudy, StudyFile
-from tinyscale.planning.plan import Plan, PlannedTrial, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.results.leases import Lease
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results

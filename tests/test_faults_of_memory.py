@@ -15,7 +15,7 @@ from helpers.sweeps import write_sweep
 from tinyscale.machine import Capacity
 from tinyscale.orchestration import session
 from tinyscale.orchestration.session import ray_session
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.spec.trial import Trial

@@ -25,7 +25,7 @@ from tinyscale.machine import Capacity
 from tinyscale.planning import calibrate, forecast
 from tinyscale.planning.calibrate import lighten, measure
 from tinyscale.planning.forecast import learn, makespan, shape_key, slots, spreads, trial_seconds
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.sweep import load_sweep

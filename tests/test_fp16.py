@@ -11,7 +11,7 @@ from helpers.sweeps import write_tiny_sweep
 from helpers.trials import make_trial, trial_config
 from tinyscale.errors import ConfigError
 from tinyscale.machine import Capacity
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.sweep import load_sweep

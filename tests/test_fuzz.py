@@ -36,7 +36,7 @@ from tinyscale.inference.trained import load_trained
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.studies import CellStudy, StudyFile
 from tinyscale.planning import forecast
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.reporting.tables import provenance_of
 from tinyscale.results import snapshot
 from tinyscale.results.launches import read_launches

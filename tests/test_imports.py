@@ -19,7 +19,7 @@ LIGHT = (
     "results.provenance",
     "fitting",
     "analysis.study",
-    "planning.plan",
+    "planning.make_plan",
     "planning.forecast",
     "reporting.plot_law",
     "reporting.page",

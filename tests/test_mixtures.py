@@ -17,7 +17,7 @@ from helpers.text import words
 from helpers.trials import make_trial, trial_config
 from tinyscale.data import prepare
 from tinyscale.errors import ConfigError, DataError
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.results.schema import point_columns
 from tinyscale.results.store import Results
 from tinyscale.spec.data_config import DataConfig

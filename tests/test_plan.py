@@ -14,8 +14,9 @@ from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError, DataError
 from tinyscale.machine import Capacity
 from tinyscale.planning import forecast
-from tinyscale.planning import plan as plan_module
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning import make_plan as planning
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.planning.resolve import resolve_against
 from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
@@ -245,7 +246,7 @@ def test_a_forecast_gives_every_trial_seconds_and_the_launch_their_makespan(plan
 def test_the_forecast_leaves_out_what_an_interrupted_trial_has_done_and_doubts_a_busy_machine(
     planned: Planner, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(planning.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     said: list[str] = []
     whole = planned(measure=True, capacity=Capacity(1, 0), notify=said.append)
     assert not any("busy" in warning for warning in whole.warnings)
@@ -254,7 +255,7 @@ def test_the_forecast_leaves_out_what_an_interrupted_trial_has_done_and_doubts_a
     )
     (trial,) = (each.trial for each in whole.trials)
     results.write_trial(trial, [{**POINT, "tokens": trial.tokens // 4}], "running", None, {})
-    monkeypatch.setattr(plan_module.os, "getloadavg", lambda: (64.0, 0.0, 0.0))
+    monkeypatch.setattr(planning.os, "getloadavg", lambda: (64.0, 0.0, 0.0))
     rest = planned(measure=True, capacity=Capacity(1, 0))
     assert rest.trials[0].seconds == pytest.approx(0.75 * whole.trials[0].seconds)
     assert any("this machine is busy (a load of 64.0 on" in warning for warning in rest.warnings)
@@ -267,7 +268,7 @@ def test_each_configuration_of_a_plan_is_resolved_once(planned: Any, monkeypatch
         asked.append(variant.config)
         return resolve_against(texts, own, teachers, variant)
 
-    monkeypatch.setattr(plan_module, "resolve_against", counted)
+    monkeypatch.setattr(planning, "resolve_against", counted)
     planned("search: {fields: {train.weight_decay: {low: 0.01, high: 0.2}}, trials: 4}\nseeds: [0, 1]\n")
     assert len(asked) == len(set(asked)) > 2
 

@@ -36,7 +36,7 @@ from tinyscale.analysis.score import score
 from tinyscale.cli.tables import registered_table
 from tinyscale.errors import ConfigError, FitError, ResultsError
 from tinyscale.fitting.estimate import Estimate
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.reporting.page import write_report
 from tinyscale.reporting.terminal import PlainConsole
 from tinyscale.reporting.write import analyse

@@ -11,7 +11,8 @@ from helpers.sweeps import write_sweep
 from tinyscale.formatting import duration
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning.plan import WHY, Plan, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import WHY, Plan
 from tinyscale.results.leases import Lease
 from tinyscale.results.status import read_status
 from tinyscale.spec.state import State

@@ -15,7 +15,7 @@ from tinyscale.data.corpora import named_corpora
 from tinyscale.data.hub import HUB
 from tinyscale.data.synthetic import RECORD, ZipfRecords
 from tinyscale.machine import Capacity
-from tinyscale.planning.plan import make_plan
+from tinyscale.planning.make_plan import make_plan
 from tinyscale.results.store import Results
 from tinyscale.spec.config import TrialConfig
 from tinyscale.spec.document import load_document

@@ -14,7 +14,8 @@ from helpers.sweeps import SWEEP, write_tiny_sweep
 from tinyscale.errors import ConfigError
 from tinyscale.machine import Capacity
 from tinyscale.orchestration.record import record_sweep
-from tinyscale.planning.plan import FEW_STEPS, Plan, make_plan
+from tinyscale.planning.make_plan import FEW_STEPS, make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.planning.tune import RATES, tuning_of, with_more_rates
 from tinyscale.reporting.write import analyse
 from tinyscale.results.store import Results

@@ -17,7 +17,8 @@ from tinyscale.analysis.suggest import suggest_from
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.fitting.design import Suggestion
 from tinyscale.machine import cache_folder
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.planning.rounds import refuse_rounds
 from tinyscale.results.status import Status, read_status
 from tinyscale.results.store import Results

@@ -24,7 +24,8 @@ from tinyscale.machine import Capacity
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.results.store import Results, read_results
 from tinyscale.spec.sweep import load_sweep
 from tinyscale.training.loop import train

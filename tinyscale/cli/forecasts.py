@@ -93,7 +93,7 @@ def _register_sweep(
     """
     from tinyscale.analysis.register import register_trials
     from tinyscale.planning.auto import PRECISION
-    from tinyscale.planning.plan import make_plan
+    from tinyscale.planning.make_plan import make_plan
     from tinyscale.spec.sweep import load_sweep
 
     sweep = load_sweep(path, overrides=overrides, select=select)

@@ -221,7 +221,7 @@ def tune(price: float | None, budget: float, yes: bool, **chosen: Any) -> None:
     plan or launch of SWEEP follows. The search is a sweep of its own in the results, named SWEEP's name with -tune.
     """
     from tinyscale.cli.tables import launch_summary
-    from tinyscale.planning.plan import make_plan
+    from tinyscale.planning.make_plan import make_plan
     from tinyscale.planning.tune import tuning_of, with_more_rates
     from tinyscale.reporting.terminal import open_console
     from tinyscale.reporting.write import analyse
@@ -397,7 +397,7 @@ def _plan(
     measure: bool = True,
 ) -> tuple[Any, Any, Any]:
     """The plan, the results that it was compared with, and the cluster where an address is given."""
-    from tinyscale.planning.plan import make_plan
+    from tinyscale.planning.make_plan import make_plan
     from tinyscale.results.store import Results
     from tinyscale.spec.sweep import load_sweep
 

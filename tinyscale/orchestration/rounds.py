@@ -9,7 +9,8 @@ from rich.console import Console
 from tinyscale.orchestration.launch import launch
 from tinyscale.orchestration.session import Cluster
 from tinyscale.orchestration.summary import Summary
-from tinyscale.planning.plan import Plan, make_plan
+from tinyscale.planning.make_plan import make_plan
+from tinyscale.planning.plan import Plan
 from tinyscale.planning.rounds import look
 from tinyscale.results.store import Results
 

@@ -14,7 +14,8 @@ from itertools import product
 import pandas as pd
 
 from tinyscale.errors import ConfigError
-from tinyscale.planning.plan import FEW_STEPS, Plan, PlannedTrial
+from tinyscale.planning.make_plan import FEW_STEPS
+from tinyscale.planning.plan import Plan, PlannedTrial
 from tinyscale.spec.cell import Cell
 from tinyscale.spec.grid import Variant
 from tinyscale.spec.sweep import Sweep
