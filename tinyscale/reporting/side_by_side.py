@@ -18,8 +18,8 @@ from tinyscale.fitting.frontier import frontier
 from tinyscale.fitting.laws import VARIABLES
 from tinyscale.fitting.text import verdict
 from tinyscale.formatting import plural
+from tinyscale.reporting.blocks import PAGE, Block, Section, render, shown_figure, write_csv
 from tinyscale.reporting.figures import write_figure
-from tinyscale.reporting.page import PAGE, Block, Section, render, shown_figure, write_csv
 from tinyscale.reporting.plot_law import BLUE, LEGEND, ORANGE, entitle, literal, new_axes, plot_reaching, tidy
 from tinyscale.reporting.tables import Table, facts
 from tinyscale.storage import Folder
