@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from helpers.runs import TRUE, runs_of_sizes
-from tinyscale.analysis.study import find_laws, fit_frame
+from tinyscale.analysis.fit_frame import fit_frame
+from tinyscale.analysis.study import find_laws
 from tinyscale.errors import FitError
 from tinyscale.fitting.diagnostics import untuned_note
 from tinyscale.fitting.fit import fit_law

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from helpers.runs import published
-from tinyscale.analysis.study import find_laws, fit_frame
+from tinyscale.analysis.fit_frame import fit_frame
+from tinyscale.analysis.study import find_laws
 from tinyscale.errors import FitError
 from tinyscale.fitting import fit
 from tinyscale.fitting.mixture import _fit, fit_mixture, predicted

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from helpers.programs import invoke
-from tinyscale.analysis.study import Analysis, find_laws, fit_frame
+from tinyscale.analysis.fit_frame import fit_frame
+from tinyscale.analysis.study import Analysis, find_laws
 from tinyscale.analysis.table import read_table
 from tinyscale.analysis.table_file import read_file, to_number
 from tinyscale.errors import FitError, ResultsError

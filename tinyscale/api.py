@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from tinyscale.analysis.fit_frame import fit_frame as fit
+from tinyscale.analysis.group_fits import Refusal
 from tinyscale.analysis.predict import predict_all
 from tinyscale.analysis.records import contrasts_table, read_records
 from tinyscale.analysis.runs import read_groups
-from tinyscale.analysis.study import Refusal, contrasts_of
-from tinyscale.analysis.study import fit_frame as fit
+from tinyscale.analysis.study import contrasts_of
 from tinyscale.analysis.suggest import suggest_from
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.fitting.design import Suggestion

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from tinyscale.analysis.compare import Contrast
+from tinyscale.analysis.group_fits import Refusal
 from tinyscale.analysis.power import LEVEL
 from tinyscale.analysis.runs import read_groups
-from tinyscale.analysis.study import Refusal, contrasts_of
+from tinyscale.analysis.study import contrasts_of
 from tinyscale.errors import ConfigError, FitError
 from tinyscale.formatting import plural
 from tinyscale.results.store import Results

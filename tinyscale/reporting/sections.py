@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from tinyscale.analysis.compare import Contrast
 from tinyscale.analysis.forecasts import EDITED, Registration
+from tinyscale.analysis.group_fits import Refusal
 from tinyscale.analysis.measured import measurement_rows
 from tinyscale.analysis.positions import falls_beyond, position_losses, positions_over_seeds, positions_verdict
 from tinyscale.analysis.ranks import ranks_in_words
-from tinyscale.analysis.study import Analysis, Refusal
+from tinyscale.analysis.study import Analysis
 from tinyscale.fitting.choose import AnyFit
 from tinyscale.fitting.record import Record
 from tinyscale.fitting.text import formula_with_numbers, verdict
