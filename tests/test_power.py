@@ -130,6 +130,7 @@ def test_a_launch_until_settled_adds_seeds_until_the_arm_is_settled(tmp_path: Pa
     path.write_text(f"{path.read_text()}arms: {{base: {{}}, idle: {{train.lr: 1e-5}}}}\n")
     outcome = invoke("launch", "-y", path, "--results", results, "--until-settled", "6", "--quiet")
     assert outcome.exit_code == 0, outcome.output
+    assert "then a seed more at a time, at most 6," in outcome.output
     assert "all arms are settled" in outcome.output
     seeds = {each.cell.seed for each in Results(str(results)).read_sweeps()[0].entries}
     assert seeds == set(range(len(seeds)))

@@ -167,6 +167,8 @@ def launch(
         if until_settled:
             refuse_rounds(made.sweep, until_settled)
         _show(console, made, price, table=not quiet)
+        if until_settled:
+            console.print(f"then a seed more at a time, at most {until_settled}, until the arms are settled")
         if dry_run:
             return
         store.folder.require_writable()
