@@ -43,6 +43,7 @@ SHAPES = {
     "S2": Shape(512, 64, 4, 128, 32),
     "S3": Shape(2048, 128, 4, 128, 32),
     "S4": Shape(4096, 256, 6, 256, 16),
+    "C1": Shape(512, 64, 4, 1024, 4),  # a long context
     "Q6": Shape(512, 6, 2, 64, 16),  # the quickstart's widths
     "Q16": Shape(512, 16, 2, 64, 16),
     "Q36": Shape(512, 36, 2, 64, 16),

@@ -10,6 +10,9 @@ The malloc settings of `training.device.keep_freed_memory` hold for the process,
 --compile names what is timed compiled as well. A compiled row is compared with a peer's compiled step if there is one,
 else with its eager step.
 
+"weights in bf16" is our bf16 step with matrices kept in bf16 instead of cast at each use: a copy in bf16, beside
+the optimizer's in fp32, can save no more.
+
 The bound is the tokens/s of the step's matrix products alone, attention's included: forward, gradient of the input and
 gradient of the weights, in the same precision.
 
@@ -55,6 +58,7 @@ OPERATIONS = {  # patterns of their names in PyTorch's profiler
     "compiled kernels": r"CompiledFxGraph",
     "optimizer": r"Optimizer|adam|vector_norm|_foreach",
 }
+KEPT = "weights in bf16"
 Step = Callable[[], object]
 
 
@@ -151,17 +155,26 @@ def variants(
     """The step of each implementation, precision and mode. Ours come first: making a Run discards compiled code."""
     torch._dynamo.reset()  # earlier shapes would count as recompilations, of which torch allows only a few
     steps: dict[Variant, Step] = {}
-    for who in ("ours", *peers):
+    for precision, mode in itertools.product(DTYPES, modes("ours", compiled)):
+        trial = make_trial(shape, precision, mode == "compiled", threads)
+        steps["ours", precision, mode] = Run(trial, corpus, None).update
+        if precision == "bf16":
+            steps[KEPT, precision, mode] = kept_in_bf16(trial, corpus)
+    for who in peers:
         for precision, mode in itertools.product(DTYPES, modes(who, compiled)):
-            if who == "ours":
-                trial = make_trial(shape, precision, mode == "compiled", threads)
-                steps[who, precision, mode] = Run(trial, corpus, None).update
-            else:
-                model = PEERS[who](shape)
-                steps[who, precision, mode] = plain_step(model, shape, corpus, precision, mode == "compiled")
+            steps[who, precision, mode] = plain_step(PEERS[who](shape), shape, corpus, precision, mode == "compiled")
     for precision, dtype in DTYPES.items():
         steps["products", precision, "eager"] = products(shape, dtype)
     return steps
+
+
+def kept_in_bf16(trial: Trial, corpus: TokenizedCorpus) -> Step:
+    """The step of a trial whose matrices are kept in bf16; the optimizer updates these."""
+    run = Run(trial, corpus, None)
+    for layer in run.gpt.modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(torch.bfloat16)
+    return run.update
 
 
 def modes(who: str, compiled: Sequence[str]) -> tuple[str, ...]:
@@ -205,7 +218,7 @@ def speed_rows(name: str, found: dict[Variant, list[float]]) -> Iterator[Sequenc
         who, precision, mode = variant
         if who == "ours":
             ratios = [over(found, variant, "plain", "fp32", "eager")]
-            ratios += [over(found, variant, peer, precision, mode) for peer in (*PEERS, "products")]
+            ratios += [over(found, variant, peer, precision, mode) for peer in (*PEERS, KEPT, "products")]
             cells = ("-" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios)
             yield name, precision, mode, f"{statistics.median(speeds):,.0f}", *cells
 
@@ -259,7 +272,7 @@ def main() -> None:
         print(f"{missing} is not installed: left out")
     if options.profile:
         peers = []
-    speeds = ["tokens/s", "over plain fp32 eager", *(f"over {peer}" for peer in PEERS), "share of bound"]
+    speeds = ["tokens/s", "over plain fp32 eager", *(f"over {peer}" for peer in (*PEERS, KEPT)), "share of bound"]
     columns = ["shape", "precision", "mode", *([*OPERATIONS, "the rest"] if options.profile else speeds)]
     print()
     print_row(columns)
