@@ -87,7 +87,13 @@ def test_forward_gives_logits_and_with_targets_their_mean_loss() -> None:
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(1, 16), st.integers(0, 99))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 40, 256, 257, 600]),
+    st.integers(1, 16),
+    st.integers(0, 99),
+)
 def test_bf16_attention_on_a_cpu_is_that_of_torchs_kernel(
     rows: int, heads: int, length: int, width: int, seed: int
 ) -> None:
@@ -98,8 +104,9 @@ def test_bf16_attention_on_a_cpu_is_that_of_torchs_kernel(
     assert torch.equal(attend(q.float(), k.float(), v.float()), exact)
 
 
-def test_bf16_attention_on_a_cpu_has_the_gradients_of_torchs_kernel() -> None:
-    q, k, v = torch.randn(3, 2, 4, 32, 16, generator=torch.Generator().manual_seed(0)).unbind()
+@pytest.mark.parametrize("length", [32, 300], ids=["short", "in_blocks"])
+def test_bf16_attention_on_a_cpu_has_the_gradients_of_torchs_kernel(length: int) -> None:
+    q, k, v = torch.randn(3, 2, 4, length, 16, generator=torch.Generator().manual_seed(0)).unbind()
     wanted = [x.clone().requires_grad_() for x in (q, k, v)]
     F.scaled_dot_product_attention(*wanted, is_causal=True).square().sum().backward()
     found = [x.bfloat16().requires_grad_() for x in (q, k, v)]

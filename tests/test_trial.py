@@ -138,9 +138,28 @@ def test_the_identity_hashes_what_decides_the_numbers_and_leaves_out_fields_at_t
         "data": {},
         "corpus": "c0", "tokenizer": "70", "split": "rule-1", "science_version": 1,
     }  # fmt: skip
+    assert known_trial(seed=0, schedule="cosine").identity == _hash(described), "so a new field re-runs nothing"
+
+
+@pytest.mark.parametrize(
+    ("context", "precision", "version"), [(256, "bf16", 1), (257, "bf16", 2), (257, "fp32", 1)], ids=str
+)
+def test_only_what_is_computed_in_another_way_than_before_is_trained_again(
+    context: int, precision: str, version: int
+) -> None:
+    changes = {"tokens_budget": 20 * context, "batch_tokens": context}
+    described = {
+        "model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 64, "context_length": context},
+        "train": {"lr": 0.01, "eval_points": 3} | changes | ({"precision": precision} if precision != "fp32" else {}),
+        "data": {},
+        "corpus": "c0", "tokenizer": "70", "split": "rule-1", "science_version": version,
+    }  # fmt: skip
+    assert known_trial(context_length=context, precision=precision, **changes).identity == _hash(described)
+
+
+def _hash(described: dict[str, Any]) -> str:
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
-    expected = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    assert known_trial(seed=0, schedule="cosine").identity == expected, "so a new field re-runs nothing"
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def test_a_trial_knows_its_steps_tokens_epochs_and_flops() -> None:

@@ -20,6 +20,7 @@ from pydantic import (
 from tinyscale.spec.data_config import DataConfig
 from tinyscale.spec.values import STRICT, Count, Int, OwnSettings, Quantity, Settings, refuse, whole
 
+LONG_CONTEXT = 256  # positions; attention in bf16 on a CPU takes the queries of more in blocks
 BUDGETS = ("tokens_budget", "tokens_per_param", "flops_budget", "epochs_budget")  # a training gives exactly one
 # Mutually exclusive fields: setting one removes the others of its group that a lower layer set.
 ALTERNATIVES = (

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tinyscale.errors import ConfigError
 from tinyscale.spec.code import Code
-from tinyscale.spec.config import TrainConfig, TrialConfig
+from tinyscale.spec.config import LONG_CONTEXT, TrainConfig, TrialConfig
 from tinyscale.spec.costs import (
     Counted,
     Parameters,
@@ -207,11 +207,17 @@ def resolve(config: TrialConfig, facts: TextFacts, teacher: Trial | None = None,
         "corpus": facts.corpus_hash,
         "tokenizer": facts.tokenizer_hash,
         "split": facts.split_rule,
-        "science_version": SCIENCE_VERSION,
+        "science_version": _science_version(resolved),
     }
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
     identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
     return Trial(identity, resolved, facts, teacher, own)
+
+
+def _science_version(config: TrialConfig) -> int:
+    """The version of what a configuration computes: raised for those alone that compute another thing than before."""
+    in_blocks = config.train.precision == "bf16" and config.model.context_length > LONG_CONTEXT
+    return SCIENCE_VERSION + (in_blocks and config.model.code is None)
 
 
 def _unique_tokens(config: TrialConfig, facts: TextFacts) -> int:

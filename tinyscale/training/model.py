@@ -6,30 +6,48 @@ unless n_kv_heads is set), V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyscale.spec.config import ModelConfig
+from tinyscale.spec.config import LONG_CONTEXT, ModelConfig
 from tinyscale.training.parametrization import EMBEDDING_STD, branch_std, head_std, scales
 from tinyscale.training.rounding import Linear
 
 NORM_EPS = 1e-5  # of every norm, added to the mean square
+QUERY_BLOCKS = 4  # of a long context; more save little, and take the compiler twice as long
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention: q, k, v [B, H, T, K] -> [B, H, T, K].
 
     This is PyTorch's fused kernel, except in bf16 on a CPU: there the kernel's backward pass is an order of magnitude
-    slower than plain matrix products. The mask is the first term of its sum, because the compiler recognises the other
-    order as attention and replaces it by the fused kernel.
+    slower than plain matrix products. In a context of more than LONG_CONTEXT these take the queries in QUERY_BLOCKS
+    blocks, each with the keys up to its last: what is masked in full is not computed.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])  # [B, H, T, T]
-    future = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=q.device).triu(1)
+    if q.shape[-2] <= LONG_CONTEXT:
+        return _attend_last(q, k, v)
+    blocks = q.chunk(QUERY_BLOCKS, dim=-2)
+    ends = itertools.accumulate(block.shape[-2] for block in blocks)
+    return torch.cat(
+        [_attend_last(block, k[..., :end, :], v[..., :end, :]) for block, end in zip(blocks, ends, strict=True)], dim=-2
+    )
+
+
+def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the last S of T positions: q [B, H, S, K], k and v [B, H, T, K] -> [B, H, S, K].
+
+    The mask is the first term of its sum, because the compiler recognises the other order as attention and replaces it
+    by the fused kernel.
+    """
+    scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])  # [B, H, S, T]
+    S, T = scores.shape[-2:]
+    future = torch.full((S, T), float("-inf"), dtype=scores.dtype, device=q.device).triu(1 + T - S)
     return F.softmax(future + scores, dim=-1) @ v
 
 
