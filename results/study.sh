@@ -70,6 +70,7 @@ dictionary() { # entries of the dictionary GCIDE, from the Debian package that D
         gzip -dc | iconv -c -f ascii -t ascii |
         awk 'last == "" && /^[^ ]/ { print "<|endoftext|>" } { print; last = $0 }' >$text/gcide.txt
     far results/dictionary $text
+    tinyscale launch -y --keep none --results results/dictionary sweeps/far/between.yaml --set corpus=$text
 }
 
 measured() { # SWEEP: what is measured keeps its weights, which are not committed
