@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from tinyscale.fitting.laws import find_law
 
 TRUTH = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}  # 2404.10102, table 1
 REPLICATES = 1000
+COMMANDS = (240, 10_000, 1_000_000)  # points, ascending: the peak of memory is that of the largest so far
 DELTA = 1e-3
 
 
@@ -89,8 +91,8 @@ def plain_fit(frame: pd.DataFrame, share: float) -> tuple[float, float]:
     return (searching + resampling) / share, float(best.fun)
 
 
-def command_seconds(frame: pd.DataFrame) -> float:
-    """CPU seconds of `tinyscale fit` on a CSV file, from the start of Python to the written plots."""
+def whole_command(frame: pd.DataFrame) -> str:
+    """What `tinyscale fit` on a CSV file takes, from the start of Python to the written plots."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.csv"
         frame.to_csv(path, index=False)
@@ -103,10 +105,12 @@ def command_seconds(frame: pd.DataFrame) -> float:
             "--results",
             folder,
         ]
-        before = os.times()
+        before, begun = os.times(), time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+        after, seconds = os.times(), time.monotonic() - begun
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of the largest child so far
+    return f"{used:.2f} CPU seconds, {seconds:.2f} by the clock, at most {peak:.2f} GiB"
 
 
 def main() -> None:
@@ -124,13 +128,14 @@ def main() -> None:
         f"{len(found.curve.draws)} of {REPLICATES} replicates converged"
     )
     print(f"  ours: fit and replicates {ours:.2f} s; with held-out windows and alternative laws {checked:.2f} s")
-    print(f"  ours: the whole command {command_seconds(frame):.2f} s")
     plain, objective = plain_fit(frame, share)
     print(f"  plain objective {objective:.9e} ({objective / found.objective - 1:+.1e} against ours)")
     print(f"  ratio: {plain / ours:.0f} times")
     big = runs(100_000)
     seconds, large = timed(lambda: fit_law(big, "chinchilla"))
     print(f"{len(big)} points: {seconds:.1f} s, alpha {large.params['alpha']:.5f}, {large.method}")
+    for frame in map(runs, COMMANDS):
+        print(f"the whole command, {len(frame):,} points: {whole_command(frame)}", flush=True)
 
 
 if __name__ == "__main__":
