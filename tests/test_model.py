@@ -90,7 +90,7 @@ def test_forward_gives_logits_and_with_targets_their_mean_loss() -> None:
 @given(
     st.integers(1, 3),
     st.integers(1, 4),
-    st.sampled_from([1, 2, 40, 256, 257, 600]),
+    st.integers(1, 40) | st.sampled_from([256, 257, 600]),
     st.integers(1, 16),
     st.integers(0, 99),
 )
